@@ -1,0 +1,21 @@
+"""Learned schedules for Keras: forward-mode hypergradients over long horizons."""
+
+from keras_fds import optimizers, outer
+from keras_fds.hyper_optimizer import HyperOptimizer
+from keras_fds.hyperparameters import Hyperparameter
+from keras_fds.schedules import BucketedSchedule, load_schedules, save_schedules
+from keras_fds.training import fit, hypergradients
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BucketedSchedule",
+    "HyperOptimizer",
+    "Hyperparameter",
+    "fit",
+    "hypergradients",
+    "load_schedules",
+    "optimizers",
+    "outer",
+    "save_schedules",
+]

@@ -1,0 +1,152 @@
+"""Batches for the compiled loops: arrays gathered on the device, datasets streamed."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class ArraySource(NamedTuple):
+    """Arrays and the order of their examples, as tensors for a compiled loop."""
+
+    data: tuple
+    order: tf.Tensor
+    batch_size: tf.Tensor
+
+
+def take(source, position):
+    """Batch number `position` of a source, a tuple `(x, y, sample_weight)`; in a graph.
+
+    A `tf.data.Iterator` gives its next batch, whatever the position.
+    """
+    if isinstance(source, tf.data.Iterator):
+        return keras.utils.unpack_x_y_sample_weight(source.get_next())
+    first = position * source.batch_size
+    chosen = source.order[first : first + source.batch_size]
+    return map_structure(lambda array: tf.gather(array, chosen), source.data)
+
+
+def map_structure(function, structure):
+    """`tf.nest.map_structure` that leaves `None` alone."""
+    return tf.nest.map_structure(lambda t: None if t is None else function(t), structure)
+
+
+class ArrayBatches:
+    """Batches of in-memory arrays.
+
+    Args:
+        data: `(x, y, sample_weight)`, structures of arrays of equal length; `None` allowed.
+        batch_size: Examples a batch; the last batch may be smaller.
+        examples: Positions to use, an int array. Defaults to all.
+        generator: A `numpy.random.Generator` that shuffles every pass, or `None` for order.
+    """
+
+    def __init__(self, data, batch_size, examples=None, generator=None):
+        self.data = data
+        lengths = {len(array) for array in tf.nest.flatten(data) if array is not None}
+        self.num_examples = next(iter(lengths))
+        self.batch_size = int(batch_size)
+        self.examples = np.arange(self.num_examples) if examples is None else examples
+        self.generator = generator
+        self.num_batches = -(-len(self.examples) // self.batch_size)
+
+    @property
+    def spec(self):
+        """The batches' `tf.TensorSpec`s."""
+        return map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), self.data)
+
+    def subset(self, examples, batch_size=None, generator=None):
+        """The same arrays with other examples."""
+        return ArrayBatches(self.data, batch_size or self.batch_size, examples, generator)
+
+    def start(self):
+        """A source for one pass."""
+        order = self.examples
+        if self.generator is not None:
+            order = self.generator.permutation(order)
+        return ArraySource(
+            self.data, tf.constant(order, "int64"), tf.constant(self.batch_size, "int64")
+        )
+
+
+class DatasetBatches:
+    """Batches of a `tf.data.Dataset`, prefetched.
+
+    Args:
+        dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        num_batches: Batches a pass; by default the dataset's cardinality.
+        what: How messages call it, with the argument that gives its length.
+    """
+
+    def __init__(self, dataset, num_batches=None, what=("The dataset", "steps_per_epoch")):
+        cardinality = int(dataset.cardinality())
+        if num_batches is None and cardinality < 0:
+            kind = "infinite" if cardinality == tf.data.INFINITE_CARDINALITY else "unknown"
+            raise ValueError(
+                f"{what[0]} has {kind} length. Pass `{what[1]}`, the number of batches to take."
+            )
+        if cardinality == 0:
+            raise ValueError(f"{what[0]} is empty.")
+        if num_batches is not None and 0 <= cardinality < num_batches:
+            raise ValueError(
+                f"{what[0]} has only {cardinality} batches. Received: {what[1]}={num_batches}"
+            )
+        self.num_batches = num_batches or cardinality
+        self._endless = cardinality == tf.data.INFINITE_CARDINALITY
+        self._iterator = None
+        self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
+
+    @property
+    def spec(self):
+        """The batches' `tf.TensorSpec`s."""
+        return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
+
+    def start(self):
+        """A source for one pass; an endless dataset goes on where the last pass ended."""
+        if self._iterator is None or not self._endless:
+            self._iterator = iter(self.dataset)
+        return self._iterator
+
+
+def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
+    """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`.
+
+    Raises:
+        ValueError: When arrays are empty or of different lengths, with a sentence that
+            names `what`.
+    """
+    if class_weight is not None:
+        sample_weight = _class_weights(y, sample_weight, class_weight)
+    data = map_structure(_tensor, (x, y, sample_weight))
+    lengths = [len(array) for array in tf.nest.flatten(data) if array is not None]
+    if len(set(lengths)) != 1:
+        raise ValueError(
+            f"All arrays of {what} must hold the same number of examples. Received: {lengths}"
+        )
+    if lengths[0] == 0:
+        raise ValueError(f"{what} is empty: it holds no examples.")
+    return data
+
+
+def _tensor(array):
+    if not tf.is_tensor(array):
+        array = np.asarray(array)
+    tensor = tf.convert_to_tensor(array)
+    if tensor.shape.rank == 0:
+        raise ValueError(f"Data must be arrays with one entry an example. Received: {array!r}")
+    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
+
+
+def _class_weights(y, sample_weight, class_weight):
+    if sample_weight is not None:
+        raise ValueError("Pass either `class_weight` or `sample_weight`, not both.")
+    labels = np.asarray(y)
+    if labels.ndim > 1 and labels.shape[-1] > 1:
+        labels = labels.argmax(-1)
+    labels = labels.reshape(len(labels)).astype("int64")
+    weights = np.ones(labels.max() + 1, keras.config.floatx())
+    for label, weight in class_weight.items():
+        if label < len(weights):
+            weights[label] = weight
+    return weights[labels]

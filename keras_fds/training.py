@@ -1,0 +1,434 @@
+"""`fit`, the outer loop around compiled inner loops, and `hypergradients`, one unroll."""
+
+import time
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds import _data, _stateless
+from keras_fds._unroll import Unroll
+from keras_fds.hyper_optimizer import AnnounceHorizon, HyperOptimizer
+
+# A compiled call runs as many inner steps as fit in this time, so that progress is shown and
+# an interrupt is heard at a steady pace whatever a step costs.
+_SECONDS_A_CALL = 0.3
+
+
+def fit(
+    model,
+    x=None,
+    y=None,
+    batch_size=None,
+    epochs=1,
+    outer_steps=10,
+    verbose="auto",
+    callbacks=None,
+    validation_split=0.0,
+    validation_data=None,
+    shuffle=True,
+    class_weight=None,
+    sample_weight=None,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_steps=None,
+    validation_batch_size=None,
+    validation_training=False,
+    initial_weights="fresh",
+):
+    """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
+
+    Every outer step trains the model from fresh weights over a horizon of `epochs` epochs,
+    measures the hypergradients of the validation loss, and moves the schedules. To Keras's
+    callbacks and progress bar an outer step is an epoch and an inner step is a batch.
+    Afterwards the model holds the weights of the best outer step by validation loss, and its
+    optimizer that step's schedules, with fresh slots.
+
+    Args:
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
+            steps_per_epoch, validation_steps, validation_batch_size: As in `model.fit`. `x`
+            is arrays (or a nest of them), or a `tf.data.Dataset` of batches.
+        epochs: Epochs of training in an outer step; or a list, one number an outer step.
+            Defaults to `1`.
+        outer_steps: Number of outer steps. Defaults to `10`.
+        validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
+            `validation_split` and `validation_data` is required.
+        validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches.
+        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
+        validation_training: Whether the validation loss is taken with the model in training
+            mode, as the paper does. Defaults to `False`.
+        initial_weights: `"fresh"` draws new weights each outer step from the model's
+            initialisers; `"same"` restarts from the present weights; a function is called
+            and must return a newly made model. Frozen weights are kept. Defaults to
+            `"fresh"`.
+
+    Returns:
+        A `keras.callbacks.History`, one entry an outer step. `val_loss` is the validation
+        loss whose hypergradients are taken: the compiled loss without regularisation
+        penalties, averaged over the validation batches.
+
+    Raises:
+        ValueError: Before any training, when model, data or horizon do not fit together.
+
+    Example:
+
+    >>> history = keras_fds.fit(
+    ...     model, x, y, batch_size=128, epochs=10, outer_steps=10, validation_split=0.05
+    ... )
+    >>> model.optimizer.schedules["learning_rate"]
+    """
+    _stateless.check_compiled(model, HyperOptimizer)
+    seed = int(np.random.randint(2**31))
+    data = _SplitData(
+        _batches(
+            (x, y, sample_weight),
+            batch_size,
+            steps_per_epoch,
+            ("The training data", "steps_per_epoch"),
+            class_weight,
+        ),
+        validation_split,
+        None
+        if validation_data is None
+        else _batches(
+            keras.utils.unpack_x_y_sample_weight(validation_data),
+            validation_batch_size or batch_size,
+            validation_steps,
+            ("`validation_data`", "validation_steps"),
+        ),
+        validation_batch_size,
+        np.random.default_rng(seed),
+        shuffle,
+    )
+    epochs = _epochs_of_outer_steps(epochs, outer_steps)
+    steps_per_epoch = steps_per_epoch or data.num_batches
+    horizons = [number * steps_per_epoch for number in epochs]
+    _check_buckets(model.optimizer, min(horizons))
+    unroll = Unroll(model, data.spec)
+    restart = _Restart(unroll, initial_weights, data.spec[0])
+    callbacks = _callback_list(callbacks, model, verbose, outer_steps, horizons[0])
+    return _OuterLoop(
+        unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
+    ).run(initial_epoch)
+
+
+def hypergradients(
+    model, train_data, validation_data, validation_training=False, differentiation="forward"
+):
+    """The hypergradients of one unroll from the model's current weights.
+
+    Trains with the current schedules, with fresh optimizer slots, over the batches of
+    `train_data` in the order given; their number is the horizon. Weights, optimizer and
+    schedules are as before when it returns.
+
+    Args:
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        train_data: A finite `tf.data.Dataset` of batches.
+        validation_data: A finite `tf.data.Dataset` of batches; the validation loss is the
+            compiled loss without regularisation penalties, averaged over them.
+        validation_training: Whether the model is in training mode for the validation loss.
+            Defaults to `False`.
+        differentiation: `"forward"`, the method's mode and so far the only one.
+
+    Returns:
+        `{name: float64 array [num_buckets]}`; a bucket's value is the mean over its steps.
+
+    Raises:
+        ValueError: When model and data do not fit together.
+    """
+    _stateless.check_compiled(model, HyperOptimizer)
+    if differentiation != "forward":
+        raise ValueError(
+            f"`differentiation` must be 'forward'. Received: {differentiation!r}"
+        )
+    train, validation = (
+        _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
+        for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
+    )
+    _check_buckets(model.optimizer, train.num_batches)
+    unroll = Unroll(model, train.spec)
+    variables = model.variables + model.optimizer.variables
+    saved = [variable.numpy() for variable in variables]
+    try:
+        unroll.reset(train.num_batches)
+        _, finite = unroll.run(train.start(), 0, 0, train.num_batches)
+        if not finite:
+            warnings.warn("The training loss stopped being finite.", stacklevel=2)
+        _, values = unroll.validate(
+            validation.start(), validation.num_batches, validation_training
+        )
+    finally:
+        for variable, value in zip(variables, saved):
+            variable.assign(value)
+    return model.optimizer._by_name(values)
+
+
+class _OuterLoop:
+    """The outer loop of `fit`."""
+
+    def __init__(
+        self, unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
+    ):
+        self.unroll, self.data, self.restart, self.callbacks = unroll, data, restart, callbacks
+        self.model = callbacks.model
+        self.optimizer = self.model.optimizer
+        self.steps_per_epoch = steps_per_epoch
+        self.horizons = horizons
+        self.validation_training = validation_training
+        self.steps_a_call = 1
+        self.best = {"loss": np.inf}
+
+    def run(self, initial_epoch):
+        """Runs the outer steps and returns the model's history."""
+        model, logs = self.model, {}
+        model.stop_training = False
+        self.callbacks.on_train_begin()
+        initial_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
+        try:
+            for outer_step in range(initial_epoch, len(self.horizons)):
+                self.optimizer.update_schedules()
+                if outer_step > initial_epoch and self.optimizer.converged:
+                    break
+                logs = self.outer_step(outer_step)
+                if model.stop_training:
+                    break
+        finally:
+            self.keep_best()
+        self.callbacks.on_train_end(logs)
+        return model.history
+
+    def outer_step(self, outer_step):
+        """One inner loop from new weights, its hypergradients, and the callbacks' share."""
+        model, unroll = self.model, self.unroll
+        horizon = self.horizons[outer_step]
+        self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
+        train, validation = self.data.draw()
+        self.restart()
+        unroll.reset(horizon)
+        model.reset_metrics()
+        self.callbacks.on_epoch_begin(outer_step)
+        steps, finite = self.inner_steps(train, horizon)
+        logs = _logs(model)
+        if model.stop_training and steps < horizon:
+            return self.finish(outer_step, logs, np.inf, np.nan)
+        if not finite:
+            warnings.warn(
+                f"Outer step {outer_step + 1}: the training loss stopped being finite at inner "
+                f"step {steps} of {horizon}. This step is given up; the best so far is kept.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return self.finish(outer_step, {**logs, "val_loss": np.nan}, np.inf, np.nan)
+        model.reset_metrics()
+        loss, values = unroll.validate(
+            validation.start(), validation.num_batches, self.validation_training
+        )
+        validation_logs = {**_logs(model), "loss": loss}
+        logs.update({f"val_{name}": value for name, value in validation_logs.items()})
+        return self.finish(outer_step, logs, loss, values)
+
+    def finish(self, outer_step, logs, loss, values):
+        """Records what an outer step measured."""
+        self.optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss)
+        if loss < self.best["loss"]:
+            self.best = {
+                "loss": loss,
+                "outer_step": outer_step,
+                "weights": self.model.get_weights(),
+                "values": self.optimizer.outer_state["values"],
+                "horizon": self.optimizer.horizon,
+            }
+        self.callbacks.on_epoch_end(outer_step, logs)
+        return logs
+
+    def inner_steps(self, train, horizon):
+        """Trains over the horizon; `(steps done, whether the loss stayed finite)`."""
+        done = 0
+        while done < horizon:
+            position = done % self.steps_per_epoch
+            if position == 0:
+                source = train.start()
+            count = min(self.steps_a_call, horizon - done, self.steps_per_epoch - position)
+            self.callbacks.on_train_batch_begin(done)
+            start = time.monotonic()
+            steps, finite = self.unroll.run(source, position, done, count)
+            self.pace(time.monotonic() - start)
+            done += steps
+            self.callbacks.on_train_batch_end(done - 1, _logs(self.model))
+            if not finite or self.model.stop_training:
+                return done, finite
+        return done, True
+
+    def pace(self, seconds):
+        """Chooses the number of steps of the next compiled call from the last one's time."""
+        if self.model.steps_per_execution > 1:
+            self.steps_a_call = self.model.steps_per_execution
+        elif seconds < _SECONDS_A_CALL / 2:
+            self.steps_a_call *= 2
+        elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
+            self.steps_a_call //= 2
+
+    def keep_best(self):
+        """Leaves the best outer step's weights and schedules, and fresh slots."""
+        best, optimizer = self.best, self.optimizer
+        if "weights" in best:
+            self.model.set_weights(best["weights"])
+            optimizer.reset_slots()
+            optimizer.horizon = best["horizon"]
+            if not np.array_equal(best["values"], optimizer.outer_state["values"]):
+                # What was recorded last belongs to other values.
+                optimizer.outer_state = {"values": best["values"], "loss": np.nan}
+
+
+class _Restart:
+    """Puts the start weights of an outer step in place."""
+
+    def __init__(self, unroll, initial_weights, inputs):
+        model = unroll.model.model
+        self.stateless = unroll.model
+        if callable(initial_weights):
+            self.make = initial_weights
+        elif initial_weights == "fresh":
+            self.make = lambda: _stateless.fresh_model(model, inputs)
+        elif initial_weights == "same":
+            start = [variable.numpy() for variable in model.variables]
+            self.make = None
+            self.same = lambda: [v.assign(s) for v, s in zip(model.variables, start)]
+        else:
+            raise ValueError(
+                "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
+                f"model. Received: initial_weights={initial_weights!r}"
+            )
+        self()
+
+    def __call__(self):
+        if self.make is None:
+            self.same()
+        else:
+            self.stateless.reinitialize(self.make())
+
+
+class _SplitData:
+    """Training and validation batches of each outer step."""
+
+    def __init__(self, train, split, validation, validation_batch_size, generator, shuffle):
+        self.train, self.validation, self.generator = train, validation, generator
+        self.shuffle = generator if shuffle else None
+        self.spec = train.spec
+        self.validation_batch_size = validation_batch_size
+        self.held_out = 0
+        if validation is not None:
+            _check_same_shapes(train.spec, validation.spec)
+            self.num_batches = train.num_batches
+            return
+        if not split or not 0 < split < 1:
+            raise ValueError(
+                "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
+                f"or `validation_data`. Received: validation_split={split!r}"
+            )
+        if not isinstance(train, _data.ArrayBatches):
+            raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
+        self.held_out = round(split * train.num_examples)
+        if not 0 < self.held_out < train.num_examples:
+            raise ValueError(
+                f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
+                "train or to validate on."
+            )
+        self.num_batches = self.draw()[0].num_batches
+
+    def draw(self):
+        """`(train, validation)` batches for one outer step."""
+        if not self.held_out:
+            return self._shuffled(self.train), self.validation
+        order = self.generator.permutation(self.train.num_examples)
+        held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
+        return (
+            self._shuffled(self.train, rest),
+            self.train.subset(held_out, self.validation_batch_size),
+        )
+
+    def _shuffled(self, batches, examples=None):
+        if not isinstance(batches, _data.ArrayBatches):
+            return batches
+        return batches.subset(examples, generator=self.shuffle)
+
+
+def _batches(data, batch_size, steps, what, class_weight=None):
+    x, y, sample_weight = data
+    if isinstance(x, tf.data.Dataset):
+        if y is not None or sample_weight is not None:
+            raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
+        if class_weight is not None:
+            raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
+        return _data.DatasetBatches(x, steps, what)
+    if x is None or not tf.nest.flatten(x):
+        raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
+    arrays = _data.as_arrays(x, y, sample_weight, class_weight, what[0])
+    batches = _data.ArrayBatches(arrays, batch_size or 32)
+    if steps is not None and steps > batches.num_batches:
+        raise ValueError(
+            f"{what[0]} has only {batches.num_batches} batches. Received: {what[1]}={steps}"
+        )
+    return batches
+
+
+def _check_same_shapes(train, validation):
+    def form(spec):
+        return [
+            None if s is None else (s.shape[1:].as_list(), s.dtype.is_floating)
+            for s in tf.nest.flatten(spec[:2])
+        ]
+
+    if form(train) != form(validation):
+        raise ValueError(
+            "`validation_data` must have the structure, shapes and kinds of the training data. "
+            f"Received: training {train[:2]}, validation {validation[:2]}"
+        )
+
+
+def _epochs_of_outer_steps(epochs, outer_steps):
+    if int(outer_steps) != outer_steps or outer_steps < 1:
+        raise ValueError(
+            f"`outer_steps` must be a whole number of at least 1. Received: {outer_steps!r}"
+        )
+    each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
+    if len(each) != outer_steps:
+        raise ValueError(
+            f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
+            f"Received: epochs={epochs!r}"
+        )
+    if any(int(number) != number or number < 1 for number in each):
+        raise ValueError(f"`epochs` must be whole numbers of at least 1. Received: {epochs!r}")
+    return [int(number) for number in each]
+
+
+def _check_buckets(optimizer, horizon):
+    for hyperparameter in optimizer.hyperparameters:
+        if hyperparameter.num_buckets > horizon:
+            raise ValueError(
+                f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
+                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}"
+            )
+
+
+def _callback_list(callbacks, model, verbose, outer_steps, horizon):
+    verbose = 1 if verbose == "auto" else verbose
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=outer_steps,
+            steps=horizon,
+            model=model,
+        )
+    # The outer loop sets the horizon itself.
+    callbacks.callbacks = [c for c in callbacks.callbacks if not isinstance(c, AnnounceHorizon)]
+    return callbacks
+
+
+def _logs(model):
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
