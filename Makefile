@@ -1,0 +1,55 @@
+# Everything runs from .venv, which `make install` makes once and again when a pin or setup.py changes.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format benchmarks clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP_INSTALL := $(BIN)/python -u -m pip --disable-pip-version-check install --progress-bar off
+# One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
+PROGRESS := awk '/^ *(Collecting|Downloading|Using|Building|Installing)/ \
+	{ printf "\r\033[K%.78s", $$0; fflush() } END { print "\r\033[K" }'
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv with everything in requirements.lock and this package.
+
+$(INSTALLED): requirements.lock setup.py pyproject.toml
+	@echo "Making .venv (TensorFlow is large: a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP_INSTALL) -r requirements.lock | $(PROGRESS)
+	@$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "Installed in .venv"
+
+quickstart: install ## Learn schedules for a small network on digits, then train with them.
+	@run=runs/digits; n=1; \
+	while [ -e $$run ] || [ -e $$run-train ]; do n=$$((n + 1)); run=runs/digits-$$n; done; \
+	show() { echo; echo "\$$ $$*"; "$$@"; }; \
+	show $(BIN)/python -m trainers.search --config=configs/digits.py --workdir=$$run; \
+	show $(BIN)/python -m trainers.train --config=configs/digits.py \
+		--schedules=$$run/schedules.json --workdir=$$run-train; \
+	echo; echo "To see it all in TensorBoard, type:"; \
+	echo "  $(BIN)/tensorboard --logdir $$run"
+
+test: install ## Run the tests.
+	@$(BIN)/python -m pytest -n 2
+
+lint: install ## Check style and formatting.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: install ## Mend what ruff can mend.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+benchmarks: install ## Print the ratios that docs/benchmarks.md reports.
+	@$(BIN)/python -m benchmarks.inner_step
+	@$(BIN)/python -m benchmarks.memory
+
+clean: ## Remove caches and build outputs; .venv and runs/ stay.
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,66 @@
+"""Packaging of keras-fds: `pip install .`, or with extras `pip install ".[trainers]"`."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def _version():
+    """Reads the version without importing the package, which would need TensorFlow."""
+    text = (ROOT / "keras_fds" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('keras_fds/__init__.py must have a line like: __version__ = "0.1.0"')
+    return match.group(1)
+
+
+def _long_description():
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+TRAINERS = [
+    "importlib_resources",  # tensorflow-datasets imports it without declaring it
+    "ml_collections",
+    "scikit-learn",
+    "tensorflow-datasets>=4.9.10",
+]
+TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff"]
+
+setuptools.setup(
+    name="keras-fds",
+    version=_version(),
+    description="Learns hyperparameter schedules of compiled Keras models, by forward-mode "
+    "differentiation with sharing.",
+    long_description=_long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["keras_fds", "trainers", "configs"],
+    python_requires=">=3.10",
+    install_requires=[
+        "absl-py",
+        "keras>=3.12,<3.16",
+        "matplotlib",
+        "numpy>=1.26",
+        "tensorboard>=2.21,<2.22",
+        "tensorflow>=2.21,<2.22",
+    ],
+    extras_require={
+        "trainers": TRAINERS,
+        "test": TEST + TRAINERS,
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

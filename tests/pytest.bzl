@@ -1,0 +1,21 @@
+"""Bazel would run a file of pytest functions and find nothing to do; pytest_test hands it to pytest."""
+
+load("@rules_python//python:defs.bzl", "py_test")
+
+def pytest_test(name, srcs, data = [], **kwargs):
+    """A py_test whose sources pytest collects.
+
+    Args:
+      name: name of the target.
+      srcs: the test files.
+      data: other files that the tests read.
+      **kwargs: whatever else py_test takes.
+    """
+    py_test(
+        name = name,
+        srcs = srcs + ["tests/pytest_main.py"],
+        main = "tests/pytest_main.py",
+        args = srcs,
+        data = data + ["pyproject.toml"],
+        **kwargs
+    )

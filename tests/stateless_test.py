@@ -1,0 +1,206 @@
+"""The pure functions equal Keras's own stateful ones, and differentiate twice."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_fds
+from keras_fds import _data, _stateless
+
+STEPS = 100
+OPTIMIZERS = {
+    "paper_sgd": lambda **k: keras_fds.optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-2, **k),
+    "sgd": lambda **k: keras.optimizers.SGD(0.05, **k),
+    "sgd_momentum": lambda **k: keras.optimizers.SGD(0.05, 0.9, weight_decay=1e-2, **k),
+    "nesterov": lambda **k: keras.optimizers.SGD(0.05, 0.9, nesterov=True, **k),
+    "adam": lambda **k: keras.optimizers.Adam(0.01, **k),
+    "amsgrad": lambda **k: keras.optimizers.Adam(0.01, amsgrad=True, weight_decay=1e-2, **k),
+    "adamw": lambda **k: keras.optimizers.AdamW(0.01, weight_decay=1e-2, **k),
+}
+CLIPS = [{}, {"clipvalue": 0.5}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}]
+
+
+def variables():
+    rng = np.random.default_rng(0)
+    return [keras.Variable(rng.normal(size=shape).astype("float32")) for shape in ((4, 3), (3,))]
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: next(iter(clip), "unclipped"))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pure_update_equals_the_optimizers_own_apply(name, clip):
+    stock, pure = OPTIMIZERS[name](**clip), OPTIMIZERS[name](**clip)
+    stock_weights, pure_weights = variables(), variables()
+    stock.build(stock_weights)
+    pure.build(pure_weights)
+    stateless = _stateless.StatelessOptimizer(pure)
+
+    @tf.function
+    def update(weights, slots, counters, gradients):
+        return stateless.update(weights, slots, counters, {}, gradients, [True, True])
+
+    weights = [v.value for v in pure_weights]
+    slots, counters = stateless.slots, stateless.counters
+    rng = np.random.default_rng(1)
+    for step in range(STEPS):
+        gradients = [tf.constant(rng.normal(size=v.shape), "float32") for v in stock_weights]
+        stock.apply(gradients, stock_weights)
+        (weights, slots), counters = update(weights, slots, counters, gradients)
+        for actual, expected in zip(weights, stock_weights):
+            np.testing.assert_allclose(
+                actual, expected.numpy(), rtol=1e-6, atol=1e-6, err_msg=f"{name}, step {step}"
+            )
+    np.testing.assert_array_equal(pure_weights[0].numpy(), variables()[0].numpy())
+
+
+def test_substituted_hyperparameters_replace_the_optimizers_own():
+    gradients = [tf.ones((4, 3)), tf.ones((3,))]
+    values = {"learning_rate": 0.3, "momentum": 0.7, "weight_decay": 0.1}
+    expected, actual = variables(), variables()
+    reference = keras.optimizers.SGD(**values)
+    substituted = keras.optimizers.SGD(0.01)
+    _stateless.build_optimizer(substituted, list(values), actual)
+    tensors = {name: tf.constant(value) for name, value in values.items()}
+    for _ in range(3):
+        reference.apply(gradients, expected)
+        _stateless.with_hyperparameters(substituted, tensors).apply(gradients, actual)
+    np.testing.assert_allclose(actual[0].numpy(), expected[0].numpy(), rtol=1e-6)
+    assert float(substituted.learning_rate) == pytest.approx(0.01)
+    assert (substituted.momentum, substituted.weight_decay) == (0.0, None)
+
+
+def test_weights_excluded_from_decay_stay_excluded():
+    weights = variables()
+    optimizer = keras_fds.optimizers.SGD(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[weights[1]])
+    optimizer.build(weights)
+    stateless = _stateless.StatelessOptimizer(optimizer)
+    zeros = [tf.zeros(v.shape) for v in weights]
+    (new, _), _ = stateless.update(
+        [v.value for v in weights], stateless.slots, stateless.counters, {}, zeros, [True, True]
+    )
+    np.testing.assert_allclose(new[0], 0.95 * weights[0].numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(new[1], weights[1].numpy())
+
+
+NORMALIZATIONS = {
+    "batch": lambda: keras.layers.BatchNormalization(),
+    "batch_of_images": lambda: keras.layers.BatchNormalization(axis=1),
+    "layer": lambda: keras.layers.LayerNormalization(),
+    "group": lambda: keras.layers.GroupNormalization(groups=2),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_normalisation_has_right_hessian_vector_products(name):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((3, 4)), keras.layers.Dense(4), NORMALIZATIONS[name](), keras.layers.Dense(2)]
+    )
+    model.compile(loss="mse")
+    rng = np.random.default_rng(0)
+    batch = _data.as_arrays(rng.normal(size=(8, 3, 4)), rng.normal(size=(8, 3, 2)), None)
+    batch = (batch[0], tf.tanh(batch[1]), None)
+    stateless = _stateless.StatelessModel(model, _data.ArrayBatches(batch, 8).spec)
+    weights = [tf.convert_to_tensor(v) for v in stateless.weights]
+    direction = [tf.constant(rng.normal(size=v.shape)) for v in weights]
+
+    @tf.function
+    def gradient(weights):
+        return stateless.gradients(weights, stateless.statistics, [], batch)[0][0]
+
+    @tf.function
+    def product(weights):
+        with tf.autodiff.ForwardAccumulator(weights, direction) as accumulator:
+            gradients = stateless.gradients(weights, stateless.statistics, [], batch)[0][0]
+        return accumulator.jvp(gradients)
+
+    def moved(step):
+        return gradient([w + step * d for w, d in zip(weights, direction)])
+
+    differences = [(a - b) / 2e-5 for a, b in zip(moved(1e-5), moved(-1e-5))]
+    scale = max(np.abs(d).max() for d in differences)
+    for actual, expected in zip(product(weights), differences):
+        np.testing.assert_allclose(actual, expected, atol=1e-7 * scale)
+
+
+def test_stock_keras_is_as_before_outside_an_unroll():
+    with _stateless.twice_differentiable():
+        inside = keras.src.backend.tensorflow.nn._compute_moments
+    assert keras.src.backend.tensorflow.nn._compute_moments is not inside
+
+
+def model_with_frozen_and_adapted_layers():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(50, 4)))
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            normalization,
+            keras.layers.Dense(5, trainable=False, name="frozen"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+def test_state_is_what_training_changes():
+    model = model_with_frozen_and_adapted_layers()
+    model.compile(loss="mse")
+    spec = (tf.TensorSpec([None, 4]), tf.TensorSpec([None, 2]), None)
+    stateless = _stateless.StatelessModel(model, spec)
+    assert [w.shape.as_list() for w in stateless.weights] == [[5], [5], [5, 2], [2]]
+    assert [s.shape.as_list() for s in stateless.statistics] == [[5], [5]]
+    assert len(stateless.counters) == 1
+
+
+def test_reinitialising_keeps_frozen_weights_and_adapted_statistics():
+    model = model_with_frozen_and_adapted_layers()
+    model.compile(loss="mse")
+    spec = (tf.TensorSpec([None, 4]), tf.TensorSpec([None, 2]), None)
+    stateless = _stateless.StatelessModel(model, spec)
+    model.layers[2].moving_mean.assign(np.ones(5))
+    before = {v.path: v.numpy() for v in model.variables}
+    stateless.reinitialize(_stateless.fresh_model(model, spec[0]))
+    after = {v.path: v.numpy() for v in model.variables}
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    names = {path.split("/", 1)[-1] for path in changed}
+    assert any("kernel" in name for name in names)
+    assert any("moving_mean" in name for name in names)
+    assert not any("frozen" in path or "normalization/mean" in path for path in changed)
+    np.testing.assert_array_equal(model.layers[2].moving_mean.numpy(), np.zeros(5))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unclonable(keras.Model):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+    def get_config(self):
+        raise NotImplementedError("no config")
+
+
+def test_a_model_that_cannot_be_rebuilt_says_what_to_do():
+    model = Unclonable(keras.layers.Dense(1))
+    model(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="cannot be re-initialised.*initial_weights"):
+        _stateless.fresh_model(model, tf.TensorSpec([None, 2]))
+
+
+def test_keras_internals_are_where_we_expect_them():
+    """When this fails, Keras has changed: mend keras_fds/_stateless.py."""
+    from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    assert callable(keras.src.backend.tensorflow.nn._compute_moments)
+    assert hasattr(keras.Model(), "_losses_override")
+    for method in ("_backend_update_step", "_apply_weight_decay", "_var_key", "stateless_apply"):
+        assert method in vars(TFOptimizer), method
+        assert method in vars(BaseOptimizer), method
+        assert getattr(_stateless._PureMixin, method) is vars(BaseOptimizer)[method]
