@@ -6,6 +6,7 @@ variable is assigned, so the functions can be differentiated through.
 
 import contextlib
 import operator
+import re
 
 import keras
 import tensorflow as tf
@@ -31,13 +32,36 @@ def _moments(x, axes, keepdims=False):
 
 @contextlib.contextmanager
 def twice_differentiable():
-    """While open, Keras's normalisation layers are traced with moments that differentiate twice."""
-    original = keras_nn._compute_moments
-    keras_nn._compute_moments = _moments
+    """While open, Keras traces layers so that they differentiate twice.
+
+    Normalisation layers use `_moments`; a layer with an operation whose gradient has no
+    gradient raises a `ValueError` that names the layer.
+    """
+    stock_moments, stock_call = keras_nn._compute_moments, keras.layers.Layer.__call__
+
+    def call(layer, *args, **kwargs):
+        try:
+            return stock_call(layer, *args, **kwargs)
+        except LookupError as error:
+            _explain(error, f"layer {layer.name!r} ({type(layer).__name__})")
+            raise
+
+    keras_nn._compute_moments, keras.layers.Layer.__call__ = _moments, call
     try:
         yield
     finally:
-        keras_nn._compute_moments = original
+        keras_nn._compute_moments, keras.layers.Layer.__call__ = stock_moments, stock_call
+
+
+def _explain(error, culprit):
+    """Raises a `ValueError` in place of TensorFlow's when an operation lacks a gradient."""
+    missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
+    if missing:
+        raise ValueError(
+            f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
+            f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
+            "it, or move it in front of the trainable layers, into the data pipeline."
+        ) from error
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -115,6 +139,9 @@ class StatelessModel:
                 sample_weight=sample_weight,
                 training=training,
             )
+        except LookupError as error:
+            _explain(error, f"loss {self.model.loss}")
+            raise
         finally:
             self.model._losses_override = []
         return loss
@@ -273,7 +300,7 @@ def numeric_attributes(optimizer):
         for name, value in optimizer.get_config().items()
         if (name == "learning_rate" or hasattr(optimizer, name))
         and name not in switches
-        and (name == "weight_decay" or isinstance(value, (int, float)))
+        and (name in ("learning_rate", "weight_decay") or isinstance(value, (int, float)))
         and not isinstance(value, bool)
     ]
 

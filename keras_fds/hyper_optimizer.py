@@ -70,7 +70,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
 
     def _check_arguments(self):
-        optimizer, names = self.optimizer, self.names
+        optimizer = self.optimizer
         if isinstance(optimizer, (HyperOptimizer, keras.optimizers.LossScaleOptimizer)):
             raise ValueError(
                 "`optimizer` must be an optimizer that updates weights itself, such as "
@@ -89,6 +89,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     f"{type(optimizer).__name__} has no hyperparameter {hyperparameter.name!r} "
                     f"that can be learned; it has {', '.join(sorted(known))}."
                 )
+        names = self.names
         if len(set(names)) < len(names):
             raise ValueError(f"A hyperparameter is named twice. Received: {names}")
         if "learning_rate" in names and _stateless.has_learning_rate_schedule(optimizer):

@@ -1,0 +1,171 @@
+"""HyperOptimizer as a Keras optimizer."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_fds
+
+
+def hyper_optimizer(**arguments):
+    return keras_fds.HyperOptimizer(
+        keras.optimizers.SGD(0.5),
+        [
+            keras_fds.Hyperparameter("learning_rate", 2, [0.1, 0.01]),
+            keras_fds.Hyperparameter("momentum", 1, 0.5),
+        ],
+        **arguments,
+    )
+
+
+def model_and_data(optimizer):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(optimizer, loss="mse")
+    rng = np.random.default_rng(0)
+    return model, rng.normal(size=(32, 3)), rng.normal(size=(32, 1))
+
+
+class RecordRates(keras.callbacks.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.rates.append(round(float(self.model.optimizer.learning_rate), 6))
+
+
+def test_stock_fit_stretches_the_schedules_to_its_own_horizon():
+    model, x, y = model_and_data(hyper_optimizer())
+    for epochs in (1, 3):
+        recorder = RecordRates()
+        model.fit(x, y, batch_size=8, epochs=epochs, callbacks=[recorder], verbose=0)
+        assert recorder.rates == [0.1] * (2 * epochs) + [0.01] * (2 * epochs)
+        assert model.optimizer.horizon == 4 * epochs
+
+
+def test_stock_fit_equals_the_wrapped_optimizer_with_a_keras_schedule():
+    keras.utils.set_random_seed(1)
+    model, x, y = model_and_data(hyper_optimizer())
+    keras.utils.set_random_seed(1)
+    schedule = keras_fds.BucketedSchedule([0.1, 0.01], horizon=8)
+    reference, _, _ = model_and_data(keras.optimizers.SGD(schedule, momentum=0.5))
+    for each in (model, reference):
+        each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(model.get_weights()[0], reference.get_weights()[0], rtol=1e-6)
+
+
+def test_fit_resumed_at_a_later_epoch_goes_on_along_the_schedule():
+    model, x, y = model_and_data(hyper_optimizer())
+    model.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    recorder = RecordRates()
+    model.fit(
+        x, y, batch_size=8, initial_epoch=2, epochs=4, callbacks=[recorder], verbose=0
+    )
+    assert recorder.rates == [0.01] * 8
+
+
+def test_unknown_number_of_batches_keeps_the_horizon():
+    import tensorflow as tf
+
+    model, x, y = model_and_data(hyper_optimizer())
+    model.optimizer.horizon = 4
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).filter(lambda x, y: True)
+    recorder = RecordRates()
+    model.fit(dataset, callbacks=[recorder], verbose=0)
+    assert recorder.rates[:4] == [0.1, 0.1, 0.01, 0.01]
+    assert model.optimizer.horizon == 4
+
+
+def test_a_saved_model_trains_on_as_if_never_saved(tmp_path):
+    model, x, y = model_and_data(hyper_optimizer())
+    model.optimizer.outer_state = {"values": np.array([0.3, 0.2, 0.1])}
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras_fds.HyperOptimizer)
+    np.testing.assert_array_equal(loaded.optimizer.schedules["learning_rate"].values, [0.3, 0.2])
+    for each in (model, loaded):
+        each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
+
+
+def test_config_round_trip():
+    optimizer = hyper_optimizer(
+        outer=keras_fds.outer.SignDescent(tolerance=0.1), tangent_clipvalue=2.0
+    )
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert keras.saving.serialize_keras_object(again) == config
+    assert again.outer.tolerance == 0.1
+    assert again.tangent_clipvalue == 2.0
+
+
+def test_schedules_can_be_set():
+    optimizer = hyper_optimizer()
+    optimizer.schedules = {
+        "learning_rate": keras_fds.BucketedSchedule([0.4, 0.2], 10),
+        "momentum": keras_fds.BucketedSchedule([0.9], 10),
+    }
+    np.testing.assert_array_equal(optimizer.schedules["learning_rate"].values, [0.4, 0.2])
+    with pytest.raises(ValueError, match="2 bucket.*'learning_rate'"):
+        optimizer.schedules = {"momentum": keras_fds.BucketedSchedule([0.9], 10)}
+
+
+def test_learned_learning_rate_is_not_settable_and_others_are():
+    with pytest.raises(TypeError, match="learned schedule"):
+        hyper_optimizer().learning_rate = 0.1
+    optimizer = keras_fds.HyperOptimizer(
+        keras.optimizers.SGD(0.5), [keras_fds.Hyperparameter("momentum", 1, 0.5)]
+    )
+    optimizer.learning_rate = 0.25
+    assert float(optimizer.learning_rate) == 0.25
+
+
+def test_update_schedules_moves_by_what_was_recorded_once():
+    optimizer = hyper_optimizer(outer=keras_fds.outer.SignDescent(tolerance=None))
+    optimizer.record(np.array([1.0, -1.0, np.nan]), 2.0)
+    optimizer.update_schedules()
+    moved = optimizer.outer_state["values"]
+    np.testing.assert_allclose(moved, [0.0, 0.11, 0.5])
+    optimizer.update_schedules()
+    np.testing.assert_array_equal(optimizer.outer_state["values"], moved)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: keras_fds.HyperOptimizer(
+                keras.optimizers.SGD(), [keras_fds.Hyperparameter("beta_1")]
+            ),
+            "SGD has no hyperparameter 'beta_1'.*learning_rate.*momentum",
+        ),
+        (
+            lambda: keras_fds.HyperOptimizer(
+                keras.optimizers.SGD(), [keras_fds.Hyperparameter("momentum")] * 2
+            ),
+            "named twice",
+        ),
+        (
+            lambda: keras_fds.HyperOptimizer(
+                keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
+                [keras_fds.Hyperparameter("learning_rate")],
+            ),
+            "schedule already",
+        ),
+        (
+            lambda: keras_fds.HyperOptimizer(hyper_optimizer(), []),
+            "updates weights itself",
+        ),
+        (
+            lambda: keras_fds.HyperOptimizer(
+                keras.optimizers.SGD(gradient_accumulation_steps=2), []
+            ),
+            "gradient_accumulation_steps=2",
+        ),
+        (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
+        (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

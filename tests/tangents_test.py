@@ -1,0 +1,74 @@
+"""Jacobian-vector products along many tangents."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fds._tangents import jacobian_vector_products
+
+
+def function(x, y):
+    """Outputs with a known Jacobian, and something to carry along."""
+    return {"product": x["a"] * y, "sum": tf.reduce_sum(tf.sin(x["a"]))}, tf.constant(7)
+
+
+PRIMALS = ({"a": tf.constant([0.5, 2.0], tf.float64)}, tf.constant([3.0, -1.0], tf.float64))
+
+
+def tangents(count):
+    rng = np.random.default_rng(0)
+    return ({"a": tf.constant(rng.normal(size=(count, 2)))}, tf.constant(rng.normal(size=(count, 2))))
+
+
+def expected(tangents):
+    a, y = PRIMALS[0]["a"].numpy(), PRIMALS[1].numpy()
+    da, dy = tangents[0]["a"].numpy(), tangents[1].numpy()
+    return {"product": da * y + a * dy, "sum": da @ np.cos(a)}
+
+
+def test_products_equal_the_known_jacobian():
+    outputs, extra, products = jacobian_vector_products(function, PRIMALS, tangents(4))
+    np.testing.assert_allclose(outputs["product"], [1.5, -2.0])
+    assert int(extra) == 7
+    for name, value in expected(tangents(4)).items():
+        np.testing.assert_allclose(products[name], value, rtol=1e-14)
+
+
+def test_one_trace_serves_every_number_of_tangents():
+    traces = []
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)] * 2)
+    def products(da, dy):
+        traces.append(1)
+        return jacobian_vector_products(function, PRIMALS, ({"a": da}, dy))[2]
+
+    for count in (1, 2, 5):
+        along = tangents(count)
+        actual = products(along[0]["a"], along[1])
+        np.testing.assert_allclose(actual["product"], expected(along)["product"], rtol=1e-14)
+    assert len(traces) == 1
+
+
+def test_outputs_that_do_not_depend_on_the_primals_have_zero_products():
+    constant = tf.constant([1.0, 2.0], tf.float64)
+    _, _, products = jacobian_vector_products(
+        lambda x: ([x, constant], None),
+        (tf.constant(1.0, tf.float64),),
+        (tf.constant([2.0, 3.0], tf.float64),),
+    )
+    np.testing.assert_array_equal(products[1], np.zeros((2, 2)))
+
+
+def test_one_tensor_given_twice_counts_as_two_primals():
+    x = tf.constant(3.0, tf.float64)
+    along = (tf.constant([1.0], tf.float64), tf.constant([0.0], tf.float64))
+    _, _, products = jacobian_vector_products(lambda a, b: (a * b * b, None), (x, x), along)
+    assert float(products[0]) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("wrong", ["fewer", "more"])
+def test_tangents_of_another_structure_are_refused(wrong):
+    along = tangents(2)
+    along = (along[0],) if wrong == "fewer" else (*along, along[1])
+    with pytest.raises((ValueError, TypeError)):
+        jacobian_vector_products(function, PRIMALS, along)

@@ -1,0 +1,371 @@
+"""`fit` and `hypergradients` as a Keras user meets them."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_fds
+
+NUM_EXAMPLES = 60
+
+
+def make_model(num_buckets=2, compiled=True, initial=0.0, **compile_arguments):
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)]
+    )
+    optimizer = keras_fds.HyperOptimizer(
+        keras_fds.optimizers.SGD(),
+        [
+            keras_fds.Hyperparameter("learning_rate", num_buckets, initial, 0.3),
+            keras_fds.Hyperparameter("momentum", 1, 0.0, 0.3),
+        ],
+    )
+    arguments = {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": ["accuracy"],
+        **compile_arguments,
+    }
+    if compiled:
+        model.compile(optimizer, **arguments)
+    return model
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(NUM_EXAMPLES, 4)).astype("float32")
+    return x, np.argmax(x[:, :3], axis=1)
+
+
+def quick_fit(model, x=None, y=None, **arguments):
+    if x is None:
+        x, y = arrays()
+    arguments = {"batch_size": 10, "outer_steps": 3, "validation_split": 0.2, **arguments}
+    return keras_fds.fit(model, x, y, verbose=arguments.pop("verbose", 0), **arguments)
+
+
+class Spy(keras.callbacks.Callback):
+    """Records what a callback sees at the end of each outer step."""
+
+    def __init__(self):
+        self.epochs, self.batches, self.schedules, self.weights, self.losses = [], [], [], [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.weights.append(self.model.get_weights())
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+        self.losses.append(logs["val_loss"])
+        self.schedules.append(self.model.optimizer.schedules["learning_rate"].values)
+
+
+def test_learns_from_zero_and_keeps_the_best_outer_step():
+    model, spy = make_model(), Spy()
+    history = quick_fit(model, outer_steps=6, epochs=4, callbacks=[spy])
+    assert spy.epochs == list(range(6))
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    np.testing.assert_array_equal(spy.schedules[0], [0.0, 0.0])
+    assert min(history.history["val_loss"]) < 0.8 * history.history["val_loss"][0]
+    best = int(np.argmin(history.history["val_loss"]))
+    np.testing.assert_array_equal(
+        model.optimizer.schedules["learning_rate"].values, spy.schedules[best]
+    )
+    x, y = arrays()
+    assert model.evaluate(x, y, verbose=0)[1] > 0.7
+
+
+def test_every_outer_step_starts_from_fresh_weights_or_from_the_same():
+    spies = {}
+    for initial_weights in ("fresh", "same"):
+        spies[initial_weights] = Spy()
+        model = make_model()
+        before = model.get_weights()[0]
+        quick_fit(model, callbacks=[spies[initial_weights]], initial_weights=initial_weights)
+    fresh, same = ([w[0] for w in spies[kind].weights] for kind in ("fresh", "same"))
+    assert not np.array_equal(fresh[0], fresh[1])
+    np.testing.assert_array_equal(same[0], before)
+    np.testing.assert_array_equal(same[1], before)
+
+
+def test_initial_weights_from_a_function():
+    def ones():
+        model = make_model(compiled=False)
+        model.set_weights([np.ones_like(w) for w in model.get_weights()])
+        return model
+
+    spy = Spy()
+    quick_fit(make_model(), callbacks=[spy], initial_weights=ones)
+    assert all((w == 1).all() for w in spy.weights[1])
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_another():
+    results = []
+    for seed in (0, 0, 1):
+        keras.utils.set_random_seed(seed)
+        model = make_model()
+        history = quick_fit(model)
+        results.append((history.history["val_loss"], model.get_weights()[0]))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert results[0][0] != results[2][0]
+
+
+def test_epochs_may_differ_between_outer_steps():
+    model, spy = make_model(), Spy()
+    steps = []
+    counter = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: steps.append(model.optimizer.horizon)
+    )
+    quick_fit(model, epochs=[1, 3, 2], callbacks=[spy, counter])
+    assert steps == [5, 15, 10]
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset", "dict", "endless"])
+def test_forms_of_data(form):
+    x, y = arrays()
+    validation = (x[:20], y[:20])
+    arguments = {"validation_split": 0.0, "outer_steps": 2, "validation_data": validation}
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    if form == "dict":
+        inputs = {name: keras.Input((2,), name=name) for name in ("left", "right")}
+        outputs = keras.layers.Dense(3)(keras.layers.Concatenate()(list(inputs.values())))
+        stock = make_model()
+        model = keras.Model(inputs, outputs)
+        model.compile(stock.optimizer, loss=stock.loss)
+        x = {"left": x[:, :2], "right": x[:, 2:]}
+        arguments["validation_data"] = ({k: v[:20] for k, v in x.items()}, y[:20])
+        quick_fit(model, x, y, **arguments)
+        assert np.isfinite(model.optimizer.hypergradients["learning_rate"]).all()
+        return
+    model = make_model()
+    if form == "arrays":
+        quick_fit(model, x, y, sample_weight=np.ones(len(x)), **arguments)
+    elif form == "dataset":
+        quick_fit(model, dataset, None, **{**arguments, "validation_data": dataset})
+        assert model.optimizer.horizon == 6
+    else:
+        quick_fit(model, dataset.repeat(), None, steps_per_epoch=4, epochs=2, **arguments)
+        assert model.optimizer.horizon == 8
+    assert np.isfinite(model.optimizer.hypergradients["learning_rate"]).all()
+
+
+def test_a_dataset_gives_the_hypergradients_that_arrays_give():
+    x, y = arrays()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    found = []
+    for train, validation in (((x, y), (x, y)), ((dataset, None), dataset)):
+        keras.utils.set_random_seed(5)
+        model = make_model(initial=0.1)
+        quick_fit(
+            model,
+            *train,
+            validation_split=0.0,
+            validation_data=validation,
+            validation_batch_size=10,
+            outer_steps=1,
+            shuffle=False,
+            initial_weights="same",
+        )
+        found.append(model.optimizer.hypergradients["learning_rate"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    np.testing.assert_allclose(
+        keras_fds.hypergradients(rebuilt(), dataset, dataset)["learning_rate"], found[0], rtol=1e-5
+    )
+
+
+def rebuilt():
+    keras.utils.set_random_seed(5)
+    return make_model(initial=0.1)
+
+
+def test_class_weight_equals_sample_weight():
+    x, y = arrays()
+    losses = []
+    for weights in (
+        {"class_weight": {0: 2.0, 1: 0.5}},
+        {"sample_weight": np.array([2.0, 0.5, 1.0])[y]},
+    ):
+        keras.utils.set_random_seed(0)
+        model = make_model(initial=0.1)
+        losses.append(quick_fit(model, x, y, outer_steps=2, **weights).history["loss"])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_stock_callbacks_work(tmp_path, capsys):
+    model = make_model()
+    quick_fit(
+        model,
+        verbose=2,
+        outer_steps=3,
+        callbacks=[
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
+            keras.callbacks.TensorBoard(tmp_path / "tensorboard"),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    )
+    printed = capsys.readouterr().out
+    assert "Epoch 3/3" in printed
+    assert "val_loss" in printed
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    loaded = keras.models.load_model(tmp_path / "best.keras")
+    np.testing.assert_array_equal(
+        loaded.optimizer.schedules["learning_rate"].values,
+        model.optimizer.schedules["learning_rate"].values,
+    )
+    assert any((tmp_path / "tensorboard").rglob("events*"))
+
+
+def test_early_stopping_ends_the_search():
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
+    history = quick_fit(make_model(), outer_steps=5, callbacks=[stop])
+    assert len(history.history["loss"]) == 2
+
+
+def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
+    class Break(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+    model = make_model(initial=0.1)
+    with pytest.warns(RuntimeWarning, match="Outer step 2.*inner step 1 of 10"):
+        history = quick_fit(model, epochs=2, callbacks=[Break()])
+    assert np.isnan(history.history["val_loss"][1])
+    assert np.isfinite(history.history["val_loss"][2])
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_an_interrupt_keeps_what_is_finished():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.model.optimizer.outer_state["best_loss"] < np.inf and batch > 0:
+                raise KeyboardInterrupt
+
+    model, spy = make_model(), Spy()
+    with pytest.raises(KeyboardInterrupt):
+        quick_fit(model, epochs=3, callbacks=[spy, Interrupt()])
+    assert spy.epochs == [0]
+    np.testing.assert_array_equal(
+        model.optimizer.schedules["learning_rate"].values, spy.schedules[0]
+    )
+
+
+def test_hypergradients_changes_nothing():
+    x, y = arrays()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    model = make_model(initial=0.1)
+    model.fit(x, y, verbose=0)
+    before = [v.numpy() for v in model.variables + model.optimizer.variables]
+    result = keras_fds.hypergradients(model, dataset, dataset)
+    assert {name: value.shape for name, value in result.items()} == {
+        "learning_rate": (2,),
+        "momentum": (1,),
+    }
+    for variable, value in zip(model.variables + model.optimizer.variables, before):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_validation_loss_leaves_penalties_out_and_training_loss_has_them():
+    x, y = arrays()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(10.0))]
+    )
+    stock = make_model()
+    model.compile(stock.optimizer, loss=stock.loss)
+    history = quick_fit(
+        model, x, y, validation_data=(x, y), validation_split=0.0, outer_steps=1
+    ).history
+    assert history["loss"][0] > history["val_loss"][0] + 1
+    outputs = model.predict(x, verbose=0)
+    expected = float(stock.loss(y, outputs))
+    assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_operation_without_second_gradient_names_its_layer():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Conv2D(1, 1),
+            keras.layers.UpSampling2D(interpolation="bicubic", name="culprit"),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    model.compile(make_model().optimizer, loss="mse")
+    with pytest.raises(ValueError, match="'culprit'.*not twice differentiable.*ResizeBicubicGrad"):
+        quick_fit(model, np.zeros((20, 4, 4, 1)), np.zeros((20, 1)))
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def own_step():
+    model = OwnStep([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(make_model().optimizer, loss="mse")
+    return model
+
+
+X, Y = arrays()
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (lambda: make_model(compiled=False), {}, "not compiled"),
+        (lambda: make_model(loss=None), {}, "without a loss"),
+        (own_step, {}, "OwnStep overrides `train_step`"),
+        (make_model, {"validation_split": 0.0}, "need validation data.*validation_split=0.0"),
+        (make_model, {"validation_split": 0.001}, "leaves nothing"),
+        (make_model, {"x": None, "y": None}, "missing"),
+        (make_model, {"x": X[:0], "y": Y[:0]}, "empty"),
+        (make_model, {"y": Y[:5]}, "same number of examples"),
+        (make_model, {"validation_data": (X[:0], Y[:0])}, "`validation_data` is empty"),
+        (make_model, {"validation_data": (X[:, :2], Y)}, "structure, shapes"),
+        (make_model, {"epochs": [1, 2]}, "3 numbers, one an outer step"),
+        (make_model, {"epochs": 0}, "at least 1"),
+        (make_model, {"outer_steps": 0}, "`outer_steps`"),
+        (make_model, {"steps_per_epoch": 99}, "steps_per_epoch=99"),
+        (make_model, {"initial_weights": "old"}, "initial_weights='old'"),
+        (lambda: make_model(num_buckets=9), {}, "num_buckets=9, horizon=5"),
+        (
+            make_model,
+            {"x": tf.data.Dataset.from_tensors((X, Y)).repeat(), "y": None},
+            "infinite length.*steps_per_epoch",
+        ),
+        (
+            make_model,
+            {"x": tf.data.Dataset.from_tensors((X, Y)), "y": None},
+            "`validation_split` needs arrays",
+        ),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_any_training(make, arguments, message):
+    model = make()
+    before = model.get_weights()
+    data = {"x": X, "y": Y, **{k: arguments[k] for k in ("x", "y") if k in arguments}}
+    rest = {k: v for k, v in arguments.items() if k not in data}
+    arguments = {"batch_size": 10, "outer_steps": 3, "validation_split": 0.2, **rest}
+    with pytest.raises(ValueError, match=message):
+        keras_fds.fit(model, data["x"], data["y"], verbose=0, **arguments)
+    for weight, value in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_a_model_compiled_with_another_optimizer_is_refused():
+    model = make_model()
+    model.compile("adam", loss="mse")
+    with pytest.raises(ValueError, match=r"HyperOptimizer.*Received: optimizer=.*Adam"):
+        quick_fit(model)
+
+
+def test_history_can_be_written_as_json():
+    json.dumps(quick_fit(make_model()).history)
