@@ -109,6 +109,89 @@ class DatasetBatches:
         return self._iterator
 
 
+class SplitData:
+    """Training and validation batches of each outer step.
+
+    Args:
+        train, validation: `ArrayBatches` or `DatasetBatches`; `validation` may be `None`.
+        split: Fraction of the training arrays to hold out when there is no `validation`.
+        validation_batch_size: Batch size of what is held out; `None` for that of training.
+        generator: A `numpy.random.Generator`.
+        shuffle: Whether training arrays are shuffled every pass.
+    """
+
+    def __init__(self, train, validation, split, validation_batch_size, generator, shuffle):
+        self.train, self.validation, self.generator = train, validation, generator
+        self.shuffle = generator if shuffle else None
+        self.spec = train.spec
+        self.validation_batch_size = validation_batch_size
+        self.held_out = 0
+        if validation is not None:
+            self.num_batches = train.num_batches
+            return
+        if not split or not 0 < split < 1:
+            raise ValueError(
+                "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
+                f"or `validation_data`. Received: validation_split={split!r}"
+            )
+        if not isinstance(train, ArrayBatches):
+            raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
+        self.held_out = round(split * train.num_examples)
+        if not 0 < self.held_out < train.num_examples:
+            raise ValueError(
+                f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
+                "train or to validate on."
+            )
+        self.num_batches = self.draw()[0].num_batches
+
+    def draw(self):
+        """`(train, validation)` batches for one outer step."""
+        if not self.held_out:
+            return self._shuffled(self.train), self.validation
+        order = self.generator.permutation(self.train.num_examples)
+        held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
+        return (
+            self._shuffled(self.train, rest),
+            self.train.subset(held_out, self.validation_batch_size),
+        )
+
+    def _shuffled(self, batches, examples=None):
+        if not isinstance(batches, ArrayBatches):
+            return batches
+        return batches.subset(examples, generator=self.shuffle)
+
+
+def make_batches(data, batch_size, steps, what, class_weight=None):
+    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset.
+
+    Args:
+        data: `(x, y, sample_weight)`.
+        batch_size: Examples a batch of arrays; `None` is Keras's 32.
+        steps: Batches a pass, or `None` for all.
+        what: How messages call the data, and the argument that gives `steps`.
+        class_weight: As in `model.fit`.
+
+    Raises:
+        ValueError: When data are missing, empty, or shorter than `steps`.
+    """
+    x, y, sample_weight = data
+    if isinstance(x, tf.data.Dataset):
+        if y is not None or sample_weight is not None:
+            raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
+        if class_weight is not None:
+            raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
+        return DatasetBatches(x, steps, what)
+    if x is None or not tf.nest.flatten(x):
+        raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
+    arrays = as_arrays(x, y, sample_weight, class_weight, what[0])
+    batches = ArrayBatches(arrays, batch_size or 32)
+    if steps is not None and steps > batches.num_batches:
+        raise ValueError(
+            f"{what[0]} has only {batches.num_batches} batches. Received: {what[1]}={steps}"
+        )
+    return batches
+
+
 def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
     """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`.
 

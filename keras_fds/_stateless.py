@@ -18,6 +18,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_fds._data import map_structure
 
+
 # ---------------------------------------------------------------- twice-differentiable moments
 def _moments(x, axes, keepdims=False):
     """Mean and variance whose second derivatives are right.
@@ -164,8 +165,7 @@ class StatelessModel:
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
             raise ValueError(
-                "The loss does not depend on any trainable weight of the model, so there is "
-                "nothing to train. Check the model's `trainable` attributes and the loss."
+                f"The loss of {self.model.name!r} does not depend on any trainable weight."
             )
         new_statistics = [new[i] for i in self._statistics_positions]
         new_counters = [new[i] for i in self._counter_positions]
@@ -359,36 +359,7 @@ def fresh_slots(optimizer, names, trainable_variables):
     return [variable.numpy() for variable in twin.variables]
 
 
-# ------------------------------------------------------------------------- compiled and fresh
-def check_compiled(model, optimizer_class):
-    """Raises a `ValueError` unless the model is compiled so that it can be unrolled."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a keras.Model. Received: model={model!r}")
-    if not model.compiled:
-        raise ValueError(
-            f"The model {model.name!r} is not compiled. Call model.compile(optimizer="
-            "keras_fds.HyperOptimizer(...), loss=...) first."
-        )
-    if not isinstance(model.optimizer, optimizer_class):
-        hint = ""
-        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-            hint = " Under 'mixed_float16' Keras wraps it; use 'mixed_bfloat16'."
-        raise ValueError(
-            f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
-            f"{hint} Received: optimizer={model.optimizer}"
-        )
-    if model.loss is None and type(model).compute_loss is keras.Model.compute_loss:
-        raise ValueError(
-            f"The model {model.name!r} is compiled without a loss. Pass `loss=` to compile()."
-        )
-    for method in ("train_step", "test_step"):
-        if getattr(type(model), method) is not getattr(keras.Model, method):
-            raise ValueError(
-                f"{type(model).__name__} overrides `{method}`, which cannot be differentiated "
-                "through. Override `compute_loss` instead."
-            )
-
-
+# ---------------------------------------------------------------------------- built and fresh
 def build(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
     if not model.built:

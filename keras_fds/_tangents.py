@@ -5,6 +5,10 @@ The only file that opens a `tf.autodiff.ForwardAccumulator`.
 
 import tensorflow as tf
 
+from keras_fds import _vectorization
+
+_vectorization.register()
+
 
 def jacobian_vector_products(function, primals, tangents):
     """Evaluates a function and pushes K tangents of its arguments through it.

@@ -5,6 +5,8 @@ continued after any call. One inner step has two stages, as in Keras's own optim
 loss gradient and its Jacobian-vector products; then the optimizer's update and its own.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -37,6 +39,8 @@ class Unroll:
             tf.Variable(tf.zeros([self.num_tangents, *s.shape], s.dtype), trainable=False)
             for s in state
         ]
+        compiled = functools.partial(tf.function, autograph=False, reduce_retracing=True)
+        self._run, self._validate = compiled(self._run_in_graph), compiled(self._validate_in_graph)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
 
@@ -70,8 +74,7 @@ class Unroll:
         steps, finite = self._run(source, *arguments)
         return int(steps), bool(finite)
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def _run(self, source, position, inner_step, count, horizon):
+    def _run_in_graph(self, source, position, inner_step, count, horizon):
         def one_step(i, _):
             batch = _data.take(source, position + i)
             return i + 1, tf.math.is_finite(self._step(batch, inner_step + i, horizon))
@@ -177,8 +180,7 @@ class Unroll:
         hypergradients[self._order.numpy()] = products.numpy()
         return float(loss), hypergradients / lengths
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def _validate(self, source, num_batches, training):
+    def _validate_in_graph(self, source, num_batches, training):
         model = self.model
         state = [v.read_value() for v in model.weights + model.statistics]
         num_weights = len(model.weights)

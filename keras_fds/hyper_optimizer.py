@@ -45,9 +45,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     Reference: Micaelli & Storkey (2021).
     """
 
-    def __init__(
-        self, optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None
-    ):
+    def __init__(self, optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
         self.optimizer = keras.optimizers.get(optimizer)
         self.hyperparameters = list(hyperparameters)
@@ -105,9 +103,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 )
         clip = self.tangent_clipvalue
         if clip is not None and not clip > 0:
-            raise ValueError(
-                f"`tangent_clipvalue` must be None or positive. Received: {clip!r}"
-            )
+            raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
 
     # ------------------------------------------------------------------- learned values
     @property

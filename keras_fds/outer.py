@@ -100,9 +100,7 @@ class SignDescent:
         if loss <= state["best_loss"]:
             state.update(best_values=state["values"], best_signs=signs, best_loss=np.array(loss))
         state["signs"] = np.where(signs == 0, state["signs"], signs)
-        state["values"] = np.clip(
-            state["values"] - signs * state["step_sizes"], minimum, maximum
-        )
+        state["values"] = np.clip(state["values"] - signs * state["step_sizes"], minimum, maximum)
         return state
 
     def converged(self, state, minimum, maximum):

@@ -115,7 +115,7 @@ def load_schedules(path):
             f"The schedule file {str(path)!r} is corrupt: it is not JSON ({error})."
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{str(path)!r} is not a schedule file: it lacks \"format\": \"{_FORMAT}\".")
+        raise ValueError(f'{str(path)!r} is not a schedule file: it lacks "format": "{_FORMAT}".')
     version = content.get("version")
     if not isinstance(version, int) or version > _VERSION:
         raise ValueError(
@@ -123,8 +123,6 @@ def load_schedules(path):
             f"versions up to {_VERSION}. Install a newer keras_fds."
         )
     try:
-        return {
-            name: BucketedSchedule(**config) for name, config in content["schedules"].items()
-        }
+        return {name: BucketedSchedule(**config) for name, config in content["schedules"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"The schedule file {str(path)!r} is corrupt: {error}.") from error

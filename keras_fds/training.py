@@ -5,11 +5,10 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_fds import _data, _stateless
+from keras_fds import _checks, _data, _stateless
 from keras_fds._unroll import Unroll
-from keras_fds.hyper_optimizer import AnnounceHorizon, HyperOptimizer
+from keras_fds.hyper_optimizer import AnnounceHorizon
 
 # A compiled call runs as many inner steps as fit in this time, so that progress is shown and
 # an interrupt is heard at a steady pace whatever a step costs.
@@ -79,33 +78,25 @@ def fit(
     ... )
     >>> model.optimizer.schedules["learning_rate"]
     """
-    _stateless.check_compiled(model, HyperOptimizer)
-    seed = int(np.random.randint(2**31))
-    data = _SplitData(
-        _batches(
-            (x, y, sample_weight),
-            batch_size,
-            steps_per_epoch,
-            ("The training data", "steps_per_epoch"),
-            class_weight,
-        ),
-        validation_split,
-        None
-        if validation_data is None
-        else _batches(
-            keras.utils.unpack_x_y_sample_weight(validation_data),
-            validation_batch_size or batch_size,
-            validation_steps,
-            ("`validation_data`", "validation_steps"),
-        ),
-        validation_batch_size,
-        np.random.default_rng(seed),
-        shuffle,
+    _checks.check_compiled(model)
+    what = ("The training data", "steps_per_epoch")
+    data = (x, y, sample_weight)
+    train = _data.make_batches(data, batch_size, steps_per_epoch, what, class_weight)
+    validation = None
+    if validation_data is not None:
+        what = ("`validation_data`", "validation_steps")
+        validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
+        batch_size = validation_batch_size or batch_size
+        validation = _data.make_batches(validation_data, batch_size, validation_steps, what)
+        _checks.check_same_shapes(train.spec, validation.spec)
+    generator = np.random.default_rng(np.random.randint(2**31))
+    data = _data.SplitData(
+        train, validation, validation_split, validation_batch_size, generator, shuffle
     )
-    epochs = _epochs_of_outer_steps(epochs, outer_steps)
+    epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
     steps_per_epoch = steps_per_epoch or data.num_batches
     horizons = [number * steps_per_epoch for number in epochs]
-    _check_buckets(model.optimizer, min(horizons))
+    _checks.check_buckets(model.optimizer, min(horizons))
     unroll = Unroll(model, data.spec)
     restart = _Restart(unroll, initial_weights, data.spec[0])
     callbacks = _callback_list(callbacks, model, verbose, outer_steps, horizons[0])
@@ -138,16 +129,14 @@ def hypergradients(
     Raises:
         ValueError: When model and data do not fit together.
     """
-    _stateless.check_compiled(model, HyperOptimizer)
+    _checks.check_compiled(model)
     if differentiation != "forward":
-        raise ValueError(
-            f"`differentiation` must be 'forward'. Received: {differentiation!r}"
-        )
+        raise ValueError(f"`differentiation` must be 'forward'. Received: {differentiation!r}")
     train, validation = (
         _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
         for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
     )
-    _check_buckets(model.optimizer, train.num_batches)
+    _checks.check_buckets(model.optimizer, train.num_batches)
     unroll = Unroll(model, train.spec)
     variables = model.variables + model.optimizer.variables
     saved = [variable.numpy() for variable in variables]
@@ -156,9 +145,7 @@ def hypergradients(
         _, finite = unroll.run(train.start(), 0, 0, train.num_batches)
         if not finite:
             warnings.warn("The training loss stopped being finite.", stacklevel=2)
-        _, values = unroll.validate(
-            validation.start(), validation.num_batches, validation_training
-        )
+        _, values = unroll.validate(validation.start(), validation.num_batches, validation_training)
     finally:
         for variable, value in zip(variables, saved):
             variable.assign(value)
@@ -308,109 +295,6 @@ class _Restart:
             self.same()
         else:
             self.stateless.reinitialize(self.make())
-
-
-class _SplitData:
-    """Training and validation batches of each outer step."""
-
-    def __init__(self, train, split, validation, validation_batch_size, generator, shuffle):
-        self.train, self.validation, self.generator = train, validation, generator
-        self.shuffle = generator if shuffle else None
-        self.spec = train.spec
-        self.validation_batch_size = validation_batch_size
-        self.held_out = 0
-        if validation is not None:
-            _check_same_shapes(train.spec, validation.spec)
-            self.num_batches = train.num_batches
-            return
-        if not split or not 0 < split < 1:
-            raise ValueError(
-                "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
-                f"or `validation_data`. Received: validation_split={split!r}"
-            )
-        if not isinstance(train, _data.ArrayBatches):
-            raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
-        self.held_out = round(split * train.num_examples)
-        if not 0 < self.held_out < train.num_examples:
-            raise ValueError(
-                f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
-                "train or to validate on."
-            )
-        self.num_batches = self.draw()[0].num_batches
-
-    def draw(self):
-        """`(train, validation)` batches for one outer step."""
-        if not self.held_out:
-            return self._shuffled(self.train), self.validation
-        order = self.generator.permutation(self.train.num_examples)
-        held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
-        return (
-            self._shuffled(self.train, rest),
-            self.train.subset(held_out, self.validation_batch_size),
-        )
-
-    def _shuffled(self, batches, examples=None):
-        if not isinstance(batches, _data.ArrayBatches):
-            return batches
-        return batches.subset(examples, generator=self.shuffle)
-
-
-def _batches(data, batch_size, steps, what, class_weight=None):
-    x, y, sample_weight = data
-    if isinstance(x, tf.data.Dataset):
-        if y is not None or sample_weight is not None:
-            raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
-        if class_weight is not None:
-            raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
-        return _data.DatasetBatches(x, steps, what)
-    if x is None or not tf.nest.flatten(x):
-        raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
-    arrays = _data.as_arrays(x, y, sample_weight, class_weight, what[0])
-    batches = _data.ArrayBatches(arrays, batch_size or 32)
-    if steps is not None and steps > batches.num_batches:
-        raise ValueError(
-            f"{what[0]} has only {batches.num_batches} batches. Received: {what[1]}={steps}"
-        )
-    return batches
-
-
-def _check_same_shapes(train, validation):
-    def form(spec):
-        return [
-            None if s is None else (s.shape[1:].as_list(), s.dtype.is_floating)
-            for s in tf.nest.flatten(spec[:2])
-        ]
-
-    if form(train) != form(validation):
-        raise ValueError(
-            "`validation_data` must have the structure, shapes and kinds of the training data. "
-            f"Received: training {train[:2]}, validation {validation[:2]}"
-        )
-
-
-def _epochs_of_outer_steps(epochs, outer_steps):
-    if int(outer_steps) != outer_steps or outer_steps < 1:
-        raise ValueError(
-            f"`outer_steps` must be a whole number of at least 1. Received: {outer_steps!r}"
-        )
-    each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
-    if len(each) != outer_steps:
-        raise ValueError(
-            f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
-            f"Received: epochs={epochs!r}"
-        )
-    if any(int(number) != number or number < 1 for number in each):
-        raise ValueError(f"`epochs` must be whole numbers of at least 1. Received: {epochs!r}")
-    return [int(number) for number in each]
-
-
-def _check_buckets(optimizer, horizon):
-    for hyperparameter in optimizer.hyperparameters:
-        if hyperparameter.num_buckets > horizon:
-            raise ValueError(
-                f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
-                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}"
-            )
 
 
 def _callback_list(callbacks, model, verbose, outer_steps, horizon):

@@ -57,9 +57,7 @@ def test_fit_resumed_at_a_later_epoch_goes_on_along_the_schedule():
     model, x, y = model_and_data(hyper_optimizer())
     model.fit(x, y, batch_size=8, epochs=1, verbose=0)
     recorder = RecordRates()
-    model.fit(
-        x, y, batch_size=8, initial_epoch=2, epochs=4, callbacks=[recorder], verbose=0
-    )
+    model.fit(x, y, batch_size=8, initial_epoch=2, epochs=4, callbacks=[recorder], verbose=0)
     assert recorder.rates == [0.01] * 8
 
 

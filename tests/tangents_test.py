@@ -17,7 +17,10 @@ PRIMALS = ({"a": tf.constant([0.5, 2.0], tf.float64)}, tf.constant([3.0, -1.0], 
 
 def tangents(count):
     rng = np.random.default_rng(0)
-    return ({"a": tf.constant(rng.normal(size=(count, 2)))}, tf.constant(rng.normal(size=(count, 2))))
+    return (
+        {"a": tf.constant(rng.normal(size=(count, 2)))},
+        tf.constant(rng.normal(size=(count, 2))),
+    )
 
 
 def expected(tangents):

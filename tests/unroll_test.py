@@ -33,9 +33,7 @@ def test_equals_the_closed_form_on_a_quadratic(horizon):
         keras_fds.Hyperparameter(name, num_buckets=len(values), initial=values)
         for name, values in schedules.items()
     ]
-    model.compile(
-        keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), hyperparameters), loss="mse"
-    )
+    model.compile(keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), hyperparameters), loss="mse")
     # Loss mean((xw − y)²) = (w−c)ᵀH(w−c)/2 + constant.
     hessian = 2 * x.T @ x / len(x)
     expected = reference.quadratic_hypergradients(

@@ -1,0 +1,75 @@
+"""What `fit` and `hypergradients` refuse before any compute, and in which words."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.hyper_optimizer import HyperOptimizer
+
+
+def check_compiled(model):
+    """Raises a `ValueError` unless the model is compiled so that it can be unrolled."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: model={model!r}")
+    if not model.compiled:
+        raise ValueError(
+            f"The model {model.name!r} is not compiled. Call model.compile(optimizer="
+            "keras_fds.HyperOptimizer(...), loss=...) first."
+        )
+    if not isinstance(model.optimizer, HyperOptimizer):
+        hint = ""
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            hint = " Under 'mixed_float16' Keras wraps it; use 'mixed_bfloat16'."
+        raise ValueError(
+            f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
+            f"{hint} Received: optimizer={model.optimizer}"
+        )
+    if model.loss is None and type(model).compute_loss is keras.Model.compute_loss:
+        raise ValueError(
+            f"The model {model.name!r} is compiled without a loss. Pass `loss=` to compile()."
+        )
+    for method in ("train_step", "test_step"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            raise ValueError(
+                f"{type(model).__name__} overrides `{method}`, which cannot be differentiated "
+                "through. Override `compute_loss` instead."
+            )
+
+
+def check_buckets(optimizer, horizon):
+    for hyperparameter in optimizer.hyperparameters:
+        if hyperparameter.num_buckets > horizon:
+            raise ValueError(
+                f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
+                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}"
+            )
+
+
+def check_same_shapes(train, validation):
+    def form(spec):
+        return [
+            None if s is None else (s.shape[1:].as_list(), s.dtype.is_floating)
+            for s in tf.nest.flatten(spec[:2])
+        ]
+
+    if form(train) != form(validation):
+        raise ValueError(
+            "`validation_data` must have the structure, shapes and kinds of the training data. "
+            f"Received: training {train[:2]}, validation {validation[:2]}"
+        )
+
+
+def epochs_of_outer_steps(epochs, outer_steps):
+    if int(outer_steps) != outer_steps or outer_steps < 1:
+        raise ValueError(
+            f"`outer_steps` must be a whole number of at least 1. Received: {outer_steps!r}"
+        )
+    each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
+    if len(each) != outer_steps:
+        raise ValueError(
+            f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
+            f"Received: epochs={epochs!r}"
+        )
+    if any(int(number) != number or number < 1 for number in each):
+        raise ValueError(f"`epochs` must be whole numbers of at least 1. Received: {epochs!r}")
+    return [int(number) for number in each]

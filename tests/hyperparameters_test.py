@@ -1,0 +1,258 @@
+"""Which bucket an inner step falls in, and what a `Hyperparameter` accepts."""
+
+import collections
+import fractions
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_fds import Hyperparameter
+
+settings.register_profile("keras_fds", deadline=None, derandomize=True)
+settings.load_profile("keras_fds")
+
+DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum")
+OTHERS = ("learning_rate", "weight_decay", "epsilon")
+
+
+def exact_bucket(num_buckets, inner_step, horizon):
+    """floor(K·t/T), in exact arithmetic."""
+    return math.floor(fractions.Fraction(num_buckets * inner_step, horizon))
+
+
+def attributes(hyperparameter):
+    names = ("name", "num_buckets", "step_size", "min_value", "max_value")
+    values = {name: getattr(hyperparameter, name) for name in names}
+    return {**values, "initial_values": hyperparameter.initial_values.tolist()}
+
+
+# -------------------------------------------------------------------------------------- buckets
+@given(num_buckets=st.integers(1, 40), horizon=st.integers(1, 200))
+def test_buckets_opening_steps_and_lengths_agree_at_every_step(num_buckets, horizon):
+    hyperparameter = Hyperparameter("learning_rate", num_buckets)
+    expected = [exact_bucket(num_buckets, t, horizon) for t in range(horizon)]
+    count = collections.Counter(expected)
+    lengths = hyperparameter.bucket_lengths(horizon)
+    opening = hyperparameter.opening_steps(horizon)
+
+    assert [hyperparameter.bucket(t, horizon) for t in range(horizon)] == expected
+    assert hyperparameter.bucket(np.arange(horizon), horizon).tolist() == expected
+    assert lengths.tolist() == [count[bucket] for bucket in range(num_buckets)]
+    assert lengths.sum() == horizon
+    for bucket in count:
+        assert opening[bucket] == expected.index(bucket)
+    assert opening.dtype == lengths.dtype == "int64"
+
+
+@given(num_buckets=st.integers(1, 300), surplus=st.integers(0, 10**6))
+def test_no_bucket_is_empty_when_there_are_enough_steps(num_buckets, surplus):
+    lengths = Hyperparameter("learning_rate", num_buckets).bucket_lengths(num_buckets + surplus)
+    assert len(lengths) == num_buckets
+    assert lengths.min() >= 1
+    assert lengths.max() - lengths.min() <= 1
+
+
+@given(num_buckets=st.integers(2, 10**4), horizon=st.integers(10**4, 10**10))
+def test_borders_are_exact_on_long_horizons(num_buckets, horizon):
+    hyperparameter = Hyperparameter("learning_rate", num_buckets)
+    opening = hyperparameter.opening_steps(horizon)
+    last = np.append(opening[1:], horizon) - 1
+    assert hyperparameter.bucket(opening, horizon).tolist() == list(range(num_buckets))
+    assert hyperparameter.bucket(last, horizon).tolist() == list(range(num_buckets))
+
+
+@pytest.mark.parametrize(
+    ("num_buckets", "horizon", "lengths"),
+    [
+        (7, 10, [2, 1, 2, 1, 2, 1, 1]),
+        (5, 10, [2, 2, 2, 2, 2]),
+        (1, 469, [469]),
+        (3, 3, [1, 1, 1]),
+        (3, 10, [4, 3, 3]),
+    ],
+)
+def test_lengths_worked_out_by_hand(num_buckets, horizon, lengths):
+    hyperparameter = Hyperparameter("learning_rate", num_buckets)
+    assert hyperparameter.bucket_lengths(horizon).tolist() == lengths
+
+
+def test_bucket_of_a_tensor_in_a_graph():
+    hyperparameter = Hyperparameter("learning_rate", num_buckets=7)
+    bucket = tf.function(hyperparameter.bucket)
+    steps = tf.range(10, dtype="int64")
+    actual = bucket(steps, tf.constant(10, "int64"))
+    assert actual.dtype == "int64"
+    assert actual.numpy().tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]
+
+
+# ------------------------------------------------------------------------- start values, ranges
+@pytest.mark.parametrize("initial", [0.25, np.float32(0.25), np.array(0.25), 1, True])
+def test_one_start_value_serves_every_bucket(initial):
+    values = Hyperparameter("learning_rate", 3, initial=initial).initial_values
+    assert values.dtype == "float64"
+    assert values.tolist() == [float(initial)] * 3
+
+
+@pytest.mark.parametrize("container", [list, tuple, np.array, tf.constant])
+def test_start_values_one_a_bucket(container):
+    values = Hyperparameter("momentum", 3, initial=container([0.5, 0.25, 0.75])).initial_values
+    assert values.tolist() == [0.5, 0.25, 0.75]
+
+
+def test_start_values_are_kept_apart_from_the_callers_arrays():
+    given_values = np.array([0.1, 0.2])
+    hyperparameter = Hyperparameter("learning_rate", 2, initial=given_values)
+    given_values[0] = 9.0
+    hyperparameter.initial_values[1] = 9.0
+    assert hyperparameter.initial_values.tolist() == [0.1, 0.2]
+
+
+def test_defaults_are_one_bucket_that_starts_at_zero():
+    assert attributes(Hyperparameter("learning_rate")) == {
+        "name": "learning_rate",
+        "num_buckets": 1,
+        "step_size": 0.1,
+        "min_value": 0.0,
+        "max_value": np.inf,
+        "initial_values": [0.0],
+    }
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_exponential_decays_stay_below_one_by_default(name):
+    assert Hyperparameter(name).min_value == 0.0
+    assert Hyperparameter(name).max_value == 0.999
+    assert Hyperparameter(name, initial=0.999).initial_values.tolist() == [0.999]
+    with pytest.raises(ValueError, match=r"initial.*0\.0 and 0\.999.*Received: initial=1"):
+        Hyperparameter(name, initial=1.0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_values_have_no_upper_bound_by_default(name):
+    assert Hyperparameter(name, initial=1e6).max_value == np.inf
+
+
+def test_ranges_can_be_chosen_and_include_their_ends():
+    hyperparameter = Hyperparameter(
+        "momentum", 2, initial=[-0.5, 0.9999], min_value=-0.5, max_value=0.9999
+    )
+    assert (hyperparameter.min_value, hyperparameter.max_value) == (-0.5, 0.9999)
+
+
+# --------------------------------------------------------------------------------------- config
+@st.composite
+def hyperparameters(draw):
+    minimum = draw(st.none() | st.floats(-5, 0))
+    maximum = draw(st.none() | st.floats(0.5, 10))
+    start = st.floats(0.0 if minimum is None else minimum, 0.5)
+    num_buckets = draw(st.integers(1, 9))
+    several = st.lists(start, min_size=num_buckets, max_size=num_buckets)
+    return Hyperparameter(
+        draw(st.sampled_from(DECAYS + OTHERS)),
+        num_buckets=num_buckets,
+        initial=draw(start | several),
+        step_size=draw(st.floats(1e-12, 1e3)),
+        min_value=minimum,
+        max_value=maximum,
+    )
+
+
+def assert_survives_configs(hyperparameter):
+    expected = attributes(hyperparameter)
+    config = hyperparameter.get_config()
+    assert attributes(Hyperparameter.from_config(config)) == expected
+    serialized = keras.saving.serialize_keras_object(hyperparameter)
+    serialized = json.loads(json.dumps(serialized))
+    assert attributes(keras.saving.deserialize_keras_object(serialized)) == expected
+
+
+@given(hyperparameters())
+def test_config_round_trip(hyperparameter):
+    assert_survives_configs(hyperparameter)
+    json.dumps(hyperparameter.get_config(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "momentum", "max_value": np.inf},
+        {"name": "learning_rate", "max_value": np.inf},
+        {"name": "weight_decay", "min_value": -np.inf, "initial": -1.0},
+    ],
+    ids=str,
+)
+def test_config_round_trip_of_infinite_bounds(arguments):
+    assert_survives_configs(Hyperparameter(**arguments))
+
+
+def test_repr_makes_the_same_object():
+    hyperparameter = Hyperparameter("momentum", 2, initial=[0.1, 0.2], step_size=0.3, min_value=0.1)
+    assert attributes(eval(repr(hyperparameter))) == attributes(hyperparameter)
+
+
+# ------------------------------------------------------------------------------------ bad input
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("name", ""),
+        ("name", "learning rate"),
+        ("name", None),
+        ("name", 3),
+        ("num_buckets", 0),
+        ("num_buckets", -1),
+        ("num_buckets", 2.5),
+        ("num_buckets", True),
+        ("num_buckets", "7"),
+        ("num_buckets", "seven"),
+        ("num_buckets", None),
+        ("num_buckets", [3]),
+        ("num_buckets", np.nan),
+        ("num_buckets", np.inf),
+        ("initial", -0.5),
+        ("initial", np.nan),
+        ("initial", [0.1, 0.2, 0.3]),
+        ("initial", [[0.1, 0.2]]),
+        ("initial", [0.1, np.nan]),
+        ("initial", [0.1, -0.2]),
+        ("initial", []),
+        ("initial", None),
+        ("initial", "zero"),
+        ("initial", ["a", "b"]),
+        ("initial", [[0.1], [0.2, 0.3]]),
+        ("step_size", 0),
+        ("step_size", -0.1),
+        ("step_size", np.nan),
+        ("step_size", np.inf),
+        ("step_size", None),
+        ("step_size", "small"),
+        ("step_size", [0.1, 0.2]),
+        ("min_value", np.nan),
+        ("min_value", "low"),
+        ("min_value", np.inf),
+        ("max_value", np.nan),
+        ("max_value", "high"),
+        ("max_value", -1.0),
+        ("max_value", 0.0),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_bad_input_is_named_with_what_was_received(argument, value):
+    arguments = {"name": "learning_rate", "num_buckets": 2, argument: value}
+    with pytest.raises(ValueError) as raised:
+        Hyperparameter(**arguments)
+    message = str(raised.value)
+    assert "Received:" in message
+    assert f"{argument}={value!r}" in message
+    if argument != "name":
+        assert "'learning_rate'" in message
+
+
+def test_start_value_above_the_range():
+    with pytest.raises(ValueError, match=r"`initial` of 'a' must lie between 0.0 and 0.5.*=0.6"):
+        Hyperparameter("a", initial=0.6, max_value=0.5)

@@ -1,0 +1,270 @@
+"""What a user types stays as documented: names, signatures, docstrings, imports."""
+
+import doctest
+import importlib
+import inspect
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import keras
+import pytest
+
+import keras_fds
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+NAMES = [
+    "BucketedSchedule",
+    "HyperOptimizer",
+    "Hyperparameter",
+    "callbacks",
+    "fit",
+    "hypergradients",
+    "load_schedules",
+    "optimizers",
+    "outer",
+    "save_schedules",
+]
+SUBMODULES = {
+    "callbacks": ["ScheduleExport", "TensorBoard", "draw_schedules"],
+    "optimizers": ["SGD"],
+    "outer": ["SignDescent"],
+}
+
+# Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
+ADDED_TO_FIT = {
+    "model": "a function, not a method",
+    "outer_steps": "the length of the outer loop",
+    "validation_training": "the paper's validation in training mode",
+    "initial_weights": "every outer step restarts",
+}
+LEFT_OUT_OF_FIT = {"validation_freq": "every outer step needs the validation loss"}
+
+
+def public_objects():
+    """`(dotted name, object)` of every public function and class."""
+    for name in keras_fds.__all__:
+        value = getattr(keras_fds, name)
+        if isinstance(value, types.ModuleType):
+            for inner in defined_in(value):
+                yield f"{name}.{inner}", getattr(value, inner)
+        else:
+            yield name, value
+
+
+def defined_in(module):
+    """Public names that a module itself defines."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    )
+
+
+def arguments(value):
+    return [name for name in inspect.signature(value).parameters if name != "self"]
+
+
+OBJECTS = dict(public_objects())
+CLASSES = {name: value for name, value in OBJECTS.items() if inspect.isclass(value)}
+SERIALIZABLE = {name: value for name, value in CLASSES.items() if hasattr(value, "get_config")}
+
+
+# ---------------------------------------------------------------------------------------- names
+def test_public_names():
+    assert sorted(keras_fds.__all__) == NAMES
+    assert all(hasattr(keras_fds, name) for name in keras_fds.__all__)
+    assert len(set(keras_fds.__all__)) == len(keras_fds.__all__)
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_public_names_of_submodules(name):
+    module = importlib.import_module(f"keras_fds.{name}")
+    assert defined_in(module) == SUBMODULES[name]
+    assert sorted(getattr(module, "__all__", SUBMODULES[name])) == SUBMODULES[name]
+
+
+def test_nothing_else_looks_public():
+    extra = {
+        name
+        for name, value in vars(keras_fds).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert extra <= set(NAMES)
+
+
+def test_version_has_three_numbers():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", keras_fds.__version__)
+
+
+# ---------------------------------------------------------------------------------- docstrings
+@pytest.mark.parametrize("name", OBJECTS)
+def test_docstring_says_what_it_is_and_explains_every_argument(name):
+    value = OBJECTS[name]
+    docstring = inspect.getdoc(value) or ""
+    assert re.match(r"[A-Z`].*\.$", docstring.split("\n\n")[0], re.DOTALL)
+    if not arguments(value):
+        return
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    assert section, "no Args section"
+    missing = [a for a in arguments(value) if not re.search(rf"\b{a}\b", section[1])]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_docstring_has_an_example(name):
+    docstring = inspect.getdoc(OBJECTS[name]) or ""
+    assert re.search(r"^Examples?:\n\n>>> ", docstring, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_methods_have_docstrings(name):
+    of_keras = {
+        attribute
+        for base in CLASSES[name].__mro__
+        if not base.__module__.startswith("keras_fds")
+        for attribute in vars(base)
+    }
+    undocumented = [
+        attribute
+        for attribute, value in vars(CLASSES[name]).items()
+        if not attribute.startswith("_")
+        and attribute not in of_keras | {"get_config", "from_config"}
+        and (callable(value) or isinstance(value, property))
+        and not value.__doc__
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BucketedSchedule", "HyperOptimizer", "Hyperparameter", "optimizers.SGD", "outer.SignDescent"],
+)
+def test_examples_run(name):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    names = {**vars(keras_fds), "keras": keras, "keras_fds": keras_fds, "model": model}
+    example = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(OBJECTS[name]), names, name, None, None
+    )
+    assert example.examples
+    results = doctest.DocTestRunner().run(example)
+    assert results.failed == 0
+
+
+# ---------------------------------------------------------------------------------------- fit
+def test_fit_takes_what_model_fit_takes():
+    mine = inspect.signature(keras_fds.fit).parameters
+    stock = dict(inspect.signature(keras.Model.fit).parameters)
+    del stock["self"]
+    assert set(mine) - set(stock) == set(ADDED_TO_FIT)
+    assert set(stock) - set(mine) == set(LEFT_OUT_OF_FIT)
+    shared = [name for name in mine if name in stock]
+    assert shared == [name for name in stock if name in mine]
+    for name in shared:
+        assert mine[name].default == stock[name].default, name
+        assert mine[name].kind == stock[name].kind, name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "Hyperparameter",
+            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None)",
+        ),
+        (
+            "HyperOptimizer",
+            "(optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None)",
+        ),
+        (
+            "hypergradients",
+            "(model, train_data, validation_data, validation_training=False, "
+            "differentiation='forward')",
+        ),
+        ("BucketedSchedule", "(values, horizon)"),
+        ("save_schedules", "(path, schedules)"),
+        ("load_schedules", "(path)"),
+        ("outer.SignDescent", "(shrink=0.5, tolerance=0.02)"),
+        (
+            "optimizers.SGD",
+            "(learning_rate=0.01, momentum=0.0, weight_decay=0.0, name='sgd', **kwargs)",
+        ),
+    ],
+)
+def test_signatures(name, expected):
+    assert str(inspect.signature(OBJECTS[name])) == expected
+
+
+# -------------------------------------------------------------------------------- serialisation
+@pytest.mark.parametrize("name", SERIALIZABLE)
+def test_serializable_classes_are_registered(name):
+    value = SERIALIZABLE[name]
+    registered = f"keras_fds>{value.__name__}"
+    assert keras.saving.get_registered_name(value) == registered
+    assert keras.saving.get_registered_object(registered) is value
+
+
+def test_all_that_can_be_configured_is_among_them():
+    expected = {"BucketedSchedule", "HyperOptimizer", "Hyperparameter", "SGD", "SignDescent"}
+    assert expected <= {value.__name__ for value in SERIALIZABLE.values()}
+
+
+def test_nothing_is_registered_under_another_package():
+    for registered, value in keras.saving.get_custom_objects().items():
+        if value.__module__.split(".")[0] == "keras_fds":
+            assert registered == f"keras_fds>{value.__name__}"
+
+
+# --------------------------------------------------------------------------------------- import
+IMPORT = """
+import sys, keras, tensorflow
+before = set(sys.modules)
+for stream in (sys.stdout, sys.stderr):
+    print("BEFORE", file=stream, flush=True)
+import keras_fds
+for stream in (sys.stdout, sys.stderr):
+    print("AFTER", file=stream, flush=True)
+import json
+from absl import flags
+print(json.dumps({
+    "imported": sorted(set(sys.modules) - before),
+    "flags": [str(module) for module in flags.FLAGS.flags_by_module_dict()],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def import_process():
+    """A process that imports Keras and TensorFlow, which print and import a lot, then keras_fds."""
+    return subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+@pytest.fixture
+def report(import_process):
+    return json.loads(import_process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_import_prints_nothing(import_process, stream):
+    assert "BEFORE\nAFTER\n" in getattr(import_process, stream)
+
+
+@pytest.mark.parametrize("unwanted", ["configs", "ml_collections", "tensorflow_datasets"])
+def test_import_brings_only_what_it_needs(report, unwanted):
+    assert "keras_fds" in report["imported"]
+    assert unwanted not in report["imported"]
+
+
+def test_import_defines_no_flags(report):
+    assert [module for module in report["flags"] if "keras_fds" in module] == []

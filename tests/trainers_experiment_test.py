@@ -1,0 +1,223 @@
+"""Models from configs, folders for results, and what a program says."""
+
+import json
+import sys
+import time
+import types
+import weakref
+
+import keras
+import ml_collections
+import pytest
+
+import keras_fds
+from configs import digits
+from trainers import experiment
+
+ARRAYS = types.SimpleNamespace(input_shape=(8, 8, 1), num_classes=10)
+
+
+@pytest.fixture
+def config():
+    return digits.get_config()
+
+
+def test_check_config_names_what_is_missing_and_numbers_below_one(config):
+    experiment.check_config(config)
+    config.batch_size = 0
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1"):
+        experiment.check_config(config)
+    del config.network
+    with pytest.raises(ValueError, match="The config has no network."):
+        experiment.check_config(config)
+
+
+@pytest.mark.parametrize(
+    "epochs, expected",
+    [(3, [3, 3, 3]), ((3,), [3, 3, 3]), ((1, 10), [1, 10, 10]), ((1, 2, 3, 4), [1, 2, 3])],
+)
+def test_the_last_number_of_epochs_is_for_all_that_follow(epochs, expected):
+    config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
+    assert experiment.epochs_of_outer_steps(config) == expected
+
+
+@pytest.mark.parametrize("epochs", [(), 0, (1, 0), ("a",), 1.5])
+def test_epochs_that_are_no_counts_are_refused(epochs):
+    config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
+    with pytest.raises(ValueError, match="`epochs` must be one or more whole numbers"):
+        experiment.epochs_of_outer_steps(config)
+
+
+def test_optimizer_is_as_the_config_says(config):
+    config.tangent_clipvalue = 2.0
+    config.outer.tolerance = 0.5
+    optimizer = experiment.make_optimizer(config)
+    assert type(optimizer.optimizer) is keras_fds.optimizers.SGD
+    assert optimizer.optimizer.clipvalue == 3.0
+    assert optimizer.names == ["learning_rate", "momentum", "weight_decay"]
+    assert [h.num_buckets for h in optimizer.hyperparameters] == [7, 1, 1]
+    assert (optimizer.outer.tolerance, optimizer.tangent_clipvalue) == (0.5, 2.0)
+
+
+def test_stock_optimizers_go_by_their_full_names(config):
+    config.optimizer = {"name": "keras.optimizers.Adam", "beta_2": 0.99}
+    config.hyperparameters = [{"name": "learning_rate", "initial": 1e-3}]
+    optimizer = experiment.make_optimizer(config)
+    assert type(optimizer.optimizer) is keras.optimizers.Adam
+    assert optimizer.optimizer.beta_2 == 0.99
+
+
+def test_schedules_decide_values_and_numbers_of_buckets(config):
+    schedules = {
+        "learning_rate": keras_fds.BucketedSchedule([0.3, 0.2], 10),
+        "momentum": keras_fds.BucketedSchedule([0.9], 10),
+        "weight_decay": keras_fds.BucketedSchedule([1e-4, 0.0, 1e-5], 10),
+    }
+    optimizer = experiment.make_optimizer(config, schedules)
+    for name, schedule in optimizer.schedules.items():
+        assert schedule.values.tolist() == schedules[name].values.tolist()
+    del schedules["momentum"]
+    with pytest.raises(ValueError, match="The schedules are of learning_rate, weight_decay; the"):
+        experiment.make_optimizer(config, schedules)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("optimizer", {"name": "SGD"}, "`optimizer` of the config must name one of keras.optim"),
+        ("optimizer", {"name": "keras.optimizers.Optimizer"}, "must name one of"),
+        ("optimizer", {"name": "keras.optimizers.SGD", "rate": 1.0}, "not recognized: .*rate"),
+        ("outer", {"name": "Newton"}, "`outer` of the config must name one of SignDescent"),
+        ("hyperparameters", [{"name": "learning_rate", "buckets": 7}], "cannot be made: .*buckets"),
+        ("hyperparameters", [{"num_buckets": 7}], "Hyperparameter cannot be made: .*name"),
+        ("hyperparameters", [{"name": "rho"}], "SGD has no hyperparameter 'rho'"),
+    ],
+)
+def test_wrong_optimizers_are_told_in_a_sentence(config, field, value, message):
+    config[field] = value
+    with pytest.raises(ValueError, match=message):
+        experiment.make_optimizer(config)
+
+
+def test_model_is_compiled_and_returns_logits(config):
+    model = experiment.make_model(config, ARRAYS)
+    assert model.output_shape == (None, 10)
+    assert isinstance(model.optimizer, keras_fds.HyperOptimizer)
+    config.network = "alexnet"
+    with pytest.raises(ValueError, match="Unknown network"):
+        experiment.make_model(config, ARRAYS)
+
+
+def test_load_arrays_tells_failures_in_a_sentence(config, monkeypatch, tmp_path):
+    from trainers import data
+
+    def fail(*arguments):
+        raise RuntimeError("Could not prepare it.")
+
+    monkeypatch.setattr(data, "load_arrays", fail)
+    with pytest.raises(ValueError, match="Could not prepare it."):
+        experiment.load_arrays(config, "train")
+
+
+def test_begin_workdir_removes_only_what_the_programs_write(config, tmp_path):
+    events = tmp_path / "tensorboard" / "train"
+    events.mkdir(parents=True)
+    for path in (
+        tmp_path / "model.keras",
+        tmp_path / "test.json",
+        events / "events.out.tfevents.1",
+    ):
+        path.write_text("old")
+    for path in (tmp_path / "notes.txt", events / "mine.csv"):
+        path.write_text("kept")
+    with pytest.raises(ValueError, match="is not empty. Choose another one, or pass --overwrite"):
+        experiment.check_workdir(tmp_path)
+    assert experiment.check_workdir(tmp_path, overwrite=True) == tmp_path
+    experiment.begin_workdir(tmp_path, config)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"config.json", "notes.txt", "mine.csv"}
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["hyperparameters"][0]["num_buckets"] == 7
+    assert written["tangent_clipvalue"] is None
+
+
+def test_workdirs_that_cannot_be_made_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="The workdir cannot be written to: Not a directory"):
+        experiment.check_workdir(tmp_path / "file" / "run")
+
+
+def test_json_holds_null_for_what_is_not_finite(tmp_path):
+    content = {"loss": float("nan"), "seeds": [{"loss": float("inf")}, 1.5], "count": 3}
+    experiment.write_json(tmp_path / "test.json", content)
+    read = json.loads((tmp_path / "test.json").read_text())
+    assert read == {"loss": None, "seeds": [{"loss": None}, 1.5], "count": 3}
+
+
+def test_best_row_passes_over_what_is_not_finite(tmp_path):
+    assert experiment.read_history(tmp_path) == []
+    (tmp_path / "history.csv").write_text("outer_step,val_loss\n1,nan\n2,0.5\n3,\n4,0.25\n5,inf\n")
+    rows = experiment.read_history(tmp_path)
+    assert len(rows) == 5
+    assert experiment.best_row(rows)["outer_step"] == "4"
+
+
+def test_summary_of_seeds():
+    one = [{"seed": 0, "loss": 0.5, "accuracy": 0.9}]
+    assert experiment.summarise(one) == {
+        "loss": 0.5,
+        "accuracy": 0.9,
+        "accuracy_interval": None,
+        "seeds": one,
+    }
+    three = [{"seed": n, "loss": 0.5, "accuracy": a} for n, a in enumerate((0.8, 0.82, 0.84))]
+    summary = experiment.summarise(three)
+    assert summary["accuracy"] == pytest.approx(0.82)
+    # The tables' t for 95% and two degrees of freedom is 4.303.
+    half = 4.303 * 0.02 / 3**0.5
+    assert summary["accuracy_interval"] == pytest.approx([0.82 - half, 0.82 + half], abs=1e-5)
+    assert experiment.summarise([{**each, "accuracy": 1 - n / 9} for n, each in enumerate(three)])[
+        "accuracy_interval"
+    ][1] == pytest.approx(1.0)
+
+
+def test_table_has_a_column_a_bucket():
+    schedules = {
+        "learning_rate": keras_fds.BucketedSchedule([0.5, 0.125], 10),
+        "weight_decay": keras_fds.BucketedSchedule([3e-4], 10),
+    }
+    assert [line.split() for line in experiment.table(schedules).splitlines()] == [
+        ["bucket", "0", "1"],
+        ["learning_rate", "0.5", "0.125"],
+        ["weight_decay", "0.0003"],
+    ]
+
+
+def test_commands_are_those_of_this_python(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python3"))
+    assert experiment.command("python", "-m", "a b") == f"{tmp_path}/bin/python -m 'a b'"
+    monkeypatch.chdir(tmp_path)
+    assert experiment.command("python") == "bin/python"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert experiment.command("python") == "python"
+
+
+def test_an_interrupt_that_meets_a_clean_up_is_not_lost(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", experiment._interrupt_again)
+
+    class Thing:
+        pass
+
+    def clean_up(reference):
+        raise KeyboardInterrupt
+
+    thing = Thing()
+    reference = weakref.ref(thing, clean_up)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        del thing
+        time.sleep(5)
+    assert reference() is None
+    assert time.monotonic() - start < 4

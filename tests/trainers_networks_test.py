@@ -1,0 +1,142 @@
+"""Tests of trainers/networks.py."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers import data, networks
+
+NAMES = ["digits_cnn", "lenet", "mlp", "wrn"]
+
+
+def layers_of(model, kind):
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("input_shape", [(28, 28, 1), (32, 32, 3)])
+def test_returns_logits(name, input_shape):
+    model = networks.build(name, input_shape, 7)
+    logits = model(10 * np.ones((2, *input_shape), np.float32))
+    assert logits.shape == (2, 7)
+    assert not np.allclose(np.sum(logits, axis=-1), 1)
+    assert np.min(logits) < 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_starts_from_glorot_normal_kernels_and_zero_biases(name):
+    model = networks.build(name, (28, 28, 1), 10)
+    for layer in layers_of(model, (keras.layers.Conv2D, keras.layers.Dense)):
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        window = np.prod(kernel.shape[:-2])
+        expected = np.sqrt(2 / (window * (kernel.shape[-2] + kernel.shape[-1])))
+        assert kernel.std() == pytest.approx(expected, rel=4 / np.sqrt(kernel.size))
+        assert not layer.use_bias or not np.any(layer.bias)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clones_start_from_other_weights(name):
+    model = networks.build(name, (28, 28, 1), 10)
+    clone = keras.models.clone_model(model)
+    for weight, other in zip(model.weights, clone.weights, strict=True):
+        assert weight.shape == other.shape
+        assert "kernel" not in weight.path or not np.allclose(weight, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_decides_the_weights(name):
+    weights = []
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        weights.append(networks.build(name, (28, 28, 1), 10).get_weights())
+    for weight, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_lenet_is_lenet_5():
+    model = networks.build("lenet", (28, 28, 1), 10)
+    kernels = [weight.shape for weight in model.weights if weight.name == "kernel"]
+    assert kernels == [(5, 5, 1, 6), (5, 5, 6, 16), (400, 120), (120, 84), (84, 10)]
+    assert model.count_params() == 61706
+
+
+def test_mlp_widths():
+    model = networks.mlp((4, 3), 5, widths=(7,))
+    assert [weight.shape for weight in model.weights] == [(12, 7), (7,), (7, 5), (5,)]
+
+
+def test_digits_cnn_learns_digits(tmp_path):
+    keras.utils.set_random_seed(0)
+    train = data.load_arrays("digits", "train", tmp_path)
+    test = data.load_arrays("digits", "test", tmp_path)
+    model = networks.build("digits_cnn", train.input_shape, train.num_classes)
+    learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 20 * 12)
+    model.compile(
+        optimizer=keras.optimizers.SGD(learning_rate, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.fit(train.x, train.y, batch_size=128, epochs=20, verbose=0)
+    assert model.evaluate(test.x, test.y, verbose=0)[1] >= 0.97
+
+
+def reference_wide_resnet(model, x):
+    """The output of a WRN-10, written out with TensorFlow's own operations."""
+    convolutions = layers_of(model, keras.layers.Conv2D)
+    wide = iter([layer.kernel.value for layer in convolutions if layer.kernel_size == (3, 3)])
+    narrow = iter([layer.kernel.value for layer in convolutions if layer.kernel_size == (1, 1)])
+    norms = iter(layers_of(model, keras.layers.BatchNormalization))
+    by_one = [[0, 0], [1, 1], [1, 1], [0, 0]]
+
+    def activation(x):
+        norm = next(norms)
+        deviation = tf.sqrt(norm.moving_variance.value + 1e-5)
+        normalised = (x - norm.moving_mean.value) / deviation
+        return tf.nn.relu(normalised * norm.gamma.value + norm.beta.value)
+
+    x = tf.nn.conv2d(x, next(wide), 1, by_one)
+    for group, stride in enumerate((1, 2, 2)):
+        activated = activation(x)
+        shortcut = x if group == 0 else tf.nn.conv2d(activated, next(narrow), stride, "VALID")
+        hidden = activation(tf.nn.conv2d(activated, next(wide), stride, by_one))
+        x = tf.nn.conv2d(hidden, next(wide), 1, by_one) + shortcut
+    pooled = tf.reduce_mean(activation(x), (1, 2))
+    return pooled @ model.layers[-1].kernel.value + model.layers[-1].bias.value
+
+
+def test_wide_resnet_matches_its_description():
+    model = networks.wide_resnet((16, 16, 3), 10, depth=10)
+    random = np.random.default_rng(0)
+    for weight in model.weights:  # Moving statistics and scales too, away from 0 and 1.
+        weight.assign(weight + random.uniform(0, 0.3, weight.shape))
+    x = random.normal(size=(4, 16, 16, 3)).astype(np.float32)
+    expected = reference_wide_resnet(model, x)
+    np.testing.assert_allclose(model(x, training=False), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wide_resnet_sizes():
+    model = networks.build("wrn", (32, 32, 3), 10)
+    assert model.name == "wrn_16_1"
+    assert model.count_params() - sum(np.size(w) for w in model.non_trainable_weights) == 175066
+    assert not any(layer.use_bias for layer in layers_of(model, keras.layers.Conv2D))
+    norms = layers_of(model, keras.layers.BatchNormalization)
+    assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
+    wider = networks.wide_resnet((32, 32, 3), 10, depth=10, width=2)
+    assert wider.layers[-1].kernel.shape == (128, 10)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="digits_cnn, lenet, mlp, wrn. Received: name=resnet"):
+        networks.build("resnet", (28, 28, 1), 10)
+
+
+def test_images_too_small_for_lenet():
+    with pytest.raises(ValueError, match=r"12x12 .* input_shape=\(8, 8, 1\)"):
+        networks.build("lenet", (8, 8, 1), 10)
+
+
+@pytest.mark.parametrize("depth", [4, 12])
+def test_impossible_depth(depth):
+    with pytest.raises(ValueError, match=f"Received: depth={depth}"):
+        networks.wide_resnet((32, 32, 3), 10, depth=depth)

