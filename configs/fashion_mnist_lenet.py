@@ -3,8 +3,7 @@
 The settings are those of Micaelli & Storkey (2021), Figure 1, for another network and data: seven
 learning rates, a momentum and a weight decay, first steps 0.1, 0.1 and 3e-4, gradients clipped to
 3, a new 5% held out and new initial weights in every outer step, the validation gradient taken
-with the model in training mode. The products of Hessian and tangents are not clipped; the paper's
-figure clips them to 1 (--config.tangent_clipvalue=1.0).
+with the model in training mode, the products of Hessian and tangents clipped to 1.
 
     python -m trainers.prepare_data --dataset=fashion_mnist
     python -m trainers.search --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion
@@ -37,7 +36,7 @@ def get_config():
     config.validation_batch_size = 500
     config.validation_training = True
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}
-    config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
+    config.tangent_clipvalue = 1.0  # None: exact hypergradients.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.1},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.1},

@@ -1,6 +1,6 @@
 """Learned schedules for Keras: forward-mode hypergradients over long horizons."""
 
-from keras_fds import optimizers, outer
+from keras_fds import callbacks, optimizers, outer
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.schedules import BucketedSchedule, load_schedules, save_schedules
@@ -12,6 +12,7 @@ __all__ = [
     "BucketedSchedule",
     "HyperOptimizer",
     "Hyperparameter",
+    "callbacks",
     "fit",
     "hypergradients",
     "load_schedules",

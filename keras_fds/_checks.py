@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds._data import whole_number
 from keras_fds.hyper_optimizer import HyperOptimizer
 
 
@@ -60,16 +61,12 @@ def check_same_shapes(train, validation):
 
 
 def epochs_of_outer_steps(epochs, outer_steps):
-    if int(outer_steps) != outer_steps or outer_steps < 1:
-        raise ValueError(
-            f"`outer_steps` must be a whole number of at least 1. Received: {outer_steps!r}"
-        )
+    """One number of epochs for each outer step."""
+    outer_steps = whole_number("outer_steps", outer_steps)
     each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
     if len(each) != outer_steps:
         raise ValueError(
             f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
             f"Received: epochs={epochs!r}"
         )
-    if any(int(number) != number or number < 1 for number in each):
-        raise ValueError(f"`epochs` must be whole numbers of at least 1. Received: {epochs!r}")
-    return [int(number) for number in each]
+    return [whole_number("epochs", number) for number in each]

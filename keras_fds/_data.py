@@ -1,5 +1,6 @@
 """Batches for the compiled loops: arrays gathered on the device, datasets streamed."""
 
+import contextlib
 from typing import NamedTuple
 
 import keras
@@ -32,6 +33,25 @@ def map_structure(function, structure):
     return tf.nest.map_structure(lambda t: None if t is None else function(t), structure)
 
 
+def whole_number(name, value):
+    """The value as an int; a `ValueError` unless it is a whole number of at least 1."""
+    if isinstance(value, (int, float, np.number)) and value >= 1 and int(value) == value:
+        return int(value)
+    raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}")
+
+
+@contextlib.contextmanager
+def telling_of_the_end(argument):
+    """Says in a `ValueError` which argument asked for more batches than a dataset held."""
+    try:
+        yield
+    except tf.errors.OutOfRangeError as error:
+        raise ValueError(
+            f"The dataset ended early: it holds fewer batches than {argument} says. Lower "
+            f"{argument}, or repeat the dataset."
+        ) from error
+
+
 class ArrayBatches:
     """Batches of in-memory arrays.
 
@@ -46,7 +66,7 @@ class ArrayBatches:
         self.data = data
         lengths = {len(array) for array in tf.nest.flatten(data) if array is not None}
         self.num_examples = next(iter(lengths))
-        self.batch_size = int(batch_size)
+        self.batch_size = whole_number("batch_size", batch_size)
         self.examples = np.arange(self.num_examples) if examples is None else examples
         self.generator = generator
         self.num_batches = -(-len(self.examples) // self.batch_size)
@@ -58,7 +78,8 @@ class ArrayBatches:
 
     def subset(self, examples, batch_size=None, generator=None):
         """The same arrays with other examples."""
-        return ArrayBatches(self.data, batch_size or self.batch_size, examples, generator)
+        size = self.batch_size if batch_size is None else batch_size
+        return ArrayBatches(self.data, size, examples, generator)
 
     def start(self):
         """A source for one pass."""
@@ -81,6 +102,8 @@ class DatasetBatches:
 
     def __init__(self, dataset, num_batches=None, what=("The dataset", "steps_per_epoch")):
         cardinality = int(dataset.cardinality())
+        if num_batches is not None:
+            num_batches = whole_number(what[1], num_batches)
         if num_batches is None and cardinality < 0:
             kind = "infinite" if cardinality == tf.data.INFINITE_CARDINALITY else "unknown"
             raise ValueError(
@@ -184,8 +207,8 @@ def make_batches(data, batch_size, steps, what, class_weight=None):
     if x is None or not tf.nest.flatten(x):
         raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
     arrays = as_arrays(x, y, sample_weight, class_weight, what[0])
-    batches = ArrayBatches(arrays, batch_size or 32)
-    if steps is not None and steps > batches.num_batches:
+    batches = ArrayBatches(arrays, 32 if batch_size is None else batch_size)
+    if steps is not None and whole_number(what[1], steps) > batches.num_batches:
         raise ValueError(
             f"{what[0]} has only {batches.num_batches} batches. Received: {what[1]}={steps}"
         )
@@ -224,12 +247,13 @@ def _tensor(array):
 def _class_weights(y, sample_weight, class_weight):
     if sample_weight is not None:
         raise ValueError("Pass either `class_weight` or `sample_weight`, not both.")
+    if y is None or isinstance(y, dict) or np.ndim(y) not in (1, 2):
+        raise ValueError(
+            "`class_weight` needs one array of labels `y`, class numbers or one-hot. "
+            f"Received: y of type {type(y).__name__} with shape {np.shape(y)}"
+        )
     labels = np.asarray(y)
-    if labels.ndim > 1 and labels.shape[-1] > 1:
-        labels = labels.argmax(-1)
-    labels = labels.reshape(len(labels)).astype("int64")
-    weights = np.ones(labels.max() + 1, keras.config.floatx())
-    for label, weight in class_weight.items():
-        if label < len(weights):
-            weights[label] = weight
-    return weights[labels]
+    labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    classes, positions = np.unique(labels, return_inverse=True)
+    weights = np.array([class_weight.get(int(c), 1.0) for c in classes], keras.config.floatx())
+    return weights[positions]

@@ -19,7 +19,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras_fds._data import map_structure
 
 
-# ---------------------------------------------------------------- twice-differentiable moments
+# ----------------------------------------------------------------- twice differentiable layers
 def _moments(x, axes, keepdims=False):
     """Mean and variance whose second derivatives are right.
 
@@ -89,11 +89,6 @@ class StatelessModel:
         self.weights = [variable.value for variable in self._trainable]
         self.statistics = [self._non_trainable[i].value for i in floating]
         self.counters = [self._non_trainable[i].value for i in self._counter_positions]
-
-    @property
-    def trainable_variables(self):
-        """The weights as `keras.Variable`s."""
-        return self._trainable
 
     def _updated_positions(self, batch):
         """Positions of the non-trainable variables that a training step assigns."""

@@ -5,8 +5,6 @@ continued after any call. One inner step has two stages, as in Keras's own optim
 loss gradient and its Jacobian-vector products; then the optimizer's update and its own.
 """
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 
@@ -39,8 +37,10 @@ class Unroll:
             tf.Variable(tf.zeros([self.num_tangents, *s.shape], s.dtype), trainable=False)
             for s in state
         ]
-        compiled = functools.partial(tf.function, autograph=False, reduce_retracing=True)
-        self._run, self._validate = compiled(self._run_in_graph), compiled(self._validate_in_graph)
+        self._run, self._validate = (
+            _compiled(self._run_in_graph),
+            _compiled(self._validate_in_graph),
+        )
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
 
@@ -71,7 +71,8 @@ class Unroll:
             `(steps, finite)`: steps done, and whether the last loss was finite.
         """
         arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
-        steps, finite = self._run(source, *arguments)
+        with _data.telling_of_the_end("`steps_per_epoch`"):
+            steps, finite = self._run(source, *arguments)
         return int(steps), bool(finite)
 
     def _run_in_graph(self, source, position, inner_step, count, horizon):
@@ -170,7 +171,8 @@ class Unroll:
             `(loss, hypergradients)`: a float and a float64 array `[total_buckets]`, in the
             optimizer's order, each the mean over the steps of its bucket.
         """
-        loss, products = self._validate(source, tf.constant(num_batches, "int64"), training)
+        with _data.telling_of_the_end("`validation_steps`"):
+            loss, products = self._validate(source, tf.constant(num_batches, "int64"), training)
         if not self.num_tangents:
             return float(loss), np.zeros(0)
         lengths = np.concatenate(
@@ -216,6 +218,13 @@ class Unroll:
             products += tf.cast(product, "float64")
         count = tf.cast(num_batches, "float64")
         return tf.cast(total, "float64") / count, products / count
+
+
+def _compiled(function):
+    function = tf.function(function, autograph=False, reduce_retracing=True)
+    # One trace for each new model is meant; TensorFlow would warn of it from the fifth on.
+    function._omit_frequent_tracing_warning = True
+    return function
 
 
 def _assign(variables, values):

@@ -48,18 +48,20 @@ class Hyperparameter:
                 "`name` must be the name of an optimizer's hyperparameter, such as "
                 f"'learning_rate'. Received: name={name!r}"
             )
-        if isinstance(num_buckets, bool) or int(num_buckets) != num_buckets or num_buckets < 1:
+        if not isinstance(num_buckets, (int, np.integer)) or num_buckets is True or num_buckets < 1:
             raise ValueError(
                 f"`num_buckets` of {name!r} must be a whole number of at least 1. "
                 f"Received: num_buckets={num_buckets!r}"
             )
         self.name = name
+        self._default_maximum = _LARGEST_DECAY if name in _DECAYS else np.inf
         self.num_buckets = int(num_buckets)
-        self.step_size = float(step_size)
-        default_maximum = _LARGEST_DECAY if name in _DECAYS else np.inf
-        self.min_value = 0.0 if min_value is None else float(min_value)
-        self.max_value = default_maximum if max_value is None else float(max_value)
-        self.initial = initial if np.ndim(initial) else float(initial)
+        self.step_size = self._number("step_size", step_size)
+        self.min_value = self._number("min_value", 0.0 if min_value is None else min_value)
+        self.max_value = self._number(
+            "max_value", self._default_maximum if max_value is None else max_value
+        )
+        self.initial = initial
         if not self.step_size > 0 or not np.isfinite(self.step_size):
             raise ValueError(
                 f"`step_size` of {name!r} must be positive and finite. "
@@ -72,8 +74,20 @@ class Hyperparameter:
             )
         self._check_initial()
 
+    def _number(self, argument, value):
+        if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+            raise ValueError(
+                f"`{argument}` of {self.name!r} must be a number. Received: {argument}={value!r}"
+            )
+        return float(value)
+
     def _check_initial(self):
-        values = np.asarray(self.initial, dtype="float64")
+        try:
+            values = np.asarray(self.initial, dtype="float64")
+        except (TypeError, ValueError):
+            values = np.zeros((0, 0))
+        if np.asarray(self.initial, object).dtype.kind in "US" or self.initial is None:
+            values = np.zeros((0, 0))
         if values.ndim > 1 or (values.ndim == 1 and len(values) != self.num_buckets):
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
@@ -111,8 +125,8 @@ class Hyperparameter:
             "initial": self.initial,
             "step_size": self.step_size,
             "min_value": self.min_value,
-            # JSON has no infinity; `None` is the default, which is infinite where this is.
-            "max_value": self.max_value if np.isfinite(self.max_value) else None,
+            # The default may be infinite, which JSON has no word for.
+            "max_value": None if self.max_value == self._default_maximum else self.max_value,
         }
 
     @classmethod

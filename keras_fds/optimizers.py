@@ -38,7 +38,7 @@ class SGD(keras.optimizers.Optimizer):
         super().__init__(
             learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs
         )
-        if not 0 <= momentum < 1:
+        if not (isinstance(momentum, (int, float)) and 0 <= momentum < 1):
             raise ValueError(f"`momentum` must lie in [0, 1). Received: momentum={momentum!r}")
         self.momentum = momentum
 
@@ -53,12 +53,11 @@ class SGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         velocity = self.velocities[self._get_variable_index(variable)]
-        dtype = velocity.dtype
-        direction = ops.cast(gradient, dtype)
+        direction = ops.cast(gradient, velocity.dtype)
         if self.weight_decay is not None and self._use_weight_decay(variable):
-            direction = direction + ops.cast(self.weight_decay, dtype) * variable
-        self.assign(velocity, ops.cast(self.momentum, dtype) * velocity + direction)
-        self.assign_sub(variable, ops.cast(learning_rate, dtype) * velocity)
+            direction = ops.add(direction, ops.multiply(variable, self.weight_decay))
+        self.assign(velocity, ops.add(ops.multiply(velocity, self.momentum), direction))
+        self.assign_sub(variable, ops.multiply(velocity, learning_rate))
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}

@@ -45,9 +45,10 @@ class SignDescent:
     converged_fraction = 0.05
 
     def __init__(self, shrink=0.5, tolerance=0.02):
-        if not 0 < shrink < 1:
+        if not (isinstance(shrink, (int, float)) and 0 < shrink < 1):
             raise ValueError(f"`shrink` must lie in (0, 1). Received: shrink={shrink!r}")
-        if tolerance is not None and not tolerance >= 0:
+        is_number = isinstance(tolerance, (int, float))
+        if tolerance is not None and not (is_number and tolerance >= 0):
             raise ValueError(
                 f"`tolerance` must be None or not negative. Received: tolerance={tolerance!r}"
             )
@@ -87,21 +88,26 @@ class SignDescent:
             The new state.
         """
         state = dict(state)
+        loss = loss if np.isfinite(loss) else np.inf
+        best = float(state["best_loss"])
         signs = np.nan_to_num(np.sign(hypergradients))
-        best = state["best_loss"]
-        if self.tolerance is not None and not loss <= best + self.tolerance * abs(best):
-            state["step_sizes"] = state["step_sizes"] * self.shrink
-            if np.isfinite(best):
-                state["values"] = state["best_values"]
-                signs = state["best_signs"]
-        else:
+        if self.tolerance is None or self._acceptable(loss, best):
             flipped = signs * state["signs"] < 0
             state["step_sizes"] = np.where(flipped, self.shrink, 1.0) * state["step_sizes"]
-        if loss <= state["best_loss"]:
+        else:
+            state["step_sizes"] = self.shrink * state["step_sizes"]
+            if np.isfinite(best):
+                state["values"], signs = state["best_values"], state["best_signs"]
+        if loss < best:
             state.update(best_values=state["values"], best_signs=signs, best_loss=np.array(loss))
-        state["signs"] = np.where(signs == 0, state["signs"], signs)
+        state["signs"] = signs
         state["values"] = np.clip(state["values"] - signs * state["step_sizes"], minimum, maximum)
         return state
+
+    def _acceptable(self, loss, best):
+        if not (np.isfinite(loss) and np.isfinite(best)):
+            return bool(np.isfinite(loss))
+        return loss <= best + self.tolerance * abs(best)
 
     def converged(self, state, minimum, maximum):
         """Whether every step size is below 5% of its value.

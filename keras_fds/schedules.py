@@ -37,16 +37,21 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, values, horizon):
-        self.values = np.asarray(values, dtype="float64").reshape(-1)
-        self.horizon = int(horizon)
+        try:
+            self.values = np.array(values, dtype="float64").reshape(-1)
+        except (TypeError, ValueError, OverflowError):
+            self.values = np.zeros(0)
         if self.values.size < 1 or not np.all(np.isfinite(self.values)):
             raise ValueError(
                 f"`values` must be one or more finite numbers. Received: values={values!r}"
             )
-        if self.horizon < 1:
+        is_number = isinstance(horizon, (int, float, np.number))
+        if not is_number or not 1 <= horizon < 2**63 or int(horizon) != horizon:
             raise ValueError(
-                f"`horizon` must be at least one inner step. Received: horizon={horizon!r}"
+                f"`horizon` must be a whole number of inner steps, at least 1. "
+                f"Received: horizon={horizon!r}"
             )
+        self.horizon = int(horizon)
 
     @property
     def num_buckets(self):
@@ -79,6 +84,10 @@ def save_schedules(path, schedules):
     Args:
         path: File to write.
         schedules: `{"learning_rate": BucketedSchedule, …}`.
+
+    Example:
+
+    >>> save_schedules("schedules.json", optimizer.schedules)
     """
     path = pathlib.Path(path)
     content = {
@@ -102,6 +111,10 @@ def load_schedules(path):
 
     Raises:
         ValueError: When the file is missing, corrupt, or of a newer version.
+
+    Example:
+
+    >>> optimizer.schedules = load_schedules("schedules.json")
     """
     try:
         content = json.loads(pathlib.Path(path).read_text())
@@ -117,7 +130,9 @@ def load_schedules(path):
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'{str(path)!r} is not a schedule file: it lacks "format": "{_FORMAT}".')
     version = content.get("version")
-    if not isinstance(version, int) or version > _VERSION:
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"The schedule file {str(path)!r} is corrupt: its version is {version!r}.")
+    if version > _VERSION:
         raise ValueError(
             f"The schedule file {str(path)!r} has version {version!r}; this keras_fds reads "
             f"versions up to {_VERSION}. Install a newer keras_fds."

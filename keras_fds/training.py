@@ -128,6 +128,11 @@ def hypergradients(
 
     Raises:
         ValueError: When model and data do not fit together.
+
+    Example:
+
+    >>> keras_fds.hypergradients(model, train_dataset.batch(128), validation_dataset.batch(500))
+    {'learning_rate': array([-0.012, -0.007]), 'momentum': array([-0.0004])}
     """
     _checks.check_compiled(model)
     if differentiation != "forward":

@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -6,6 +7,9 @@ import keras
 import pytest
 import tensorflow as tf
 
+# What is imported stays: the many collections of the tests need not look through it.
+gc.collect()
+gc.freeze()
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 

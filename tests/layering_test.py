@@ -16,6 +16,7 @@ LEVELS = (
     ("_stateless", "_tangents"),
     ("_unroll", "_adjoint"),
     ("hyper_optimizer",),
+    ("_checks",),
     ("training",),
     ("gradcheck",),
     ("callbacks",),

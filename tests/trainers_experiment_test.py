@@ -32,20 +32,22 @@ def test_check_config_names_what_is_missing_and_numbers_below_one(config):
         experiment.check_config(config)
 
 
-@pytest.mark.parametrize(
-    "epochs, expected",
-    [(3, [3, 3, 3]), ((3,), [3, 3, 3]), ((1, 10), [1, 10, 10]), ((1, 2, 3, 4), [1, 2, 3])],
-)
-def test_the_last_number_of_epochs_is_for_all_that_follow(epochs, expected):
-    config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
-    assert experiment.epochs_of_outer_steps(config) == expected
+def test_the_last_number_of_epochs_is_for_all_that_follow():
+    for epochs, expected in (
+        (3, [3, 3, 3]),
+        ((3,), [3, 3, 3]),
+        ((1, 10), [1, 10, 10]),
+        ((1, 2, 3, 4), [1, 2, 3]),
+    ):
+        config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
+        assert experiment.epochs_of_outer_steps(config) == expected
 
 
-@pytest.mark.parametrize("epochs", [(), 0, (1, 0), ("a",), 1.5])
-def test_epochs_that_are_no_counts_are_refused(epochs):
-    config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
-    with pytest.raises(ValueError, match="`epochs` must be one or more whole numbers"):
-        experiment.epochs_of_outer_steps(config)
+def test_epochs_that_are_no_counts_are_refused():
+    for epochs in ((), 0, (1, 0), ("a",), 1.5):
+        config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
+        with pytest.raises(ValueError, match="`epochs` must be one or more whole numbers"):
+            experiment.epochs_of_outer_steps(config)
 
 
 def test_optimizer_is_as_the_config_says(config):

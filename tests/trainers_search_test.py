@@ -1,0 +1,169 @@
+"""A search from a config, in this process and as the program that users type."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import keras_fds
+from configs import digits
+from trainers import search
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ["config.json", "history.csv", "model.keras", "schedules.json", "schedules.png"]
+SMALL = {"network": "mlp", "epochs": "(1,)", "validation_split": "0.2"}
+SPAM = ("WARNING", "oneDNN", "cuda", "Traceback")
+
+
+def small_config(data_dir, **fields):
+    config = digits.get_config()
+    small = {"network": "mlp", "epochs": (1,), "outer_steps": 2, "data_dir": str(data_dir)}
+    config.update({**small, **fields})
+    return config
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "new"
+    return workdir, search.search(small_config(data_dir), workdir, verbose=0)
+
+
+def start(workdir, data_dir, **fields):
+    """The program as a process of its own, both outputs in one pipe."""
+    fields = {**SMALL, "data_dir": data_dir, **fields}
+    environment = {key: os.environ[key] for key in os.environ if key != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "trainers.search", "--config=configs/digits.py"]
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *overrides],
+        cwd=ROOT,
+        env={**environment, "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Where tests run in the background, an interrupt is ignored unless asked for.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_workdir_ends_up_with_everything(searched, data_dir):
+    workdir, history = searched
+    assert sorted(path.name for path in workdir.iterdir()) == [*RESULTS, "tensorboard"]
+    runs = {path.parent.name for path in (workdir / "tensorboard").rglob("events.out.tfevents.*")}
+    assert runs == {"tensorboard", "search", "train", "validation"} | {
+        f"outer_step_00{n}" for n in (1, 2)
+    }
+    config = json.loads((workdir / "config.json").read_text())
+    assert config == json.loads(json.dumps(small_config(data_dir).to_dict()))
+    with open(workdir / "history.csv", newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    assert losses == pytest.approx(history.history["val_loss"])
+
+
+def test_model_is_the_best_outer_steps(searched):
+    workdir, history = searched
+    model = keras.models.load_model(workdir / "model.keras")
+    schedules = keras_fds.load_schedules(workdir / "schedules.json")
+    assert set(schedules) == {"learning_rate", "momentum", "weight_decay"}
+    for name, schedule in schedules.items():
+        np.testing.assert_array_equal(schedule.values, model.optimizer.schedules[name].values)
+    # Starting from zero, the second outer step is the first that learns.
+    assert np.argmin(history.history["val_loss"]) == 1
+    assert schedules["learning_rate"].values.max() == pytest.approx(0.1)
+
+
+def test_an_older_result_is_never_overwritten_silently(searched, data_dir):
+    workdir, _ = searched
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="is not empty"):
+        search.search(small_config(data_dir), workdir)
+    # Asked to, but for something that does not work, it loses nothing either.
+    for field in ({"dataset": "nope"}, {"network": "nope"}, {"batch_size": 1438}):
+        with pytest.raises(ValueError):
+            search.search(small_config(data_dir, **field), workdir, overwrite=True, verbose=0)
+    after = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_wrong_input_leaves_an_empty_workdir(tmp_path, data_dir):
+    for message, field in {
+        "Unknown dataset": {"dataset": "nope"},
+        "Unknown network": {"network": "nope"},
+        "`optimizer` of the config must name": {"optimizer": {"name": "nope"}},
+        "more buckets than the horizon": {"batch_size": 1438},
+        "`validation_split` between 0 and 1": {"validation_split": 1.5},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            search.search(small_config(data_dir, **field), tmp_path, verbose=0)
+        assert not list(tmp_path.iterdir())
+
+
+def test_program_prints_schedules_and_what_to_type_next(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir, outer_steps=2)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    for word in SPAM:
+        assert word not in output
+    lines = [line.split() for line in output.splitlines()]
+    assert ["bucket", *"0123456"] in lines
+    rates = next(line for line in lines if line[:1] == ["learning_rate"])
+    schedules = keras_fds.load_schedules(workdir / "schedules.json")
+    assert [float(rate) for rate in rates[1:]] == schedules["learning_rate"].values.tolist()
+    assert "The best of 2 outer steps was number 2: validation loss" in output
+    train = next(line for line in lines if "trainers.train" in line)
+    assert train[1:3] == ["-m", "trainers.train"]
+    assert train[3] == "--config=configs/digits.py"
+    assert "--config.network=mlp" in train and "--config.outer_steps=2" in train
+    assert train[-2:] == [f"--schedules={workdir}/schedules.json", f"--workdir={workdir}-train"]
+    assert any(f"--logdir={workdir}/tensorboard" in line for line in lines)
+    assert str(workdir / "schedules.png") in output
+
+
+def test_an_interrupt_leaves_what_is_finished(tmp_path, data_dir):
+    process = start(tmp_path, data_dir, outer_steps=500)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "history.csv").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert f"Interrupted. {tmp_path} holds what is finished: config.json, schedules.json" in output
+    for word in SPAM:
+        assert word not in output
+    keras_fds.load_schedules(tmp_path / "schedules.json")
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(None not in row.values() for row in rows)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"dataset": "nope"}, "Unknown dataset"),
+        ({"outer_step": "3"}, "the config has no such field"),
+        ({"outer_steps": "three"}, "invalid literal"),
+    ],
+)
+def test_wrong_input_is_a_sentence_and_exit_code_1(tmp_path, data_dir, fields, message):
+    process = start(tmp_path, data_dir, **fields)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert message in output.splitlines()[-1] or message in output.splitlines()[-2]
+    for word in SPAM:
+        assert word not in output

@@ -1,0 +1,158 @@
+"""Training with learned schedules from a config, in this process and as a program."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_fds
+from configs import digits
+from trainers import data, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = [
+    *("config.json", "history.csv", "model.keras", "schedules.json", "schedules.png"),
+    *("tensorboard", "test.json"),
+]
+# Other numbers of buckets than the config's.
+SCHEDULES = {
+    "learning_rate": keras_fds.BucketedSchedule([0.05, 0.1, 0.02], 30),
+    "momentum": keras_fds.BucketedSchedule([0.9, 0.5], 30),
+    "weight_decay": keras_fds.BucketedSchedule([1e-4], 30),
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def schedules(tmp_path_factory):
+    path = tmp_path_factory.mktemp("search") / "schedules.json"
+    keras_fds.save_schedules(path, SCHEDULES)
+    return path
+
+
+@pytest.fixture
+def config(data_dir):
+    return small_config(data_dir)
+
+
+def small_config(data_dir):
+    config = digits.get_config()
+    config.update(network="mlp", train_epochs=2, train_seeds=2, data_dir=str(data_dir))
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir, schedules):
+    workdir = tmp_path_factory.mktemp("runs") / "new"
+    return workdir, train.train(small_config(data_dir), schedules, workdir, verbose=0)
+
+
+def test_workdir_ends_up_with_everything(trained):
+    workdir, metrics = trained
+    assert sorted(path.name for path in workdir.iterdir()) == RESULTS
+    assert json.loads((workdir / "test.json").read_text()) == metrics
+    with open(workdir / "history.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "0", "1"]
+    assert {path.name for path in (workdir / "tensorboard").iterdir()} == {"seed_0", "seed_1"}
+
+
+def test_metrics_are_means_over_seeds(trained):
+    _, metrics = trained
+    assert [each["seed"] for each in metrics["seeds"]] == [0, 1]
+    for name in ("loss", "accuracy"):
+        assert metrics[name] == pytest.approx(np.mean([each[name] for each in metrics["seeds"]]))
+    assert metrics["seeds"][0]["loss"] != metrics["seeds"][1]["loss"]
+    low, high = metrics["accuracy_interval"]
+    assert low < metrics["accuracy"] < high
+    assert metrics["accuracy"] > 0.8
+
+
+def test_schedules_are_the_files_stretched_to_the_training(trained):
+    workdir, _ = trained
+    horizon = 2 * 23  # 1438 examples in batches of 64.
+    model = keras.models.load_model(workdir / "model.keras")
+    assert int(model.optimizer.iterations.numpy()) == horizon
+    written = keras_fds.load_schedules(workdir / "schedules.json")
+    for name, schedule in SCHEDULES.items():
+        for stretched in (written[name], model.optimizer.schedules[name]):
+            assert stretched.values.tolist() == schedule.values.tolist()
+            assert stretched.horizon == horizon
+
+
+def test_model_is_the_first_seeds(trained, data_dir):
+    workdir, metrics = trained
+    model = keras.models.load_model(workdir / "model.keras")
+    test = data.load_arrays("digits", "test", data_dir)
+    loss, accuracy = model.evaluate(test.x, test.y, verbose=0)
+    assert loss == pytest.approx(metrics["seeds"][0]["loss"], rel=1e-5)
+    assert accuracy == pytest.approx(metrics["seeds"][0]["accuracy"])
+
+
+def test_a_seed_is_repeated_exactly(trained, config, schedules, tmp_path):
+    config.train_seeds = 1
+    config.seed = 1
+    again = train.train(config, schedules, tmp_path, verbose=0)
+    assert again["accuracy_interval"] is None
+    assert again["loss"] == pytest.approx(trained[1]["seeds"][1]["loss"], rel=1e-5)
+
+
+def test_report_gives_mean_and_interval(trained):
+    workdir, metrics = trained
+    text = train.report(metrics, workdir)
+    assert f"Test accuracy {metrics['accuracy']:.2%}" in text
+    assert "means of 2 seeds" in text and "95% interval" in text
+    one = {"loss": 0.5, "accuracy": 0.9, "accuracy_interval": None, "seeds": [{}]}
+    assert "Test accuracy 90.00%, loss 0.5000.\n" in train.report(one, workdir)
+
+
+def test_schedule_files_that_do_not_fit_are_refused(config, schedules, tmp_path):
+    corrupt = tmp_path / "corrupt.json"
+    corrupt.write_text("{")
+    other = tmp_path / "other.json"
+    keras_fds.save_schedules(other, {"learning_rate": SCHEDULES["learning_rate"]})
+    workdir = tmp_path / "run"
+    for path, message in (
+        (tmp_path / "missing.json", "Cannot read the schedule file"),
+        (corrupt, "is corrupt"),
+        (other, "The schedules are of learning_rate; the config learns learning_rate, momentum"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.train(config, path, workdir)
+    assert not workdir.exists() or not list(workdir.iterdir())
+
+
+def test_the_searchs_own_folder_is_refused(config, schedules):
+    with pytest.raises(ValueError, match="must not be the folder that holds --schedules"):
+        train.train(config, schedules, schedules.parent, overwrite=True)
+    assert schedules.exists()
+
+
+def test_program_prints_the_accuracy_and_nothing_else_of_note(schedules, data_dir, tmp_path):
+    environment = {key: os.environ[key] for key in os.environ if key != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "trainers.train", "--config=configs/digits.py"]
+    command += [f"--schedules={schedules}", f"--workdir={tmp_path}"]
+    overrides = {"data_dir": data_dir, "network": "mlp", "train_epochs": 1}
+    process = subprocess.run(
+        [*command, *(f"--config.{name}={value}" for name, value in overrides.items())],
+        cwd=ROOT,
+        env={**environment, "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stdout
+    for word in ("WARNING", "oneDNN", "cuda", "Traceback"):
+        assert word not in process.stdout
+    accuracy = json.loads((tmp_path / "test.json").read_text())["accuracy"]
+    assert f"Test accuracy {accuracy:.2%}" in process.stdout
