@@ -79,7 +79,7 @@ def test_metrics_are_means_over_seeds(trained):
 
 def test_schedules_are_the_files_stretched_to_the_training(trained):
     workdir, _ = trained
-    horizon = 2 * 23  # 1438 examples in batches of 64.
+    horizon = 2 * 12  # 1438 examples in batches of 128.
     model = keras.models.load_model(workdir / "model.keras")
     assert int(model.optimizer.iterations.numpy()) == horizon
     written = keras_fds.load_schedules(workdir / "schedules.json")
