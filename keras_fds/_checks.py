@@ -29,6 +29,12 @@ def check_compiled(model):
         raise ValueError(
             f"The model {model.name!r} is compiled without a loss. Pass `loss=` to compile()."
         )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            "keras_fds trains on one device so far. Build the model outside of the scope of its "
+            f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
+        )
     for method in ("train_step", "test_step"):
         if getattr(type(model), method) is not getattr(keras.Model, method):
             raise ValueError(

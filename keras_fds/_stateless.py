@@ -159,9 +159,7 @@ class StatelessModel:
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
-            raise ValueError(
-                f"The loss of {self.model.name!r} does not depend on any trainable weight."
-            )
+            raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
         new_statistics = [new[i] for i in self._statistics_positions]
         new_counters = [new[i] for i in self._counter_positions]
         return (gradients, new_statistics), (loss, outputs, new_counters)
@@ -360,6 +358,12 @@ def build(model, batch):
     if not model.built:
         keras_backend.compute_output_spec(model, _keras_tensors(batch[0]), training=False)
     model._symbolic_build(data_batch=_keras_tensors(batch))
+    built_for = model.optimizer._trainable_variables
+    if [id(v) for v in built_for] != [id(v) for v in model.trainable_variables]:
+        raise ValueError(
+            f"The optimizer was built for other weights than those of {model.name!r}: for another "
+            "model, or before layers were frozen. Compile the model with a new HyperOptimizer."
+        )
 
 
 def _keras_tensors(specs):

@@ -76,3 +76,18 @@ def test_a_model_compiled_with_another_optimizer_is_refused():
     model.compile("adam", loss="mse")
     with pytest.raises(ValueError, match=r"HyperOptimizer.*Received: optimizer=.*Adam"):
         fit(model)
+
+
+def test_an_optimizer_built_for_another_model_is_refused():
+    first, second = make_model(), make_model(compiled=False)
+    fit(first, outer_steps=1)
+    second.compile(first.optimizer, loss=first.loss)
+    with pytest.raises(ValueError, match="built for other weights.*new HyperOptimizer"):
+        fit(second)
+
+
+def test_several_replicas_are_refused():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = make_model()
+    with pytest.raises(ValueError, match="one device so far.*2 replicas"):
+        fit(model)

@@ -10,6 +10,9 @@ import tensorflow as tf
 # What is imported stays: the many collections of the tests need not look through it.
 gc.collect()
 gc.freeze()
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
