@@ -51,7 +51,7 @@ def fit(
             is arrays (or a nest of them), or a `tf.data.Dataset` of batches.
         epochs: Epochs of training in an outer step; or a list, one number an outer step.
             Defaults to `1`.
-        outer_steps: Number of outer steps. Defaults to `10`.
+        outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
         validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
             `validation_split` and `validation_data` is required.
         validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches.
@@ -182,6 +182,8 @@ class _OuterLoop:
             for outer_step in range(initial_epoch, len(self.horizons)):
                 self.optimizer.update_schedules()
                 if outer_step > initial_epoch and self.optimizer.converged:
+                    if self.callbacks.params["verbose"]:
+                        print("The search has converged: no value moves by 5% of itself any more.")
                     break
                 logs = self.outer_step(outer_step)
                 if model.stop_training:
@@ -212,7 +214,8 @@ class _OuterLoop:
                 RuntimeWarning,
                 stacklevel=4,
             )
-            return self.finish(outer_step, {**logs, "val_loss": np.nan}, np.inf, np.nan)
+            missing = {f"val_{name}": np.nan for name in logs}
+            return self.finish(outer_step, {**logs, **missing}, np.inf, np.nan)
         model.reset_metrics()
         loss, values = unroll.validate(
             validation.start(), validation.num_batches, self.validation_training

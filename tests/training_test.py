@@ -211,6 +211,7 @@ def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
     with pytest.warns(RuntimeWarning, match="Outer step 2.*inner step 1 of 10"):
         history = quick_fit(model, epochs=2, callbacks=[Break()])
     assert np.isnan(history.history["val_loss"][1])
+    assert {len(values) for values in history.history.values()} == {3}
     assert np.isfinite(history.history["val_loss"][2])
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
