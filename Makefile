@@ -49,6 +49,7 @@ format: install ## Mend what ruff can mend.
 benchmarks: install ## Print the ratios that docs/benchmarks.md reports.
 	@$(BIN)/python -m benchmarks.inner_step
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.start
 
 clean: ## Remove caches and build outputs; .venv and runs/ stay.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
