@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("keras_fds", "trainers", "configs", "tests")
+FOLDERS = ("keras_fds", "trainers", "configs", "benchmarks", "examples", "tests")
 RULES = ("py_library", "py_binary", "pytest_test")
 
 
