@@ -43,6 +43,23 @@ def check_compiled(model):
             )
 
 
+def check_targets(model, x, y):
+    """Raises a `ValueError` when arrays come without what the loss compares them to."""
+    if y is None and model.loss is not None and not isinstance(x, tf.data.Dataset):
+        raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
+
+
+def check_batched(model, spec):
+    """Raises a `ValueError` when batches have one axis less than the model's inputs."""
+    ranks = [len(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    received = [tensor.shape.rank for tensor in tf.nest.flatten(spec[0])]
+    if received and [rank + 1 for rank in received] == ranks:
+        raise ValueError(
+            "The dataset's elements lack the batch axis. Call `dataset.batch(batch_size)`. "
+            f"Received: inputs {spec[0]}"
+        )
+
+
 def check_buckets(optimizer, horizon):
     for hyperparameter in optimizer.hyperparameters:
         if hyperparameter.num_buckets > horizon:

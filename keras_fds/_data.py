@@ -204,6 +204,11 @@ def make_batches(data, batch_size, steps, what, class_weight=None):
         if class_weight is not None:
             raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
         return DatasetBatches(x, steps, what)
+    if hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+        raise ValueError(
+            f"{what[0]} must be arrays or a tf.data.Dataset (tf.data.Dataset.from_generator makes "
+            f"one of a generator). Received: {type(x).__name__}"
+        )
     if x is None or not tf.nest.flatten(x):
         raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
     arrays = as_arrays(x, y, sample_weight, class_weight, what[0])
@@ -240,7 +245,10 @@ def _tensor(array):
         array = np.asarray(array)
     tensor = tf.convert_to_tensor(array)
     if tensor.shape.rank == 0:
-        raise ValueError(f"Data must be arrays with one entry an example. Received: {array!r}")
+        raise ValueError(
+            "Data must be arrays with one entry an example; turn lists of numbers into arrays with "
+            f"numpy.asarray. Received: {array!r}"
+        )
     return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
 
 

@@ -10,13 +10,9 @@ import re
 
 import keras
 import tensorflow as tf
-from keras.src import backend as keras_backend
 from keras.src.backend.tensorflow import nn as keras_nn
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
-from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
-
-from keras_fds._data import map_structure
 
 
 # ----------------------------------------------------------------- twice differentiable layers
@@ -177,6 +173,8 @@ class StatelessModel:
         x, y, sample_weight = batch
         size = tf.shape(tf.nest.flatten(x)[0])[0]
         self.model._loss_tracker.update_state(loss, sample_weight=size)
+        if self.model._compile_loss is not None and self.model._compile_loss.metrics:
+            self.model._compile_loss(y, outputs, sample_weight)  # Feeds each output's tracker.
         self.model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     def reinitialize(self, twin):
@@ -288,6 +286,7 @@ def build_optimizer(optimizer, names, variables):
 def numeric_attributes(optimizer):
     """Names of the numbers in a Keras optimizer's config: its candidates for learning."""
     switches = ("gradient_accumulation_steps", "ema_overwrite_frequency", "loss_scale_factor")
+    switches += ("ema_momentum",)
     return [
         name
         for name, value in optimizer.get_config().items()
@@ -350,51 +349,3 @@ def fresh_slots(optimizer, names, trainable_variables):
     twin = type(optimizer).from_config(optimizer.get_config())
     build_optimizer(twin, names, trainable_variables)
     return [variable.numpy() for variable in twin.variables]
-
-
-# ---------------------------------------------------------------------------- built and fresh
-def build(model, batch):
-    """Creates all variables of a compiled model from the specs of a batch."""
-    if not model.built:
-        keras_backend.compute_output_spec(model, _keras_tensors(batch[0]), training=False)
-    model._symbolic_build(data_batch=_keras_tensors(batch))
-    built_for = model.optimizer._trainable_variables
-    if [id(v) for v in built_for] != [id(v) for v in model.trainable_variables]:
-        raise ValueError(
-            f"The optimizer was built for other weights than those of {model.name!r}: for another "
-            "model, or before layers were frozen. Compile the model with a new HyperOptimizer."
-        )
-
-
-def _keras_tensors(specs):
-    return map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), specs)
-
-
-def fresh_model(model, inputs):
-    """A new model of the same architecture with newly drawn weights.
-
-    Args:
-        model: A built `keras.Model`.
-        inputs: The `tf.TensorSpec`s of its inputs.
-
-    Raises:
-        ValueError: When Keras cannot rebuild the model from its config.
-    """
-    try:
-        if isinstance(model, (keras.Sequential, Functional)):
-            twin = keras.models.clone_model(model)
-        else:
-            twin = type(model).from_config(model.get_config())
-        if not twin.built:
-            keras_backend.compute_output_spec(twin, _keras_tensors(inputs), training=False)
-        shapes = [tuple(v.shape) for v in model.variables]
-        if [tuple(v.shape) for v in twin.variables] != shapes:
-            raise ValueError("the rebuilt model has other variables")
-        return twin
-    except Exception as error:
-        raise ValueError(
-            f"The model {model.name!r} cannot be re-initialised: Keras cannot rebuild "
-            f"{type(model).__name__} from its config ({error}). Give it a `get_config`, or pass "
-            "`initial_weights=` a function that returns a newly made model, or "
-            "`initial_weights='same'` to restart every outer step from the present weights."
-        ) from error

@@ -8,7 +8,7 @@ loss gradient and its Jacobian-vector products; then the optimizer's update and 
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _data, _stateless
+from keras_fds import _data, _models, _stateless
 from keras_fds._tangents import jacobian_vector_products
 
 
@@ -25,7 +25,7 @@ class Unroll:
 
     def __init__(self, model, batch):
         self.hyper_optimizer = model.optimizer
-        _stateless.build(model, batch)
+        _models.build(model, batch)
         self.model = _stateless.StatelessModel(model, batch)
         self.optimizer = _stateless.StatelessOptimizer(self.hyper_optimizer.optimizer)
         self.buckets = [h.num_buckets for h in self.hyper_optimizer.hyperparameters]

@@ -48,6 +48,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def __init__(self, optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
         self.optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(hyperparameters, (list, tuple)):
+            raise ValueError(
+                "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
+                f"Received: hyperparameters={hyperparameters!r}"
+            )
         self.hyperparameters = list(hyperparameters)
         self.outer = SignDescent() if outer is None else outer
         self.tangent_clipvalue = tangent_clipvalue
@@ -102,7 +107,12 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     f"Received: {argument}={getattr(optimizer, argument)!r}"
                 )
         clip = self.tangent_clipvalue
-        if clip is not None and not clip > 0:
+        if not hasattr(self.outer, "initial_state"):
+            raise ValueError(
+                "`outer` must be an outer update rule such as keras_fds.outer.SignDescent(). "
+                f"Received: outer={self.outer!r}"
+            )
+        if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
 
     # ------------------------------------------------------------------- learned values

@@ -6,13 +6,17 @@ import warnings
 import keras
 import numpy as np
 
-from keras_fds import _checks, _data, _stateless
+from keras_fds import _checks, _data, _models
 from keras_fds._unroll import Unroll
 from keras_fds.hyper_optimizer import AnnounceHorizon
 
 # A compiled call runs as many inner steps as fit in this time, so that progress is shown and
 # an interrupt is heard at a steady pace whatever a step costs.
 _SECONDS_A_CALL = 0.3
+_NO_BEST = (
+    ", and the search ends: there is no better point to go back to. Start from smaller values, or "
+    "clip gradients (`clipvalue`, `global_clipnorm`)."
+)
 
 
 def fit(
@@ -55,7 +59,9 @@ def fit(
         validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
             `validation_split` and `validation_data` is required.
         validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches.
-        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
+        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`. A search
+            that goes on from a checkpoint (`BackupAndRestore`) knows the best schedules so far,
+            not their weights.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
         initial_weights: `"fresh"` draws new weights each outer step from the model's
@@ -79,9 +85,11 @@ def fit(
     >>> model.optimizer.schedules["learning_rate"]
     """
     _checks.check_compiled(model)
+    _checks.check_targets(model, x, y)
     what = ("The training data", "steps_per_epoch")
     data = (x, y, sample_weight)
     train = _data.make_batches(data, batch_size, steps_per_epoch, what, class_weight)
+    _checks.check_batched(model, train.spec)
     validation = None
     if validation_data is not None:
         what = ("`validation_data`", "validation_steps")
@@ -171,6 +179,7 @@ class _OuterLoop:
         self.validation_training = validation_training
         self.steps_a_call = 1
         self.best = {"loss": np.inf}
+        self.start_weights = self.model.get_weights()
 
     def run(self, initial_epoch):
         """Runs the outer steps and returns the model's history."""
@@ -178,6 +187,7 @@ class _OuterLoop:
         model.stop_training = False
         self.callbacks.on_train_begin()
         initial_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
+        self.initial_epoch = initial_epoch
         try:
             for outer_step in range(initial_epoch, len(self.horizons)):
                 self.optimizer.update_schedules()
@@ -185,8 +195,10 @@ class _OuterLoop:
                     if self.callbacks.params["verbose"]:
                         print("The search has converged: no value moves by 5% of itself any more.")
                     break
+                if outer_step == initial_epoch:
+                    self.resume_best()
                 logs = self.outer_step(outer_step)
-                if model.stop_training:
+                if model.stop_training or np.isinf(self.best["loss"]):
                     break
         finally:
             self.keep_best()
@@ -205,12 +217,14 @@ class _OuterLoop:
         self.callbacks.on_epoch_begin(outer_step)
         steps, finite = self.inner_steps(train, horizon)
         logs = _logs(model)
-        if model.stop_training and steps < horizon:
+        if finite and steps < horizon:
             return self.finish(outer_step, logs, np.inf, np.nan)
         if not finite:
+            known = np.isfinite(self.best["loss"])
             warnings.warn(
                 f"Outer step {outer_step + 1}: the training loss stopped being finite at inner "
-                f"step {steps} of {horizon}. This step is given up; the best so far is kept.",
+                f"step {steps} of {horizon}. This step is given up"
+                + ("; the best so far is kept." if known else _NO_BEST),
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -265,11 +279,21 @@ class _OuterLoop:
         elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
             self.steps_a_call //= 2
 
+    def resume_best(self):
+        """Takes over the best point of a search that was begun elsewhere; its weights are gone."""
+        state = self.optimizer.outer_state
+        if self.initial_epoch and np.isfinite(state.get("best_loss", np.inf)):
+            loss, values = float(state["best_loss"]), state["best_values"]
+            self.best = {"loss": loss, "values": values, "horizon": self.optimizer.horizon}
+
     def keep_best(self):
         """Leaves the best outer step's weights and schedules, and fresh slots."""
         best, optimizer = self.best, self.optimizer
-        if "weights" in best:
-            self.model.set_weights(best["weights"])
+        if np.isinf(best["loss"]):
+            self.model.set_weights(self.start_weights)
+            optimizer.reset_slots()
+        else:
+            self.model.set_weights(best.get("weights", self.model.get_weights()))
             optimizer.reset_slots()
             optimizer.horizon = best["horizon"]
             if not np.array_equal(best["values"], optimizer.outer_state["values"]):
@@ -284,9 +308,9 @@ class _Restart:
         model = unroll.model.model
         self.stateless = unroll.model
         if callable(initial_weights):
-            self.make = initial_weights
+            self.make = lambda: _models.fresh_model(model, inputs, initial_weights)
         elif initial_weights == "fresh":
-            self.make = lambda: _stateless.fresh_model(model, inputs)
+            self.make = lambda: _models.fresh_model(model, inputs)
         elif initial_weights == "same":
             start = [variable.numpy() for variable in model.variables]
             self.make = None
@@ -296,7 +320,8 @@ class _Restart:
                 "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
                 f"model. Received: initial_weights={initial_weights!r}"
             )
-        self()
+        if self.make is not None:
+            self.make()  # Whether it can be done is known before any training.
 
     def __call__(self):
         if self.make is None:

@@ -37,6 +37,9 @@ X, Y = arrays()
         (make_model, {"validation_split": 0.0}, "need validation data.*validation_split=0.0"),
         (make_model, {"validation_split": 0.001}, "leaves nothing"),
         (make_model, {"x": None, "y": None}, "missing"),
+        (make_model, {"y": None}, "`y` is missing"),
+        (make_model, {"x": iter([X]), "y": Y}, "arrays or a tf.data.Dataset.*list_iterator"),
+        (make_model, {"x": X.tolist(), "y": Y}, "numpy.asarray"),
         (make_model, {"x": X[:0], "y": Y[:0]}, "empty"),
         (make_model, {"y": Y[:5]}, "same number of examples"),
         (make_model, {"validation_data": (X[:0], Y[:0])}, "`validation_data` is empty"),
@@ -75,6 +78,20 @@ def test_a_model_compiled_with_another_optimizer_is_refused():
     model = make_model()
     model.compile("adam", loss="mse")
     with pytest.raises(ValueError, match=r"HyperOptimizer.*Received: optimizer=.*Adam"):
+        fit(model)
+
+
+def test_an_unbatched_dataset_is_refused():
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y))
+    with pytest.raises(ValueError, match="lack the batch axis"):
+        fit(make_model(), dataset, None, validation_data=dataset.batch(10), validation_split=0.0)
+
+
+def test_a_model_that_is_frozen_is_refused():
+    model = make_model(compiled=False)
+    model.trainable = False
+    model.compile(make_model().optimizer, loss="mse")
+    with pytest.raises(ValueError, match="frozen: there is nothing to train"):
         fit(model)
 
 

@@ -162,6 +162,12 @@ def test_update_schedules_moves_by_what_was_recorded_once():
         ),
         (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
         (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
+        (lambda: hyper_optimizer(tangent_clipvalue="a"), "tangent_clipvalue"),
+        (lambda: hyper_optimizer(outer="sgd"), "outer='sgd'"),
+        (
+            lambda: keras_fds.HyperOptimizer("adam", keras_fds.Hyperparameter("beta_1")),
+            "must be a list",
+        ),
     ],
 )
 def test_bad_arguments_get_a_sentence(build, message):

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
     ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization"),
-    ("_stateless", "_tangents"),
+    ("_stateless", "_models", "_tangents"),
     ("_unroll", "_adjoint"),
     ("hyper_optimizer",),
     ("_checks",),
@@ -24,7 +24,7 @@ LEVELS = (
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
-KERAS_INTERNALS = {"_stateless"}
+KERAS_INTERNALS = {"_stateless", "_models"}
 TENSORFLOW_INTERNALS = {"_stateless", "_vectorization"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_problem import arrays, make_model
+from small_problem import NUM_EXAMPLES, arrays, make_model
 
 import keras_fds
 
@@ -201,19 +201,67 @@ def test_early_stopping_ends_the_search():
     assert len(history.history["loss"]) == 2
 
 
-def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
-    class Break(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+class Break(keras.callbacks.Callback):
+    """Makes an outer step's weights NaN."""
 
+    def __init__(self, outer_step):
+        self.outer_step = outer_step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.outer_step:
+            self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+
+def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
     model = make_model(initial=0.1)
     with pytest.warns(RuntimeWarning, match="Outer step 2.*inner step 1 of 10"):
-        history = quick_fit(model, epochs=2, callbacks=[Break()])
+        history = quick_fit(model, epochs=2, callbacks=[Break(1)])
     assert np.isnan(history.history["val_loss"][1])
     assert {len(values) for values in history.history.values()} == {3}
     assert np.isfinite(history.history["val_loss"][2])
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_a_search_that_never_had_a_finite_loss_ends_with_the_start_weights():
+    model = make_model(initial=0.1)
+    before = model.get_weights()
+    with pytest.warns(RuntimeWarning, match="no better point.*smaller values"):
+        history = quick_fit(model, callbacks=[Break(0)])
+    assert len(history.history["loss"]) == 1
+    for weight, value in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_losses_of_several_outputs_are_those_of_evaluate():
+    x, y = arrays()
+    inputs = keras.Input((4,))
+    model = keras.Model(
+        inputs, {"a": keras.layers.Dense(3)(inputs), "b": keras.layers.Dense(1)(inputs)}
+    )
+    losses = {"a": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "b": "mse"}
+    model.compile(make_model().optimizer, loss=losses)
+    targets = {"a": y, "b": x[:, :1]}
+    data = {"validation_data": (x, targets), "validation_split": 0.0, "outer_steps": 1}
+    history = quick_fit(model, x, targets, **data).history
+    for name, value in model.evaluate(
+        x, targets, batch_size=10, verbose=0, return_dict=True
+    ).items():
+        assert history[f"val_{name}"][0] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_search_that_goes_on_keeps_the_best_schedules_of_before(tmp_path):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+
+    first = make_model(initial=0.3)
+    losses = quick_fit(first, epochs=4, outer_steps=2, callbacks=[backup()]).history["val_loss"]
+    best = first.optimizer.schedules["learning_rate"].values
+    second, spy = make_model(initial=0.3), Spy()
+    noise = np.random.default_rng(1).integers(0, 3, NUM_EXAMPLES)
+    quick_fit(second, arrays()[0], noise, epochs=4, outer_steps=3, callbacks=[backup(), spy])
+    assert spy.epochs == [2]
+    assert spy.losses[0] > min(losses)
+    np.testing.assert_array_equal(second.optimizer.schedules["learning_rate"].values, best)
 
 
 def test_an_interrupt_keeps_what_is_finished():

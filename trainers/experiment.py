@@ -321,7 +321,8 @@ def run(main):
             import_tensorflow_quietly()
             return main()
         except ValueError as error:
-            raise app.UsageError(str(error)) from error
+            print(error, file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print(f"\n{_what_is_there(pathlib.Path(WORKDIR.value))}")
             return 130

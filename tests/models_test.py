@@ -1,0 +1,58 @@
+"""Models are built, and rebuilt with new weights."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fds import _models
+
+INPUTS = tf.TensorSpec([None, 2])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unclonable(keras.Model):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+    def get_config(self):
+        raise NotImplementedError("no config")
+
+
+def test_a_model_that_cannot_be_rebuilt_says_what_to_do():
+    model = Unclonable(keras.layers.Dense(1))
+    model(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="cannot be re-initialised.*initial_weights"):
+        _models.fresh_model(model, INPUTS)
+
+
+def unclonable(units=1):
+    return Unclonable(keras.layers.Dense(units))
+
+
+def test_a_function_that_returns_an_unbuilt_model_gives_fresh_weights():
+    model = unclonable()
+    model(np.ones((1, 2)))
+    twin = _models.fresh_model(model, INPUTS, unclonable)
+    assert [v.shape for v in twin.variables] == [v.shape for v in model.variables]
+    assert not np.array_equal(twin.get_weights()[0], model.get_weights()[0])
+
+
+@pytest.mark.parametrize("kind", ["other units", "itself"])
+def test_a_function_that_returns_another_kind_of_model_is_refused(kind):
+    model = unclonable()
+    model(np.ones((1, 2)))
+    make = (lambda: model) if kind == "itself" else (lambda: unclonable(3))
+    with pytest.raises(ValueError, match="must be another model with variables"):
+        _models.fresh_model(model, INPUTS, make)
+
+
+def test_layers_built_from_configs_draw_new_weights_each_time():
+    model = keras.Sequential([keras.layers.Dense(3)])
+    model(np.ones((1, 2)))
+    first, second = (_models.fresh_model(model, INPUTS).get_weights()[0] for _ in range(2))
+    assert not np.array_equal(first, second)
