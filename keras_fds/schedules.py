@@ -137,8 +137,6 @@ def load_schedules(path):
             f"The schedule file {str(path)!r} has version {version!r}; this keras_fds reads "
             f"versions up to {_VERSION}. Install a newer keras_fds."
         )
-    if not content.get("schedules"):
-        raise ValueError(f"The schedule file {str(path)!r} is corrupt: it holds no schedules.")
     try:
         return {name: BucketedSchedule(**config) for name, config in content["schedules"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:

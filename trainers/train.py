@@ -48,6 +48,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
 
     experiment.check_config(config)
     learned = keras_fds.load_schedules(schedules)
+    experiment.make_optimizer(config, learned)
     workdir = experiment.check_workdir(workdir, overwrite)
     if workdir.resolve() == pathlib.Path(schedules).resolve().parent:
         raise ValueError("--workdir must not be the folder that holds --schedules.")
