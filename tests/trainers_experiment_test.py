@@ -1,6 +1,7 @@
 """Models from configs, folders for results, and what a program says."""
 
 import json
+import signal
 import sys
 import time
 import types
@@ -208,6 +209,8 @@ def test_commands_are_those_of_this_python(monkeypatch, tmp_path):
 
 def test_an_interrupt_that_meets_a_clean_up_is_not_lost(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", experiment._interrupt_again)
+    # A process started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Thing:
         pass
@@ -218,8 +221,11 @@ def test_an_interrupt_that_meets_a_clean_up_is_not_lost(monkeypatch):
     thing = Thing()
     reference = weakref.ref(thing, clean_up)
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        del thing
-        time.sleep(5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            del thing
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert reference() is None
     assert time.monotonic() - start < 4

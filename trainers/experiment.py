@@ -115,7 +115,8 @@ def make_optimizer(config, schedules=None):
     names = [each.get("name") for each in hyperparameters]
     if schedules is not None and set(names) != set(schedules):
         raise ValueError(
-            f"The schedules are of {', '.join(schedules) or 'nothing'}; the config learns {', '.join(names)}."
+            f"The schedules are of {', '.join(schedules) or 'nothing'}; the config learns "
+            f"{', '.join(names)}."
         )
     for each in hyperparameters if schedules is not None else ():
         schedule = schedules[each["name"]]
