@@ -177,7 +177,7 @@ class _OuterLoop:
         self.steps_per_epoch = steps_per_epoch
         self.horizons = horizons
         self.validation_training = validation_training
-        self.steps_a_call = 1
+        self.steps_a_call = self.model.steps_per_execution
         self.best = {"loss": np.inf}
         self.start_weights = self.model.get_weights()
 
@@ -273,8 +273,8 @@ class _OuterLoop:
     def pace(self, seconds):
         """Chooses the number of steps of the next compiled call from the last one's time."""
         if self.model.steps_per_execution > 1:
-            self.steps_a_call = self.model.steps_per_execution
-        elif seconds < _SECONDS_A_CALL / 2:
+            return
+        if seconds < _SECONDS_A_CALL / 2:
             self.steps_a_call *= 2
         elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
             self.steps_a_call //= 2

@@ -326,3 +326,39 @@ def test_an_operation_without_second_gradient_names_its_layer():
 
 def test_history_can_be_written_as_json():
     json.dumps(quick_fit(make_model()).history)
+
+
+class OwnLoss(keras.Sequential):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 2.0 * keras.ops.mean(
+            keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        )
+
+
+def test_own_compute_loss_is_what_is_differentiated():
+    x, y = arrays()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    reference = make_model(initial=0.2, loss=None, metrics=None)
+    own = OwnLoss(reference.layers)
+    own.compile(reference.optimizer)
+    reference.compile(
+        make_model(initial=0.2).optimizer,
+        loss=lambda y, y_pred: (
+            2.0 * keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        ),
+    )
+    expected = keras_fds.hypergradients(reference, dataset, dataset)
+    actual = keras_fds.hypergradients(own, dataset, dataset)
+    for name, values in expected.items():
+        np.testing.assert_allclose(actual[name], values, rtol=1e-4)
+
+
+def test_steps_per_execution_sets_the_steps_a_call_and_changes_no_result():
+    losses, spies = [], []
+    for steps in (1, 4):
+        keras.utils.set_random_seed(0)
+        model, spy = make_model(steps_per_execution=steps), Spy()
+        losses.append(quick_fit(model, epochs=2, callbacks=[spy]).history["val_loss"])
+        spies.append(spy)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    assert spies[1].batches == [3, 4, 8, 9] * 3
