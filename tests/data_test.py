@@ -280,8 +280,8 @@ def test_floats_stay_exact_where_floatx_is_float64(float64):
         ((np.ones(4), None, np.ones(5)), r"All arrays of validation must hold the same.*\[4, 5\]"),
         (({"a": np.ones(4), "b": np.ones(2)}, None, None), r"arrays of validation.*\[4, 2\]"),
         ((np.ones((0, 3)), np.ones(0), None), r"^validation is empty"),
-        ((3.0, None, None), r"arrays with one entry an example.*numpy.asarray. Received: .*3"),
-        (([1.0, 2.0], None, None), r"arrays with one entry an example.*numpy.asarray. Received: .*1"),
+        ((3.0, None, None), r"one entry an example.*numpy.asarray. Received: .*3"),
+        (([1.0, 2.0], None, None), r"one entry an example.*numpy.asarray. Received: .*1"),
     ],
     ids=["y", "sample_weight", "inputs", "empty", "scalar", "list"],
 )
