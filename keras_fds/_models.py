@@ -43,6 +43,10 @@ def fresh_model(model, inputs, make=None):
     """
     try:
         twin = _rebuilt(model) if make is None else make()
+        if not isinstance(twin, keras.Model):
+            raise ValueError(
+                f"`initial_weights` must return a newly made keras.Model. Received: {twin!r}"
+            )
         if not twin.built:
             keras_backend.compute_output_spec(twin, _keras_tensors(inputs), training=False)
     except Exception as error:

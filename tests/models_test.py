@@ -51,6 +51,13 @@ def test_a_function_that_returns_another_kind_of_model_is_refused(kind):
         _models.fresh_model(model, INPUTS, make)
 
 
+def test_a_function_that_returns_no_model_is_refused():
+    model = unclonable()
+    model(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="must return a newly made keras.Model. Received: None"):
+        _models.fresh_model(model, INPUTS, lambda: None)
+
+
 def test_layers_built_from_configs_draw_new_weights_each_time():
     model = keras.Sequential([keras.layers.Dense(3)])
     model(np.ones((1, 2)))
