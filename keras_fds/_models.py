@@ -1,32 +1,21 @@
-"""Building a compiled model's variables, and rebuilding the model with new weights.
-
-Beside `_stateless.py` the only file that touches Keras's internals.
-"""
+"""Building a compiled model's variables, and rebuilding the model with new weights."""
 
 import keras
-from keras.src import backend as keras_backend
-from keras.src.models.functional import Functional
 
-from keras_fds._data import map_structure
+from keras_fds import _keras
 
 
 def build(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
-    if not model.built:
-        keras_backend.compute_output_spec(model, _keras_tensors(batch[0]), training=False)
-    model._symbolic_build(data_batch=_keras_tensors(batch))
+    _keras.build_model(model, batch)
     if not model.trainable_variables:
         raise ValueError(f"All weights of {model.name!r} are frozen: there is nothing to train.")
-    built_for = model.optimizer._trainable_variables
+    built_for = _keras.trained_variables(model.optimizer)
     if [id(v) for v in built_for] != [id(v) for v in model.trainable_variables]:
         raise ValueError(
             f"The optimizer was built for other weights than those of {model.name!r}: for another "
             "model, or before layers were frozen. Compile the model with a new HyperOptimizer."
         )
-
-
-def _keras_tensors(specs):
-    return map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), specs)
 
 
 def fresh_model(model, inputs, make=None):
@@ -42,13 +31,13 @@ def fresh_model(model, inputs, make=None):
             something else than another model with the same variables.
     """
     try:
-        twin = _rebuilt(model) if make is None else make()
+        twin = _keras.rebuilt(model) if make is None else make()
         if not isinstance(twin, keras.Model):
             raise ValueError(
                 f"`initial_weights` must return a newly made keras.Model. Received: {twin!r}"
             )
         if not twin.built:
-            keras_backend.compute_output_spec(twin, _keras_tensors(inputs), training=False)
+            _keras.build_variables(twin, inputs)
     except Exception as error:
         if make is not None:
             raise
@@ -66,9 +55,3 @@ def fresh_model(model, inputs, make=None):
             f"Received: {what}"
         )
     return twin
-
-
-def _rebuilt(model):
-    if isinstance(model, (keras.Sequential, Functional)):
-        return keras.models.clone_model(model)
-    return type(model).from_config(model.get_config())

@@ -1,67 +1,15 @@
 """Pure functions out of a compiled Keras model and a Keras optimizer.
 
-The only file that touches Keras's internals. Tensors go in, tensors come out, and no
-variable is assigned, so the functions can be differentiated through.
+Tensors go in, tensors come out, and no variable is assigned, so the functions can be
+differentiated through.
 """
-
-import contextlib
-import operator
-import re
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow import nn as keras_nn
-from keras.src.backend.tensorflow.optimizer import TFOptimizer
-from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+from keras_fds import _keras, _scalars
 
 
-# ----------------------------------------------------------------- twice differentiable layers
-def _moments(x, axes, keepdims=False):
-    """Mean and variance whose second derivatives are right.
-
-    `tf.nn.moments` stops the gradient of the mean inside the variance: the first derivative
-    is right (the mean's term vanishes), the second loses a term.
-    """
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-    return (mean if keepdims else tf.squeeze(mean, axes)), variance
-
-
-@contextlib.contextmanager
-def twice_differentiable():
-    """While open, Keras traces layers so that they differentiate twice.
-
-    Normalisation layers use `_moments`; a layer with an operation whose gradient has no
-    gradient raises a `ValueError` that names the layer.
-    """
-    stock_moments, stock_call = keras_nn._compute_moments, keras.layers.Layer.__call__
-
-    def call(layer, *args, **kwargs):
-        try:
-            return stock_call(layer, *args, **kwargs)
-        except LookupError as error:
-            _explain(error, f"layer {layer.name!r} ({type(layer).__name__})")
-            raise
-
-    keras_nn._compute_moments, keras.layers.Layer.__call__ = _moments, call
-    try:
-        yield
-    finally:
-        keras_nn._compute_moments, keras.layers.Layer.__call__ = stock_moments, stock_call
-
-
-def _explain(error, culprit):
-    """Raises a `ValueError` in place of TensorFlow's when an operation lacks a gradient."""
-    missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
-    if missing:
-        raise ValueError(
-            f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
-            f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
-            "it, or move it in front of the trainable layers, into the data pipeline."
-        ) from error
-
-
-# ------------------------------------------------------------------------------------- the model
 class StatelessModel:
     """A compiled, built Keras model as pure functions of its state.
 
@@ -72,10 +20,12 @@ class StatelessModel:
     Args:
         model: A compiled and built `keras.Model`.
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
+        names: The numbers of the model and its loss that are learned, see `_scalars.places`.
     """
 
-    def __init__(self, model, batch):
+    def __init__(self, model, batch, names=()):
         self.model = model
+        self.places = {name: _scalars.places(model, name) for name in names}
         self._trainable = list(model.trainable_variables)
         self._non_trainable = list(model.non_trainable_variables)
         self._updated = updated = self._updated_positions(batch)
@@ -108,49 +58,42 @@ class StatelessModel:
                 merged[position] = value
         return merged
 
+    def _state(self, weights, non_trainable):
+        return [*zip(self._trainable, weights), *zip(self._non_trainable, non_trainable)]
+
     def _call(self, weights, non_trainable, batch, training):
         """`(outputs, new_non_trainable, penalties)`."""
-        arguments = {"training": training} if self.model._call_has_training_arg else {}
-        with twice_differentiable():
-            return self.model.stateless_call(
-                weights, non_trainable, batch[0], return_losses=True, **arguments
-            )
+        state = self._state(weights, non_trainable)
+        with _keras.twice_differentiable():
+            outputs, value, penalties = _keras.call_model(self.model, state, batch[0], training)
+        return outputs, [value(variable) for variable in self._non_trainable], penalties
 
-    def _compiled_loss(self, weights, merged, batch, outputs, penalties, training):
-        x, y, sample_weight = batch
-        # `compute_loss` adds `model.losses`; the override makes them what we pass.
-        self.model._losses_override = list(penalties)
-        try:
-            loss, _ = self.model.stateless_compute_loss(
-                weights,
-                merged,
-                [v.value for v in self.model.metrics_variables],
-                x=x,
-                y=y,
-                y_pred=outputs,
-                sample_weight=sample_weight,
-                training=training,
-            )
-        except LookupError as error:
-            _explain(error, f"loss {self.model.loss}")
-            raise
-        finally:
-            self.model._losses_override = []
-        return loss
+    def _compiled_loss(self, weights, non_trainable, batch, outputs, penalties, training):
+        state = self._state(weights, non_trainable)
+        return _keras.compiled_loss(self.model, state, batch, outputs, penalties, training)
 
-    def gradients(self, weights, statistics, counters, batch):
+    def gradients(self, weights, statistics, counters, hyperparameters, batch):
         """The gradient stage of a training step.
+
+        Args:
+            weights, statistics, counters: Lists of tensors, as the attributes of that name.
+            hyperparameters: `{name: scalar tensor}` for the names given to the constructor.
+            batch: `(x, y, sample_weight)`.
 
         Returns:
             `((gradients, statistics), (loss, outputs, counters))`, the new values. Weights
             that the loss does not depend on are left out of `gradients`; `connected` tells
             which ones are in.
         """
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with (
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+            _scalars.substituted(self.places, hyperparameters) as scalars,
+        ):
             tape.watch(weights)
             merged = self._merged(statistics, counters)
             outputs, new, penalties = self._call(weights, merged, batch, training=True)
             loss = self._compiled_loss(weights, new, batch, outputs, penalties, training=True)
+        _scalars.check_used(scalars)
         gradients = tape.gradient(loss, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
@@ -161,7 +104,11 @@ class StatelessModel:
         return (gradients, new_statistics), (loss, outputs, new_counters)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
-        """`(loss, outputs, counters)`: the compiled loss without regularisation penalties."""
+        """`(loss, outputs, counters)`: the compiled loss without regularisation penalties.
+
+        Learned numbers of the model and its loss have the values they were compiled with: what
+        is minimised does not change while it is minimised.
+        """
         merged = self._merged(statistics, counters)
         outputs, new, _ = self._call(weights, merged, batch, training=training)
         nothing = [tf.zeros((), keras.config.floatx())]
@@ -170,12 +117,7 @@ class StatelessModel:
 
     def update_metrics(self, batch, loss, outputs):
         """Adds a batch to the model's loss tracker and compiled metrics."""
-        x, y, sample_weight = batch
-        size = tf.shape(tf.nest.flatten(x)[0])[0]
-        self.model._loss_tracker.update_state(loss, sample_weight=size)
-        if self.model._compile_loss is not None and self.model._compile_loss.metrics:
-            self.model._compile_loss(y, outputs, sample_weight)  # Feeds each output's tracker.
-        self.model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        _keras.update_metrics(self.model, batch, loss, outputs)
 
     def reinitialize(self, twin):
         """Takes over from another model of this architecture all that training changes.
@@ -192,90 +134,75 @@ class StatelessModel:
 
 
 # --------------------------------------------------------------------------------- the optimizer
-class TensorScalar:
-    """A tensor that stands where a Keras optimizer keeps a Python number.
-
-    It converts to a tensor and computes like one; asked in Python whether it differs from
-    or exceeds a number it says yes, so that no branch of the optimizer is switched off.
-    """
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    @property
-    def dtype(self):
-        return self.tensor.dtype
-
-    @property
-    def shape(self):
-        return self.tensor.shape
-
-    def __bool__(self):
-        return True
-
-    def __eq__(self, other):
-        return self is other
-
-    def __ne__(self, other):
-        return self is not other
-
-    def __gt__(self, other):
-        return True
-
-    __ge__ = __gt__
-    __hash__ = object.__hash__
-
-
-def _delegate(name):
-    function = getattr(operator, name)
-    setattr(TensorScalar, f"__{name}__", lambda self, other: function(self.tensor, other))
-    setattr(TensorScalar, f"__r{name}__", lambda self, other: function(other, self.tensor))
-
-
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    _delegate(_name)
-TensorScalar.__neg__ = lambda self: -self.tensor
-tf.register_tensor_conversion_function(
-    TensorScalar,
-    lambda value, dtype=None, name=None, as_ref=False: (
-        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
-    ),
-)
-
-
-class _PureMixin(TFOptimizer):
-    """Undoes what Keras's TensorFlow optimizer adds for `tf.distribute`.
-
-    Placed between a stock optimizer and `TFOptimizer` in the method resolution order, it
-    leaves the optimizer's own methods alone.
-    """
-
-
-for _name, _method in vars(BaseOptimizer).items():
-    if _name in vars(TFOptimizer) and _name != "__init__" and callable(_method):
-        setattr(_PureMixin, _name, _method)
-
-
-def _attributes(hyperparameters):
-    attributes = {name: TensorScalar(value) for name, value in hyperparameters.items()}
+def _attributes(scalars):
+    attributes = dict(scalars)
     if "learning_rate" in attributes:
-        rate = attributes.pop("learning_rate").tensor
-        attributes["_learning_rate"] = lambda: rate
+        rate = attributes.pop("learning_rate")
+        attributes["_learning_rate"] = lambda: rate.tensor
     return attributes
 
 
-def with_hyperparameters(optimizer, hyperparameters):
-    """A view of a Keras optimizer that shares its variables and has other hyperparameters."""
-    view = object.__new__(type(optimizer))
+def _view(kind, optimizer, scalars, multipliers=()):
+    """Another optimizer of a class `kind` that shares an optimizer's variables.
+
+    Args:
+        scalars: `{name: TensorScalar}` that replace the optimizer's own numbers.
+        multipliers: `(variables, scalar)` pairs: factors on the learning rate of some variables.
+    """
+    view = object.__new__(kind)
     vars(view).update(vars(optimizer))
-    vars(view).update(_attributes(hyperparameters))
+    vars(view).update(_attributes(scalars))
+    if not multipliers:
+        return view
+    factors = {}
+    for variables, scalar in multipliers:
+        for variable in variables:
+            factors.setdefault(_keras.variable_key(optimizer, variable), []).append(scalar)
+
+    def rate_of(variable, learning_rate):
+        rate = tf.convert_to_tensor(learning_rate)
+        for scalar in factors.get(view._var_key(variable), ()):
+            rate = rate * tf.cast(scalar.tensor, rate.dtype)
+        return rate
+
+    update_step, apply_weight_decay = view.update_step, view._apply_weight_decay
+    stock_rate = view._learning_rate
+
+    def update_step_of_one(gradient, variable, learning_rate):
+        return update_step(gradient, variable, rate_of(variable, learning_rate))
+
+    def apply_weight_decay_one_by_one(variables):
+        rate = view.learning_rate
+        for variable in variables:
+            vars(view)["_learning_rate"] = lambda v=variable: rate_of(v, rate)
+            apply_weight_decay([variable])
+        vars(view)["_learning_rate"] = stock_rate
+
+    vars(view).update(
+        update_step=update_step_of_one, _apply_weight_decay=apply_weight_decay_one_by_one
+    )
     return view
+
+
+def _scalars_of(hyperparameters):
+    return {name: _scalars.TensorScalar(value, name) for name, value in hyperparameters.items()}
+
+
+def with_hyperparameters(optimizer, hyperparameters, multipliers=()):
+    """A view of a Keras optimizer that shares its variables and has other hyperparameters.
+
+    Args:
+        hyperparameters: `{name: scalar tensor}`.
+        multipliers: `(variables, scalar tensor)` pairs, factors on their learning rate.
+    """
+    multipliers = [(v, _scalars.TensorScalar(factor)) for v, factor in multipliers]
+    return _view(type(optimizer), optimizer, _scalars_of(hyperparameters), multipliers)
 
 
 def build_optimizer(optimizer, names, variables):
     """Builds a Keras optimizer with every slot that learning `names` needs."""
     saved = dict(vars(optimizer))
-    substitutes = _attributes({name: tf.constant(1.0) for name in names})
+    substitutes = _attributes(_scalars_of({name: tf.constant(1.0) for name in names}))
     vars(optimizer).update(substitutes)
     try:
         optimizer.build(variables)
@@ -297,25 +224,25 @@ def numeric_attributes(optimizer):
     ]
 
 
-def has_learning_rate_schedule(optimizer):
-    """Whether the optimizer's learning rate is a schedule or a callable, not a number."""
-    return not isinstance(optimizer._learning_rate, keras.Variable)
-
-
 class StatelessOptimizer:
     """A built Keras optimizer as a pure function.
 
     Its variables are split in `slots` (floating point) and `counters` (the rest).
+
+    Args:
+        optimizer: A built `keras.optimizers.Optimizer`.
+        multiplied: `{name: variables}`: hyperparameters that are factors on learning rates.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer, multiplied=None):
         self.optimizer = optimizer
+        self.multiplied = multiplied or {}
         variables = optimizer.variables
         floating = [tf.as_dtype(variable.dtype).is_floating for variable in variables]
         self._floating = floating
         self.slots = [v.value for v, is_float in zip(variables, floating) if is_float]
         self.counters = [v.value for v, is_float in zip(variables, floating) if not is_float]
-        self._class = type(type(optimizer).__name__, (type(optimizer), _PureMixin), {})
+        self._class = type(type(optimizer).__name__, (type(optimizer), _keras.PureMixin), {})
 
     def update(self, weights, slots, counters, hyperparameters, gradients, connected):
         """The update stage of a training step: `((weights, slots), counters)`, the new values.
@@ -328,17 +255,19 @@ class StatelessOptimizer:
             connected: List of bools, one a weight.
         """
         optimizer = self.optimizer
-        view = object.__new__(self._class)
-        vars(view).update(vars(optimizer))
-        vars(view).update(_attributes(hyperparameters))
-        keys = {id(v): optimizer._var_key(v) for v in optimizer._trainable_variables}
+        scalars = _scalars_of(hyperparameters)
+        own = {name: scalar for name, scalar in scalars.items() if name not in self.multiplied}
+        multipliers = [(v, scalars[name]) for name, v in self.multiplied.items()]
+        view = _view(self._class, optimizer, own, multipliers)
+        keys = {id(v): _keras.variable_key(optimizer, v) for v in view._trainable_variables}
         vars(view)["_var_key"] = lambda variable: keys[id(variable)]
         remaining_gradients, remaining_slots, remaining_counters = map(
             iter, (gradients, slots, counters)
         )
         values = [next(remaining_slots if f else remaining_counters) for f in self._floating]
         gradients = [next(remaining_gradients) if c else None for c in connected]
-        weights, values = view.stateless_apply(values, gradients, weights)
+        weights, values = _keras.apply_purely(view, values, gradients, weights)
+        _scalars.check_used(scalars)
         slots = [value for value, is_float in zip(values, self._floating) if is_float]
         counters = [value for value, is_float in zip(values, self._floating) if not is_float]
         return (weights, slots), counters

@@ -26,8 +26,10 @@ class Unroll:
     def __init__(self, model, batch):
         self.hyper_optimizer = model.optimizer
         _models.build(model, batch)
-        self.model = _stateless.StatelessModel(model, batch)
-        self.optimizer = _stateless.StatelessOptimizer(self.hyper_optimizer.optimizer)
+        self.model = _stateless.StatelessModel(model, batch, self.hyper_optimizer.model_names)
+        self.optimizer = _stateless.StatelessOptimizer(
+            self.hyper_optimizer.optimizer, self.hyper_optimizer.multiplied(model)
+        )
         self.buckets = [h.num_buckets for h in self.hyper_optimizer.hyperparameters]
         self.num_tangents = sum(self.buckets)
         state = self.model.weights + self.model.statistics + self.optimizer.slots
@@ -101,10 +103,12 @@ class Unroll:
             )
         )
         dtype = weights[0].dtype
-        hyperparameters = self.hyper_optimizer.values_at(inner_step, horizon, dtype)
+        of_model, of_optimizer = self._by_stage(
+            self.hyper_optimizer.values_at(inner_step, horizon, dtype)
+        )
 
-        def gradient_stage(weights, statistics):
-            return model.gradients(weights, statistics, counters, batch)
+        def gradient_stage(weights, statistics, hyperparameters):
+            return model.gradients(weights, statistics, counters, hyperparameters, batch)
 
         def update_stage(weights, slots, hyperparameters, gradients):
             return optimizer.update(
@@ -113,15 +117,20 @@ class Unroll:
 
         num_open = tf.reduce_sum(tf.cast(self._opening <= inner_step, "int32"))
         tangents = self._split([tangent[:num_open] for tangent in self.tangents])
+        if tangents:
+            rates = self._hyperparameter_tangents(inner_step, horizon, num_open, dtype)
+            model_rates, optimizer_rates = self._by_stage(rates)
         (gradients, new_statistics), (loss, outputs, new_counters), products = self._push(
-            gradient_stage, (weights, statistics), tangents and (tangents[0], tangents[1])
+            gradient_stage,
+            (weights, statistics, of_model),
+            tangents and (tangents[0], tangents[1], model_rates),
         )
         if tangents:
             gradient_tangents, statistics_tangents = products
-            rates = self._hyperparameter_tangents(inner_step, horizon, num_open, dtype)
-            tangents = (tangents[0], tangents[2], rates, self._clipped(gradient_tangents))
+            gradient_tangents = self._clipped(gradient_tangents)
+            tangents = (tangents[0], tangents[2], optimizer_rates, gradient_tangents)
         (new_weights, new_slots), new_optimizer_counters, products = self._push(
-            update_stage, (weights, slots, hyperparameters, gradients), tangents
+            update_stage, (weights, slots, of_optimizer, gradients), tangents
         )
         _assign(
             model.weights + model.statistics + model.counters,
@@ -146,6 +155,12 @@ class Unroll:
         second = first + len(self.model.statistics)
         return state and (state[:first], state[first:second], state[second:])
 
+    def _by_stage(self, hyperparameters):
+        """Those of the model and its loss, and those of the optimizer."""
+        names = self.hyper_optimizer.model_names
+        rest = {name: v for name, v in hyperparameters.items() if name not in names}
+        return {name: hyperparameters[name] for name in names}, rest
+
     def _hyperparameter_tangents(self, inner_step, horizon, num_open, dtype):
         """`{name: [num_open]}`, one-hot: the bucket that the step falls in moves by itself."""
         positions = self.hyper_optimizer.buckets_at(inner_step, horizon)
@@ -169,7 +184,8 @@ class Unroll:
 
         Returns:
             `(loss, hypergradients)`: a float and a float64 array `[total_buckets]`, in the
-            optimizer's order, each the mean over the steps of its bucket.
+            optimizer's order, each the mean over the steps of its bucket of the derivative
+            by the value's coordinate.
         """
         with _data.telling_of_the_end("`validation_steps`"):
             loss, products = self._validate(source, tf.constant(num_batches, "int64"), training)
@@ -180,7 +196,7 @@ class Unroll:
         )
         hypergradients = np.empty(self.num_tangents)
         hypergradients[self._order.numpy()] = products.numpy()
-        return float(loss), hypergradients / lengths
+        return float(loss), hypergradients * self.hyper_optimizer.derivatives() / lengths
 
     def _validate_in_graph(self, source, num_batches, training):
         model = self.model

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _stateless
+from keras_fds import _keras, _scalars, _stateless
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.outer import SignDescent
 from keras_fds.schedules import BucketedSchedule
@@ -58,7 +58,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.tangent_clipvalue = tangent_clipvalue
         self._check_arguments()
         step_sizes = [np.full(h.num_buckets, h.step_size) for h in self.hyperparameters]
-        initial = [h.initial_values for h in self.hyperparameters]
+        initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
         state = self.outer.initial_state(_concatenated(initial), _concatenated(step_sizes))
         state["hypergradients"] = np.full_like(state["values"], np.nan)
         state["loss"] = np.array(np.nan)
@@ -71,6 +71,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._horizon = self.add_variable((), dtype="int64", name="horizon")
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
+        self._multiplied = None
 
     def _check_arguments(self):
         optimizer = self.optimizer
@@ -87,7 +88,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
                     f"Received: {hyperparameter!r}"
                 )
-            if hyperparameter.name not in known:
+            if "." not in hyperparameter.name and hyperparameter.name not in known:
                 raise ValueError(
                     f"{type(optimizer).__name__} has no hyperparameter {hyperparameter.name!r} "
                     f"that can be learned; it has {', '.join(sorted(known))}."
@@ -95,7 +96,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         names = self.names
         if len(set(names)) < len(names):
             raise ValueError(f"A hyperparameter is named twice. Received: {names}")
-        if "learning_rate" in names and _stateless.has_learning_rate_schedule(optimizer):
+        if "learning_rate" in names and _keras.has_learning_rate_schedule(optimizer):
             raise ValueError(
                 "The wrapped optimizer's `learning_rate` is a schedule already; pass a float "
                 "(the learned schedule replaces it), or do not learn 'learning_rate'."
@@ -134,8 +135,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     @property
     def schedules(self):
         """`{name: BucketedSchedule}` over the present horizon. Settable from the same form."""
-        values = self._by_name(self.outer_state["values"])
-        return {name: BucketedSchedule(values[name], self.horizon) for name in values}
+        return {name: BucketedSchedule(v, self.horizon) for name, v in self._values().items()}
 
     @schedules.setter
     def schedules(self, schedules):
@@ -147,22 +147,25 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     f"The schedules must hold {hyperparameter.num_buckets} bucket(s) of "
                     f"{hyperparameter.name!r}. Received: {schedules}"
                 )
-            pieces.append(schedule.values)
+            pieces.append(hyperparameter.coordinates(schedule.values))
         self._outer_state["values"].assign(_concatenated(pieces))
 
     @property
     def hypergradients(self):
-        """`{name: float64 [num_buckets]}` of the last outer step; NaN before the first."""
+        """`{name: float64 [num_buckets]}` of the last outer step; NaN before the first.
+
+        They are derivatives by the hyperparameters' coordinates on their scales.
+        """
         return self._by_name(self.outer_state["hypergradients"])
 
     @property
     def step_sizes(self):
-        """`{name: float64 [num_buckets]}`, the outer rule's present step sizes."""
+        """`{name: float64 [num_buckets]}`, the outer rule's present steps in coordinates."""
         return self._by_name(self.outer_state["step_sizes"])
 
     @property
     def outer_state(self):
-        """The outer rule's whole state, a dictionary of float64 arrays."""
+        """The outer rule's whole state, a dictionary of float64 arrays, in coordinates."""
         return {key: variable.numpy() for key, variable in self._outer_state.items()}
 
     @outer_state.setter
@@ -174,7 +177,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         """Keeps what an outer step measured, for the next `update_schedules`.
 
         Args:
-            hypergradients: Float64 `[total_buckets]`.
+            hypergradients: Float64 `[total_buckets]`, by coordinates.
             loss: Validation loss; not finite when the inner loop broke down.
         """
         loss = np.inf if np.isnan(loss) else loss
@@ -190,17 +193,37 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def converged(self):
-        """Whether the outer rule's step sizes have become negligible."""
-        return self.outer.converged(self.outer_state, *self.ranges)
+        """Whether the outer rule's step sizes have become negligible beside the values."""
+        state = self.outer_state
+        coordinates = state["values"]
+        state["values"] = _concatenated(self._values().values())
+        moved = self._values(coordinates + state["step_sizes"])
+        state["step_sizes"] = np.abs(_concatenated(moved.values()) - state["values"])
+        ends = [_concatenated(self._values(end).values()) for end in self.ranges]
+        return self.outer.converged(state, *ends)
 
     @property
     def ranges(self):
-        """Smallest and largest values allowed, two float64 `[total_buckets]`."""
-        buckets = [h.num_buckets for h in self.hyperparameters]
-        return tuple(
-            np.repeat([getattr(h, end) for h in self.hyperparameters], buckets)
-            for end in ("min_value", "max_value")
-        )
+        """Least and greatest coordinates allowed, two float64 `[total_buckets]`."""
+        with np.errstate(divide="ignore"):
+            return tuple(
+                _concatenated(
+                    h.coordinates(np.full(h.num_buckets, getattr(h, end)))
+                    for h in self.hyperparameters
+                )
+                for end in ("min_value", "max_value")
+            )
+
+    def derivatives(self):
+        """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
+        values = self._values()
+        return _concatenated(h.derivatives(values[h.name]) for h in self.hyperparameters)
+
+    def _values(self, coordinates=None):
+        """`{name: float64 [num_buckets]}`: the values at coordinates, by default at present."""
+        coordinates = self.outer_state["values"] if coordinates is None else coordinates
+        pieces = self._by_name(coordinates)
+        return {h.name: np.array(h.values(pieces[h.name])) for h in self.hyperparameters}
 
     def _by_name(self, vector):
         ends = np.cumsum([h.num_buckets for h in self.hyperparameters])
@@ -218,30 +241,61 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     def values_at(self, inner_step, horizon, dtype):
         """`{name: scalar tensor}` at an inner step; both arguments int64 tensors."""
-        values = tf.cast(self._outer_state["values"].value, dtype)
+        coordinates = self._outer_state["values"].value
         positions = self.buckets_at(inner_step, horizon)
-        return {name: values[position] for name, position in positions.items()}
+        return {
+            h.name: tf.cast(h.values(coordinates[positions[h.name]]), dtype)
+            for h in self.hyperparameters
+        }
+
+    def present_values(self, dtype):
+        """`{name: scalar tensor}` at the optimizer's own iteration."""
+        elapsed = tf.cast(self.iterations - self._first_iteration, "int64")
+        return self.values_at(elapsed, self._horizon.value, dtype)
+
+    # --------------------------------------------------------------- numbers of the model
+    @property
+    def model_names(self):
+        """The learned numbers of the model and its loss, see `Hyperparameter`."""
+        return [n for n in self.names if "." in n and not _scalars.is_multiplier(n)]
+
+    def multiplied(self, model):
+        """`{name: variables}` of the learned factors on the learning rates of layers."""
+        names = [name for name in self.names if _scalars.is_multiplier(name)]
+        self._multiplied = {name: _scalars.multiplied_variables(model, name) for name in names}
+        return self._multiplied
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):
         if self.built:
             return
-        _stateless.build_optimizer(self.optimizer, self.names, variables)
+        _stateless.build_optimizer(self.optimizer, self._optimizer_names, variables)
         super().build(variables)
+
+    @property
+    def _optimizer_names(self):
+        return [name for name in self.names if "." not in name]
 
     def reset_slots(self):
         """Puts the wrapped optimizer's slots and its iteration count back to their start."""
-        fresh = _stateless.fresh_slots(self.optimizer, self.names, self._trainable_variables)
+        names = self._optimizer_names
+        fresh = _stateless.fresh_slots(self.optimizer, names, self._trainable_variables)
         for variable, value in zip(self.optimizer.variables, fresh):
             variable.assign(value)
 
     def apply(self, grads, trainable_variables=None):
         if not self.built:
             self.build(list(trainable_variables))
-        elapsed = self.iterations - self._first_iteration
-        dtype = self._trainable_variables[0].dtype
-        values = self.values_at(tf.cast(elapsed, "int64"), self._horizon.value, dtype)
-        _stateless.with_hyperparameters(self.optimizer, values).apply(grads, trainable_variables)
+        values = self.present_values(self._trainable_variables[0].dtype)
+        if self._multiplied is None and any(map(_scalars.is_multiplier, self.names)):
+            raise ValueError(
+                "Factors on the learning rates of layers are known in `model.fit` and "
+                "`keras_fds.fit` only: they tell the optimizer its model."
+            )
+        multipliers = [(v, values[name]) for name, v in (self._multiplied or {}).items()]
+        own = {name: values[name] for name in self._optimizer_names}
+        view = _stateless.with_hyperparameters(self.optimizer, own, multipliers)
+        view.apply(grads, trainable_variables)
 
     @property
     def variables(self):
@@ -255,8 +309,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def learning_rate(self):
         if "learning_rate" not in self.names:
             return self.optimizer.learning_rate
-        elapsed = tf.cast(self.iterations - self._first_iteration, "int64")
-        return self.values_at(elapsed, self._horizon.value, "float32")["learning_rate"]
+        return self.present_values("float32")["learning_rate"]
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
@@ -294,42 +347,3 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
 def _concatenated(pieces):
     return np.concatenate([np.zeros(0), *pieces])
-
-
-class AnnounceHorizon(keras.callbacks.Callback):
-    """Stretches the learned schedules to the horizon of a stock `model.fit`."""
-
-    def on_train_begin(self, logs=None):
-        self._announced = False
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self._announced:
-            return
-        self._announced = True
-        steps, optimizer = self.params.get("steps"), self.model.optimizer
-        if steps:
-            optimizer.horizon = steps * self.params["epochs"]
-            # A run resumed at a later epoch is that far along its horizon.
-            optimizer._first_iteration.assign_sub(epoch * steps)
-        else:
-            tf.get_logger().warning(
-                "The number of batches an epoch is not known, so the learned schedules keep their "
-                f"horizon of {optimizer.horizon} steps. Pass `steps_per_epoch` to stretch them."
-            )
-
-
-def _set_model(callback_list, model):
-    """`keras.callbacks.CallbackList.set_model`, which also tells a HyperOptimizer its horizon.
-
-    Keras tells an optimizer neither its model nor the length of its training; the callback
-    list of a `fit` knows both.
-    """
-    optimizer = getattr(model, "optimizer", None)
-    announced = any(isinstance(c, AnnounceHorizon) for c in callback_list.callbacks)
-    if isinstance(optimizer, HyperOptimizer) and not announced:
-        callback_list.callbacks.append(AnnounceHorizon())
-    _stock_set_model(callback_list, model)
-
-
-_stock_set_model = keras.callbacks.CallbackList.set_model
-keras.callbacks.CallbackList.set_model = _set_model

@@ -4,12 +4,23 @@ Source: Micaelli & Storkey, "Gradient-based Hyperparameter Optimization Over Lon
 Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 """
 
+import re
+
 import keras
 import numpy as np
+import tensorflow as tf
 
 # Upper ends of the ranges that exponential averages have; everything else is unbounded.
 _LARGEST_DECAY = 0.999
 _DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum")
+_NAME = re.compile(r"[^\W\d][\w*?\[\]-]*(\.\w+)*|\*[\w*?\[\]-]*(\.\w+)+")
+
+# scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
+_SCALES = {
+    "linear": (lambda x: x, lambda u: u, np.ones_like),
+    "log": (np.log, tf.exp, lambda x: x),
+    "logit": (lambda x: np.log(x) - np.log1p(-x), tf.sigmoid, lambda x: x * (1 - x)),
+}
 
 
 @keras.saving.register_keras_serializable("keras_fds")
@@ -19,19 +30,34 @@ class Hyperparameter:
     Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`.
 
     Args:
-        name: What the wrapped optimizer calls it: `"learning_rate"`, `"momentum"`,
-            `"weight_decay"`, `"beta_1"`, …
+        name: What the wrapped optimizer calls it (`"learning_rate"`, `"momentum"`,
+            `"weight_decay"`, `"beta_1"`, …), or where the model or its loss keeps it:
+            `"dense.kernel_regularizer.l2"` (attributes of the layer `dense`; `*` and `?` in the
+            layer's name match several layers, which then share the value),
+            `"dense.learning_rate_multiplier"` (a factor on the learning rate of a layer's
+            weights), `"loss.label_smoothing"` (a number of the compiled loss;
+            `"loss.<output>.label_smoothing"` with several outputs), `"loss_weights.<output>"`,
+            or `"model.<attribute>"` (any number that a subclassed model uses in `call` or
+            `compute_loss`). Numbers of the model and its loss are replaced in training steps
+            only; validation uses those that the model was compiled with.
         num_buckets: Number of buckets the horizon is cut into. Defaults to `1`.
         initial: Start value: one number, or one number a bucket. Defaults to `0.0`.
-        step_size: How far the first outer update moves a value, in the hyperparameter's own
-            unit. Defaults to `0.1`.
+        step_size: How far the first outer update moves a value's coordinate: in the
+            hyperparameter's own unit on the linear scale, as a factor of about
+            `exp(step_size)` on the others. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
-            `beta_2`, `rho` and `ema_momentum`, and to no bound for all others.
+            `beta_2`, `rho` and `ema_momentum`, to `1.0` for all others on the logit scale, and
+            else to no bound.
+        scale: The coordinate in which the outer rule moves a value λ and in which its
+            hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
+            or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can
+            a value start at 0. Defaults to `"linear"`.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
-            length than `num_buckets`, a step size that is not positive, or an empty range.
+            length than `num_buckets`, a step size that is not positive, an empty range, or a
+            range or start value that the scale does not have.
 
     Example:
 
@@ -41,20 +67,33 @@ class Hyperparameter:
     """
 
     def __init__(
-        self, name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None
+        self,
+        name,
+        num_buckets=1,
+        initial=0.0,
+        step_size=0.1,
+        min_value=None,
+        max_value=None,
+        scale="linear",
     ):
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
                 "`name` must be the name of an optimizer's hyperparameter, such as "
-                f"'learning_rate'. Received: name={name!r}"
+                "'learning_rate', or of a number of the model, such as "
+                f"'dense.kernel_regularizer.l2'. Received: name={name!r}"
+            )
+        if scale not in _SCALES:
+            raise ValueError(
+                f"`scale` of {name!r} must be 'linear', 'log' or 'logit'. Received: scale={scale!r}"
             )
         if not isinstance(num_buckets, (int, np.integer)) or num_buckets is True or num_buckets < 1:
             raise ValueError(
                 f"`num_buckets` of {name!r} must be a whole number of at least 1. "
                 f"Received: num_buckets={num_buckets!r}"
             )
-        self.name = name
-        self._default_maximum = _LARGEST_DECAY if name in _DECAYS else np.inf
+        self.name, self.scale = name, scale
+        largest = 1.0 if scale == "logit" else np.inf
+        self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
         self.num_buckets = int(num_buckets)
         self.step_size = self._number("step_size", step_size)
         self.min_value = self._number("min_value", 0.0 if min_value is None else min_value)
@@ -73,6 +112,7 @@ class Hyperparameter:
                 f"max_value={self.max_value}"
             )
         self._check_initial()
+        self._check_scale()
 
     def _number(self, argument, value):
         if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
@@ -101,6 +141,31 @@ class Hyperparameter:
             )
         self.initial = values.tolist()
 
+    def _check_scale(self):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            start = self.coordinates(np.asarray(self.initial))
+            ends = self.coordinates(np.array([self.min_value, self.max_value]))
+        if np.isnan(ends).any() or not np.isfinite(start).all():
+            interval = {"log": "above 0", "logit": "between 0 and 1"}[self.scale]
+            raise ValueError(
+                f"Values of {self.name!r} on the scale {self.scale!r} lie {interval}, the start "
+                "value strictly. Change `initial`, `min_value` or `max_value`, or use "
+                f"scale='linear'. Received: initial={self.initial!r}, "
+                f"min_value={self.min_value}, max_value={self.max_value}"
+            )
+
+    def coordinates(self, values):
+        """The coordinates of values (float64 arrays) on the scale."""
+        return _SCALES[self.scale][0](values)
+
+    def values(self, coordinates):
+        """The values at coordinates, float64 arrays or tensors; the inverse of `coordinates`."""
+        return _SCALES[self.scale][1](coordinates)
+
+    def derivatives(self, values):
+        """dλ/du of values λ (float64 arrays) by their coordinates u."""
+        return _SCALES[self.scale][2](values)
+
     @property
     def initial_values(self):
         """The start values, float64 of shape `[num_buckets]`."""
@@ -127,6 +192,7 @@ class Hyperparameter:
             "min_value": self.min_value,
             # The default may be infinite, which JSON has no word for.
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
+            "scale": self.scale,
         }
 
     @classmethod

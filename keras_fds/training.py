@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_fds import _checks, _data, _models
+from keras_fds._stock_fit import AnnounceHorizon
 from keras_fds._unroll import Unroll
-from keras_fds.hyper_optimizer import AnnounceHorizon
 
 # A compiled call runs as many inner steps as fit in this time, so that progress is shown and
 # an interrupt is heard at a steady pace whatever a step costs.

@@ -12,11 +12,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization"),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization", "_keras"),
+    ("_scalars",),
     ("_stateless", "_models", "_tangents"),
     ("_unroll", "_adjoint"),
     ("hyper_optimizer",),
-    ("_checks",),
+    ("_checks", "_stock_fit"),
     ("training",),
     ("gradcheck",),
     ("callbacks",),
@@ -24,8 +25,8 @@ LEVELS = (
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
-KERAS_INTERNALS = {"_stateless", "_models"}
-TENSORFLOW_INTERNALS = {"_stateless", "_vectorization"}
+KERAS_INTERNALS = {"_keras"}
+TENSORFLOW_INTERNALS = {"_vectorization"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)
 

@@ -89,8 +89,9 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches, training):
             for t, batch in enumerate(batches):
                 positions = hyper_optimizer.buckets_at(np.int64(t), np.int64(horizon))
                 hyperparameters = {name: values[p] for name, p in positions.items()}
+                of_model = {name: hyperparameters.pop(name) for name in model.places}
                 (gradients, statistics), (_, _, counters) = model.gradients(
-                    weights, statistics, counters, batch
+                    weights, statistics, counters, of_model, batch
                 )
                 (weights, slots), optimizer_counters = optimizer.update(
                     weights, slots, optimizer_counters, hyperparameters, gradients, model.connected

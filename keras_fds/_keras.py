@@ -1,0 +1,223 @@
+"""Everything of Keras that is not public: the only file that touches its internals.
+
+When `tests/keras_test.py` fails, Keras has changed and this file is to be mended.
+"""
+
+import contextlib
+import re
+
+import keras
+import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.backend.tensorflow import nn as keras_nn
+from keras.src.backend.tensorflow import numpy as keras_numpy
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.models.functional import Functional
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+
+@contextlib.contextmanager
+def _replaced(owner, **attributes):
+    stock = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in stock.items():
+            setattr(owner, name, value)
+
+
+# ----------------------------------------------------------------- twice differentiable layers
+def _moments(x, axes, keepdims=False):
+    """Mean and variance whose second derivatives are right.
+
+    `tf.nn.moments` stops the gradient of the mean inside the variance: the first derivative
+    is right (the mean's term vanishes), the second loses a term.
+    """
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
+    return (mean if keepdims else tf.squeeze(mean, axes)), variance
+
+
+@contextlib.contextmanager
+def twice_differentiable():
+    """While open, Keras traces layers so that they differentiate twice.
+
+    Normalisation layers use `_moments`; a layer with an operation whose gradient has no
+    gradient raises a `ValueError` that names the layer.
+    """
+    stock_call = keras.layers.Layer.__call__
+
+    def call(layer, *args, **kwargs):
+        with explaining(f"layer {layer.name!r} ({type(layer).__name__})"):
+            return stock_call(layer, *args, **kwargs)
+
+    with (
+        _replaced(keras_nn, _compute_moments=_moments),
+        _replaced(keras.layers.Layer, __call__=call),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def explaining(culprit):
+    """Raises a `ValueError` in place of TensorFlow's when an operation lacks a gradient."""
+    try:
+        yield
+    except LookupError as error:
+        missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
+        if not missing:
+            raise
+        raise ValueError(
+            f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
+            f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
+            "it, or move it in front of the trainable layers, into the data pipeline."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------- the model
+def build_model(model, batch):
+    """Creates all variables of a compiled model from the specs of a batch."""
+    if not model.built:
+        build_variables(model, batch[0])
+    model._symbolic_build(data_batch=_keras_tensors(batch))
+
+
+def build_variables(model, inputs):
+    """Creates a model's variables from the specs of its inputs."""
+    keras_backend.compute_output_spec(model, _keras_tensors(inputs), training=False)
+
+
+def _keras_tensors(specs):
+    return tf.nest.map_structure(
+        lambda t: (
+            None
+            if t is None
+            else keras.KerasTensor(t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec))
+        ),
+        specs,
+    )
+
+
+def rebuilt(model):
+    """Another model of the same architecture, from the model's config."""
+    if isinstance(model, (keras.Sequential, Functional)):
+        return keras.models.clone_model(model)
+    return type(model).from_config(model.get_config())
+
+
+def layers_of(model):
+    """The model and all layers inside it, at any depth."""
+    return model._flatten_layers()
+
+
+def call_model(model, state, inputs, training):
+    """Calls a model as its `train_step` would, on other values of its variables.
+
+    Args:
+        state: `(variable, tensor)` pairs.
+
+    Returns:
+        `(outputs, value, penalties)`; `value(variable)` is a variable's value after the call.
+    """
+    arguments = {"training": training} if model._call_has_training_arg else {}
+    with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
+        outputs = model(inputs, **arguments)
+        penalties = model.losses
+    return outputs, scope.get_current_value, penalties
+
+
+def compiled_loss(model, state, batch, outputs, penalties, training):
+    """A model's `compute_loss` with other values of its variables and given penalties."""
+    x, y, sample_weight = batch
+    with (
+        keras.StatelessScope(state_mapping=state),
+        # `compute_loss` adds `model.losses`; the override makes them what we pass.
+        _replaced(model, _losses_override=list(penalties)),
+        explaining(f"loss {model.loss}"),
+    ):
+        return model._compute_loss(x, y, outputs, sample_weight, training)
+
+
+def update_metrics(model, batch, loss, outputs):
+    """Adds a batch to a model's loss tracker and compiled metrics."""
+    x, y, sample_weight = batch
+    size = tf.shape(tf.nest.flatten(x)[0])[0]
+    model._loss_tracker.update_state(loss, sample_weight=size)
+    if model._compile_loss is not None and model._compile_loss.metrics:
+        model._compile_loss(y, outputs, sample_weight)  # Feeds each output's tracker.
+    model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+
+def compiled_losses(model):
+    """The compiled loss of each output: a list of tuples with `name`, `loss`, `loss_weights`.
+
+    Keras reads it in every call; empty for a model without a compiled loss or not built.
+    """
+    return getattr(model._compile_loss, "_flat_losses", None) or []
+
+
+def loss_arguments(loss):
+    """The numbers that a stock loss passes on to its function, a dictionary, or None."""
+    return getattr(loss, "_fn_kwargs", None)
+
+
+# --------------------------------------------------------------------------------- the optimizer
+class PureMixin(TFOptimizer):
+    """Undoes what Keras's TensorFlow optimizer adds for `tf.distribute`.
+
+    Placed between a stock optimizer and `TFOptimizer` in the method resolution order, it
+    leaves the optimizer's own methods alone.
+    """
+
+
+for _name, _method in vars(BaseOptimizer).items():
+    if _name in vars(TFOptimizer) and _name != "__init__" and callable(_method):
+        setattr(PureMixin, _name, _method)
+
+
+def trained_variables(optimizer):
+    """The variables that an optimizer was built for."""
+    return optimizer._trainable_variables
+
+
+def has_learning_rate_schedule(optimizer):
+    """Whether the optimizer's learning rate is a schedule or a callable, not a number."""
+    return not isinstance(optimizer._learning_rate, keras.Variable)
+
+
+def _square_root(x):
+    """`sqrt` with the derivative 0 at 0.
+
+    An optimizer takes roots of averages of squared gradients. One of them is zero for a weight
+    that never had a gradient; then so is what it divides, and its derivative does not matter
+    as long as it is finite.
+    """
+    zero = tf.equal(x, 0)
+    return tf.where(zero, tf.zeros_like(x), tf.sqrt(tf.where(zero, tf.ones_like(x), x)))
+
+
+def apply_purely(optimizer, slots, gradients, weights):
+    """`optimizer.apply` as a pure function of a differentiable kind.
+
+    Args:
+        optimizer: An instance of a stock optimizer class with `PureMixin`.
+        slots, gradients, weights: Lists of tensors, in the optimizer's order.
+
+    Returns:
+        `(weights, slots)`, the new values.
+    """
+    stock = keras_numpy.sqrt
+
+    def square_root(x):
+        x = keras_backend.convert_to_tensor(x)
+        return _square_root(x) if tf.as_dtype(x.dtype).is_floating else stock(x)
+
+    with _replaced(keras_numpy, sqrt=square_root):
+        return optimizer.stateless_apply(slots, gradients, weights)
+
+
+def variable_key(optimizer, variable):
+    """What an optimizer knows a variable by."""
+    return optimizer._var_key(variable)

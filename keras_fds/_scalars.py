@@ -1,0 +1,260 @@
+"""Numbers that are learned: where they live, and tensors that stand in their place.
+
+A learned number is an attribute of some object: the optimizer (`momentum`), the compiled loss
+(`loss.label_smoothing`), a layer (`dense.kernel_regularizer.l2`) or the model itself
+(`model.temperature`). While a training step is traced, a tensor takes its place.
+"""
+
+import contextlib
+import fnmatch
+import operator
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds import _keras
+
+# The name of a number that every layer has without keeping it: a factor on its learning rate.
+MULTIPLIER = "learning_rate_multiplier"
+
+
+class TensorScalar:
+    """A tensor that stands where a Keras object keeps a Python number.
+
+    It converts to a tensor and computes like one; asked in Python how it compares with a
+    number it says that it is greater and different, so that no branch is switched off.
+
+    Args:
+        tensor: A scalar tensor.
+        name: What an error calls it.
+    """
+
+    def __init__(self, tensor, name="number"):
+        self._tensor, self.name = tensor, name
+        self.used = False
+
+    @property
+    def tensor(self):
+        self.used = True
+        return self._tensor
+
+    @property
+    def dtype(self):
+        return self._tensor.dtype
+
+    @property
+    def shape(self):
+        return self._tensor.shape
+
+    def __bool__(self):
+        return True
+
+    def __eq__(self, other):
+        return self is other
+
+    def __ne__(self, other):
+        return self is not other
+
+    def __gt__(self, other):
+        return True
+
+    def __lt__(self, other):
+        return False
+
+    __ge__, __le__ = __gt__, __lt__
+    __hash__ = object.__hash__
+
+    def _as_number(self, *_):
+        raise ValueError(
+            f"{self.name!r} cannot be learned: it is used as a Python number, through which no "
+            "derivative passes."
+        )
+
+    __float__ = __int__ = __index__ = _as_number
+
+
+def _delegate(name):
+    function = getattr(operator, name)
+    setattr(TensorScalar, f"__{name}__", lambda self, other: function(self.tensor, other))
+    setattr(TensorScalar, f"__r{name}__", lambda self, other: function(other, self.tensor))
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    _delegate(_name)
+TensorScalar.__neg__ = lambda self: -self.tensor
+TensorScalar.__abs__ = lambda self: abs(self.tensor)
+tf.register_tensor_conversion_function(
+    TensorScalar,
+    lambda value, dtype=None, name=None, as_ref=False: (
+        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
+    ),
+)
+
+
+# --------------------------------------------------------------------------------- where they live
+def is_number(value):
+    """Whether a value is a number that a tensor can replace."""
+    if isinstance(value, (bool, np.bool_, keras.Variable)):
+        return False
+    if tf.is_tensor(value):
+        return value.shape.rank == 0 and value.dtype.is_floating
+    return isinstance(value, (int, float, np.number))
+
+
+def _attributes(owner):
+    """The dictionary that an object reads a number from when it computes."""
+    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
+    return [d for d in (_keras.loss_arguments(owner), vars(owner)) if d is not None]
+
+
+def _follow(owner, path):
+    """`(attributes, name)` of a number at a dotted path from an object, or None."""
+    *steps, last = path
+    for step in steps:
+        owner = getattr(owner, step, None)
+    if owner is None or not hasattr(owner, "__dict__"):
+        return None
+    return next(((d, last) for d in _attributes(owner) if is_number(d.get(last))), None)
+
+
+class _LossWeight(dict):
+    """The weight of one output's compiled loss, as a dictionary with that one key."""
+
+    def __init__(self, losses, position):
+        self.losses, self.position, self.stock = losses, position, losses[position]
+        weight = self.stock.loss_weights
+        super().__init__(weight=1.0 if weight is None else weight)
+
+    def __setitem__(self, key, value):
+        learned = isinstance(value, TensorScalar)
+        changed = self.stock._replace(loss_weights=value)
+        self.losses[self.position] = changed if learned else self.stock
+
+
+def places(model, name):
+    """Where a model keeps the number that a dotted name tells.
+
+    Args:
+        model: A compiled, built model.
+        name: Such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
+            `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
+
+    Returns:
+        List of `(dictionary, key)`, not empty.
+
+    Raises:
+        ValueError: There is no such number.
+    """
+    root, *path = name.split(".")
+    losses = _keras.compiled_losses(model)
+    found = []
+    if root == "loss":
+        owners = {each.name: each.loss for each in losses}
+        if len(path) > 1 and path[0] in owners:
+            owners, path = {path[0]: owners[path[0]]}, path[1:]
+        found = [_follow(owner, path) for owner in owners.values()]
+    elif root == "loss_weights":
+        if len(path) == 1:
+            found = [
+                (_LossWeight(losses, i), "weight")
+                for i, each in enumerate(losses)
+                if fnmatch.fnmatchcase(each.name, path[0])
+            ]
+    elif root == "model":
+        found = [_follow(model, path)]
+    else:
+        owners = [each for each in _keras.layers_of(model) if fnmatch.fnmatchcase(each.name, root)]
+        _check_random_mask(name, owners, path)
+        found = [_follow(owner, path) for owner in owners]
+    unique = {id(place[0]): place for place in found if place is not None}
+    if not unique:
+        raise ValueError(
+            f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
+        )
+    return list(unique.values())
+
+
+def _check_random_mask(name, owners, path):
+    for owner in owners:
+        kinds = (keras.layers.Dropout, keras.layers.AlphaDropout)
+        if path == ["rate"] and isinstance(owner, kinds):
+            raise ValueError(
+                f"{name!r} cannot be learned: which units a {type(owner).__name__} layer drops "
+                "jumps with its rate. Use GaussianDropout, whose noise moves smoothly with it."
+            )
+
+
+def _hint(model):
+    losses = _keras.compiled_losses(model)
+    known = [f"loss_weights.{each.name}" for each in losses] if len(losses) > 1 else []
+    for each in losses:
+        prefix = f"loss.{each.name}" if len(losses) > 1 else "loss"
+        known += [
+            f"{prefix}.{key}"
+            for key, value in (_keras.loss_arguments(each.loss) or {}).items()
+            if is_number(value)
+        ]
+    for layer in _keras.layers_of(model):
+        for part in ("kernel_regularizer", "bias_regularizer", "activity_regularizer"):
+            numbers = vars(getattr(layer, part, None) or object).items()
+            known += [f"{layer.name}.{part}.{k}" for k, v in numbers if is_number(v)]
+    return (
+        "A name is 'loss.<attribute>', 'loss_weights.<output>', 'model.<attribute>' or "
+        "'<layer>.<attribute>', where <layer> may hold '*', and the attribute a number"
+        + (f"; here for example {', '.join(known[:6])}." if known else ".")
+    )
+
+
+@contextlib.contextmanager
+def substituted(places_by_name, tensors):
+    """While open, tensors stand in the places of numbers.
+
+    Args:
+        places_by_name: `{name: [(dictionary, key), …]}`.
+        tensors: `{name: scalar tensor}`.
+
+    Yields:
+        `{name: TensorScalar}`; their `used` tells whether the number was asked for.
+    """
+    scalars = {name: TensorScalar(tensors[name], name) for name in places_by_name}
+    stock = []
+    try:
+        for name, found in places_by_name.items():
+            for attributes, key in found:
+                stock.append((attributes, key, attributes[key]))
+                attributes[key] = scalars[name]
+        yield scalars
+    finally:
+        for attributes, key, value in reversed(stock):
+            attributes[key] = value
+
+
+def check_used(scalars):
+    """Raises a `ValueError` for a number that took no part in the computation."""
+    for name, scalar in scalars.items():
+        if not scalar.used:
+            raise ValueError(
+                f"{name!r} cannot be learned: no training step uses it, so that its hypergradient "
+                "would always be zero."
+            )
+
+
+def multiplied_variables(model, name):
+    """The trainable variables that `"<layer>.learning_rate_multiplier"` is a factor for."""
+    pattern = name.removesuffix(f".{MULTIPLIER}")
+    owners = [each for each in _keras.layers_of(model) if fnmatch.fnmatchcase(each.name, pattern)]
+    variables = {id(v): v for owner in owners for v in owner.trainable_variables}
+    if not variables:
+        raise ValueError(
+            f"{name!r} cannot be learned: no layer of {model.name!r} with trainable weights is "
+            f"called {pattern!r}. Its layers are "
+            f"{', '.join(repr(each.name) for each in _keras.layers_of(model)[1:])}."
+        )
+    return list(variables.values())
+
+
+def is_multiplier(name):
+    """Whether a name is of a factor on the learning rate of some layers."""
+    return re.fullmatch(rf".+\.{MULTIPLIER}", name) is not None

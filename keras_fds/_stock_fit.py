@@ -1,0 +1,66 @@
+"""What stock `model.fit` does with a HyperOptimizer: it is told its horizon and its model.
+
+Keras tells an optimizer neither; the callback list of a `fit` knows both.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_fds import _keras, _scalars
+from keras_fds.hyper_optimizer import HyperOptimizer
+
+
+class AnnounceHorizon(keras.callbacks.Callback):
+    """Stretches the learned schedules to the horizon of a stock `model.fit`."""
+
+    def on_train_begin(self, logs=None):
+        self._announced = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._announced:
+            return
+        self._announced = True
+        steps, optimizer = self.params.get("steps"), self.model.optimizer
+        if steps:
+            optimizer.horizon = steps * self.params["epochs"]
+            # A run resumed at a later epoch is that far along its horizon.
+            optimizer._first_iteration.assign_sub(epoch * steps)
+        else:
+            tf.get_logger().warning(
+                "The number of batches an epoch is not known, so the learned schedules keep their "
+                f"horizon of {optimizer.horizon} steps. Pass `steps_per_epoch` to stretch them."
+            )
+
+
+def _use_learned_numbers(model):
+    """Lets a model's stock `train_step` compute with the learned numbers of model and loss."""
+    stock = model.train_step
+
+    def train_step(data):
+        optimizer = model.optimizer
+        if not isinstance(optimizer, HyperOptimizer):
+            return stock(data)
+        with tf.init_scope():
+            specs = tf.nest.map_structure(tf.type_spec_from_value, data)
+            _keras.build_model(model, keras.utils.unpack_x_y_sample_weight(specs))
+        optimizer.multiplied(model)
+        places = {name: _scalars.places(model, name) for name in optimizer.model_names}
+        with _scalars.substituted(places, optimizer.present_values(keras.config.floatx())):
+            return stock(data)
+
+    vars(model)["train_step"] = train_step
+
+
+def _set_model(callback_list, model):
+    """`keras.callbacks.CallbackList.set_model`, which also tells a HyperOptimizer its horizon."""
+    optimizer = getattr(model, "optimizer", None)
+    announced = any(isinstance(c, AnnounceHorizon) for c in callback_list.callbacks)
+    if isinstance(optimizer, HyperOptimizer) and not announced:
+        callback_list.callbacks.append(AnnounceHorizon())
+        if "train_step" not in vars(model) and any("." in name for name in optimizer.names):
+            _use_learned_numbers(model)
+    _stock_set_model(callback_list, model)
+
+
+_stock_set_model = keras.callbacks.CallbackList.set_model
+keras.callbacks.CallbackList.set_model = _set_model

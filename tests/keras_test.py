@@ -1,0 +1,108 @@
+"""Keras's internals are where `keras_fds/_keras.py` expects them."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fds import _keras
+
+OPTIMIZER_METHODS = (
+    *("assign", "assign_add", "assign_sub", "stateless_apply", "add_variable_from_reference"),
+    *("_apply_weight_decay", "_backend_update_step", "_var_key"),
+)
+MEND = "Keras has changed: mend keras_fds/_keras.py, which relies on "
+
+
+def has(owner, name):
+    assert hasattr(owner, name), f"{MEND}`{name}` of {owner!r}."
+
+
+@pytest.mark.parametrize("method", OPTIMIZER_METHODS)
+def test_optimizers_methods_have_a_form_without_distribution(method):
+    for kind in (_keras.TFOptimizer, _keras.BaseOptimizer):
+        assert method in vars(kind), f"{MEND}`{method}` of {kind.__name__}."
+    assert getattr(_keras.PureMixin, method) is vars(_keras.BaseOptimizer)[method]
+
+
+@pytest.mark.parametrize(
+    "name", ["_trainable_variables", "_learning_rate", "_var_key", "_use_weight_decay"]
+)
+def test_optimizers_have(name):
+    optimizer = keras.optimizers.SGD()
+    optimizer.build([keras.Variable(1.0)])
+    has(optimizer, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_losses_override", "_compute_loss", "_symbolic_build", "_flatten_layers"),
+        *("_call_has_training_arg", "_compile_loss", "_loss_tracker"),
+    ],
+)
+def test_compiled_models_have(name):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    has(model, name)
+
+
+def test_modules_have():
+    has(_keras.keras_nn, "_compute_moments")
+    has(_keras.keras_numpy, "sqrt")
+    has(_keras.keras_backend, "compute_output_spec")
+
+
+def test_moments_have_the_arguments_we_replace():
+    stock = list(inspect.signature(_keras.keras_nn._compute_moments).parameters)
+    ours = list(inspect.signature(_keras._moments).parameters)
+    assert stock == ours, f"{MEND}the arguments of `_compute_moments`."
+
+
+def test_optimizers_take_roots_where_we_replace_them():
+    weight = keras.Variable(np.ones(2, "float32"))
+    optimizer = keras.optimizers.Adam()
+    optimizer.build([weight])
+    taken = []
+
+    def root(x):
+        taken.append(x)
+        return tf.sqrt(x)
+
+    with _keras._replaced(_keras.keras_numpy, sqrt=root):
+        optimizer.apply([tf.ones(2)])
+    assert taken, f"{MEND}`keras.ops.sqrt` calling `sqrt` of the backend's numpy module."
+
+
+def test_compiled_losses_have_a_name_a_loss_and_a_weight():
+    inputs = keras.Input((2,))
+    outputs = [keras.layers.Dense(1, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.BinaryCrossentropy(label_smoothing=0.1)
+    model.compile(loss=[loss, "mse"], loss_weights=[0.5, 2.0])
+    assert _keras.compiled_losses(model) == []
+    spec = tf.TensorSpec([None, 2]), [tf.TensorSpec([None, 1])] * 2, None
+    _keras.build_model(model, spec)
+    losses = _keras.compiled_losses(model)
+    assert [each.name for each in losses] == ["a", "b"], f"{MEND}`CompileLoss._flat_losses`."
+    assert [each.loss_weights for each in losses] == [0.5, 2.0]
+    assert _keras.loss_arguments(losses[0].loss)["label_smoothing"] == 0.1
+    assert _keras.loss_arguments(lambda y, p: 0.0) is None
+
+
+def test_stock_keras_is_as_before_outside_an_unroll():
+    stock = _keras.keras_nn._compute_moments, keras.layers.Layer.__call__
+    with _keras.twice_differentiable():
+        assert _keras.keras_nn._compute_moments is not stock[0]
+    assert (_keras.keras_nn._compute_moments, keras.layers.Layer.__call__) == stock
+
+
+def test_square_root_has_a_finite_derivative_at_zero():
+    x = tf.constant([0.0, 4.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = _keras._square_root(x)
+    np.testing.assert_array_equal(y, [0.0, 2.0])
+    np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 0.25])
