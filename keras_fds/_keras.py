@@ -9,7 +9,6 @@ import re
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
-from keras.src.backend.tensorflow import nn as keras_nn
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.models.functional import Functional
@@ -29,23 +28,38 @@ def _replaced(owner, **attributes):
 
 
 # ----------------------------------------------------------------- twice differentiable layers
-def _moments(x, axes, keepdims=False):
-    """Mean and variance whose second derivatives are right.
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments` with right second derivatives.
 
-    `tf.nn.moments` stops the gradient of the mean inside the variance: the first derivative
-    is right (the mean's term vanishes), the second loses a term.
+    TensorFlow stops the gradient of the mean inside the variance: the first derivative is
+    right (the mean's term vanishes), the second loses a term.
     """
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-    return (mean if keepdims else tf.squeeze(mean, axes)), variance
+    y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    mean = tf.reduce_mean(y, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(y - mean), axes, keepdims=keepdims)
+    mean = mean if keepdims else tf.squeeze(mean, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _softmax_cross_entropy_with_logits(labels, logits, axis=-1, name=None):
+    """`tf.nn.softmax_cross_entropy_with_logits` with right second derivatives.
+
+    TensorFlow's gradient by the logits does not know that it depends on the labels, and
+    learned label smoothing enters through them.
+    """
+    labels = tf.cast(labels, logits.dtype)
+    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits, axis), axis)
+
+
+_TWICE_DIFFERENTIABLE = (_moments, _softmax_cross_entropy_with_logits)
 
 
 @contextlib.contextmanager
 def twice_differentiable():
     """While open, Keras traces layers so that they differentiate twice.
 
-    Normalisation layers use `_moments`; a layer with an operation whose gradient has no
-    gradient raises a `ValueError` that names the layer.
+    Functions of TensorFlow whose second derivative is wrong are replaced; a layer with an
+    operation whose gradient has no gradient raises a `ValueError` that names the layer.
     """
     stock_call = keras.layers.Layer.__call__
 
@@ -53,10 +67,8 @@ def twice_differentiable():
         with explaining(f"layer {layer.name!r} ({type(layer).__name__})"):
             return stock_call(layer, *args, **kwargs)
 
-    with (
-        _replaced(keras_nn, _compute_moments=_moments),
-        _replaced(keras.layers.Layer, __call__=call),
-    ):
+    right = {each.__name__.lstrip("_"): each for each in _TWICE_DIFFERENTIABLE}
+    with _replaced(tf.nn, **right), _replaced(keras.layers.Layer, __call__=call):
         yield
 
 
@@ -135,6 +147,7 @@ def compiled_loss(model, state, batch, outputs, penalties, training):
         keras.StatelessScope(state_mapping=state),
         # `compute_loss` adds `model.losses`; the override makes them what we pass.
         _replaced(model, _losses_override=list(penalties)),
+        twice_differentiable(),
         explaining(f"loss {model.loss}"),
     ):
         return model._compute_loss(x, y, outputs, sample_weight, training)

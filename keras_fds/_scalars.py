@@ -7,6 +7,7 @@ A learned number is an attribute of some object: the optimizer (`momentum`), the
 
 import contextlib
 import fnmatch
+import inspect
 import operator
 import re
 
@@ -66,6 +67,9 @@ class TensorScalar:
     __ge__, __le__ = __gt__, __lt__
     __hash__ = object.__hash__
 
+    def __repr__(self):
+        return f"<learned number {self.name!r}>"
+
     def _as_number(self, *_):
         raise ValueError(
             f"{self.name!r} cannot be learned: it is used as a Python number, through which no "
@@ -116,7 +120,10 @@ def _follow(owner, path):
         owner = getattr(owner, step, None)
     if owner is None or not hasattr(owner, "__dict__"):
         return None
-    return next(((d, last) for d in _attributes(owner) if is_number(d.get(last))), None)
+    places = [(d, last) for d in _attributes(owner) if is_number(d.get(last))]
+    if not places and is_number(inspect.getattr_static(type(owner), last, None)):
+        places = [(vars(owner), last)]  # A default in the class's body.
+    return places[0] if places else None
 
 
 class _LossWeight(dict):
@@ -194,7 +201,7 @@ def _hint(model):
         known += [
             f"{prefix}.{key}"
             for key, value in (_keras.loss_arguments(each.loss) or {}).items()
-            if is_number(value)
+            if is_number(value) and not isinstance(value, int)
         ]
     for layer in _keras.layers_of(model):
         for part in ("kernel_regularizer", "bias_regularizer", "activity_regularizer"):
@@ -223,12 +230,20 @@ def substituted(places_by_name, tensors):
     try:
         for name, found in places_by_name.items():
             for attributes, key in found:
-                stock.append((attributes, key, attributes[key]))
+                stock.append((attributes, key, attributes.get(key)))
                 attributes[key] = scalars[name]
         yield scalars
+    except TypeError as error:  # TensorFlow's, when an operation's attribute is no number.
+        for scalar in scalars.values():
+            if repr(scalar) in str(error):
+                scalar._as_number()
+        raise
     finally:
         for attributes, key, value in reversed(stock):
-            attributes[key] = value
+            if value is None:
+                del attributes[key]
+            else:
+                attributes[key] = value
 
 
 def check_used(scalars):

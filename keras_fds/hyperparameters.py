@@ -13,7 +13,7 @@ import tensorflow as tf
 # Upper ends of the ranges that exponential averages have; everything else is unbounded.
 _LARGEST_DECAY = 0.999
 _DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum")
-_NAME = re.compile(r"[^\W\d][\w*?\[\]-]*(\.\w+)*|\*[\w*?\[\]-]*(\.\w+)+")
+_NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
 
 # scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
 _SCALES = {

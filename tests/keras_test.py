@@ -50,15 +50,33 @@ def test_compiled_models_have(name):
 
 
 def test_modules_have():
-    has(_keras.keras_nn, "_compute_moments")
     has(_keras.keras_numpy, "sqrt")
     has(_keras.keras_backend, "compute_output_spec")
 
 
-def test_moments_have_the_arguments_we_replace():
-    stock = list(inspect.signature(_keras.keras_nn._compute_moments).parameters)
-    ours = list(inspect.signature(_keras._moments).parameters)
-    assert stock == ours, f"{MEND}the arguments of `_compute_moments`."
+@pytest.mark.parametrize("ours", _keras._TWICE_DIFFERENTIABLE)
+def test_replaced_functions_have_tensorflows_arguments_and_values(ours):
+    stock = getattr(tf.nn, ours.__name__.lstrip("_"))
+    assert list(inspect.signature(ours).parameters) == list(inspect.signature(stock).parameters)
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_moments_are_tensorflows(dtype, keepdims):
+    x = tf.cast(tf.random.normal([4, 3, 2]), dtype)
+    for ours, stock in zip(
+        _keras._moments(x, [0, 1], keepdims=keepdims), tf.nn.moments(x, [0, 1], keepdims=keepdims)
+    ):
+        assert ours.dtype == stock.dtype
+        np.testing.assert_allclose(tf.cast(ours, "float32"), tf.cast(stock, "float32"), rtol=1e-2)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_cross_entropy_is_tensorflows(axis):
+    labels, logits = tf.nn.softmax(tf.random.normal([4, 3])), tf.random.normal([4, 3])
+    ours = _keras._softmax_cross_entropy_with_logits(labels, logits, axis)
+    stock = tf.nn.softmax_cross_entropy_with_logits(labels, logits, axis)
+    np.testing.assert_allclose(ours, stock, rtol=1e-5)
 
 
 def test_optimizers_take_roots_where_we_replace_them():
@@ -93,10 +111,10 @@ def test_compiled_losses_have_a_name_a_loss_and_a_weight():
 
 
 def test_stock_keras_is_as_before_outside_an_unroll():
-    stock = _keras.keras_nn._compute_moments, keras.layers.Layer.__call__
+    stock = tf.nn.moments, keras.layers.Layer.__call__
     with _keras.twice_differentiable():
-        assert _keras.keras_nn._compute_moments is not stock[0]
-    assert (_keras.keras_nn._compute_moments, keras.layers.Layer.__call__) == stock
+        assert tf.nn.moments is not stock[0]
+    assert (tf.nn.moments, keras.layers.Layer.__call__) == stock
 
 
 def test_square_root_has_a_finite_derivative_at_zero():

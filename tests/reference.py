@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_fds._unroll import Unroll
+
 
 def quadratic_hypergradients(hessian, centre, start, validation, schedules, horizon):
     """Closed form for SGD in the paper's form on a quadratic, by products of matrices.
@@ -119,3 +121,38 @@ def finite_difference_hypergradients(loss_at, values, lengths, step=1e-5):
             ends.append(loss_at(moved))
         result[position] = (ends[0] - ends[1]) / (2 * step * lengths[position])
     return result
+
+
+def forward_and_differences(model, train, validation, training=False, step=1e-5):
+    """Hypergradients of one unroll forward, and by central differences with Richardson's rule.
+
+    Args:
+        model: Compiled with a `keras_fds.HyperOptimizer`; it starts from its present weights.
+        train, validation: `keras_fds._data` batches; the number of the first is the horizon.
+        training: Mode of the model for the validation loss.
+        step: Of the differences, in coordinates.
+
+    Returns:
+        Two dictionaries `{name: float64 [num_buckets]}`.
+    """
+    unroll = Unroll(model, train.spec)
+    start = [variable.numpy() for variable in model.variables]
+    optimizer, horizon = model.optimizer, train.num_batches
+    values = optimizer.outer_state["values"]
+
+    def run(moved):
+        for variable, value in zip(model.variables, start):
+            variable.assign(value)
+        optimizer.outer_state = {"values": moved}
+        unroll.reset(horizon)
+        assert unroll.run(train.start(), 0, 0, horizon) == (horizon, True)
+        return unroll.validate(validation.start(), validation.num_batches, training)
+
+    forward = run(values)[1]
+    lengths = np.concatenate([h.bucket_lengths(horizon) for h in optimizer.hyperparameters])
+    wide, narrow = (
+        finite_difference_hypergradients(lambda v: run(v)[0], values, lengths, s)
+        for s in (2 * step, step)
+    )
+    run(values)
+    return optimizer._by_name(forward), optimizer._by_name((4 * narrow - wide) / 3)
