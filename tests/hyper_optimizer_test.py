@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import small_problem
 
 import keras_fds
 
@@ -126,6 +127,51 @@ def test_update_schedules_moves_by_what_was_recorded_once():
     np.testing.assert_allclose(moved, [0.0, 0.11, 0.5])
     optimizer.update_schedules()
     np.testing.assert_array_equal(optimizer.outer_state["values"], moved)
+
+
+def scaled_optimizer(**arguments):
+    return keras_fds.HyperOptimizer(
+        keras.optimizers.SGD(),
+        [
+            keras_fds.Hyperparameter("learning_rate", 2, [0.1, 0.2], 0.5, scale="log"),
+            keras_fds.Hyperparameter("momentum", 1, 0.9, 10.0, scale="logit"),
+        ],
+        **arguments,
+    )
+
+
+def test_outer_steps_are_taken_in_coordinates_within_the_range():
+    optimizer = scaled_optimizer(outer=keras_fds.outer.SignDescent(tolerance=None))
+    optimizer.record(np.array([1.0, -1.0, -1.0]), 2.0)
+    optimizer.update_schedules()
+    schedules = optimizer.schedules
+    expected = [0.1 * np.exp(-0.5), 0.2 * np.exp(0.5)]
+    np.testing.assert_allclose(schedules["learning_rate"].values, expected, rtol=1e-12)
+    np.testing.assert_allclose(schedules["momentum"].values, [0.999], rtol=1e-12)
+
+
+def test_search_on_a_scale_has_converged_when_values_hardly_move():
+    optimizer = scaled_optimizer()
+    assert not optimizer.converged
+    optimizer.outer_state = {"step_sizes": np.array([0.04, 0.04, 0.04])}
+    assert optimizer.converged
+    optimizer.outer_state = {"step_sizes": np.array([0.04, 0.06, 0.04])}
+    assert not optimizer.converged
+
+
+def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
+    model = small_problem.make_model(compiled=False)
+    model.compile(scaled_optimizer(), loss="mse")
+    model.optimizer.schedules = {
+        "learning_rate": keras_fds.BucketedSchedule([0.4, 0.3], 10),
+        "momentum": keras_fds.BucketedSchedule([0.7], 10),
+    }
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.models.load_model(tmp_path / "model.keras")):
+        schedules = each.optimizer.schedules
+        np.testing.assert_allclose(schedules["learning_rate"].values, [0.4, 0.3], rtol=1e-12)
+        np.testing.assert_allclose(float(each.optimizer.learning_rate), 0.4, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

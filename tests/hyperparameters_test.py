@@ -27,7 +27,7 @@ def exact_bucket(num_buckets, inner_step, horizon):
 
 
 def attributes(hyperparameter):
-    names = ("name", "num_buckets", "step_size", "min_value", "max_value")
+    names = ("name", "num_buckets", "step_size", "min_value", "max_value", "scale")
     values = {name: getattr(hyperparameter, name) for name in names}
     return {**values, "initial_values": hyperparameter.initial_values.tolist()}
 
@@ -120,6 +120,7 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         "step_size": 0.1,
         "min_value": 0.0,
         "max_value": np.inf,
+        "scale": "linear",
         "initial_values": [0.0],
     }
 
@@ -196,6 +197,63 @@ def test_repr_makes_the_same_object():
     assert attributes(eval(repr(hyperparameter))) == attributes(hyperparameter)
 
 
+# --------------------------------------------------------------------------------------- scales
+@given(
+    scale=st.sampled_from(["linear", "log", "logit"]),
+    value=st.floats(1e-9, 1 - 1e-9),
+)
+def test_coordinates_are_undone_and_derivatives_are_theirs(scale, value):
+    hyperparameter = Hyperparameter("weight_decay", initial=value, scale=scale)
+    values = np.array([value])
+    coordinates = hyperparameter.coordinates(values)
+    again = np.array(hyperparameter.values(coordinates))
+    np.testing.assert_allclose(again, values, rtol=1e-12)
+    ends = [np.array(hyperparameter.values(coordinates + h)) for h in (1e-5, -1e-5)]
+    differences = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(hyperparameter.derivatives(values), differences, rtol=1e-6)
+
+
+def test_scales_meet_at_their_definitions():
+    log = Hyperparameter("epsilon", initial=1.0, scale="log")
+    logit = Hyperparameter("momentum", initial=0.5, scale="logit")
+    assert log.coordinates(np.array([1.0, np.e])).tolist() == [0.0, 1.0]
+    np.testing.assert_allclose(logit.coordinates(np.array([0.5, 0.75])), [0.0, np.log(3.0)])
+
+
+def test_range_of_a_logit_ends_at_one():
+    assert Hyperparameter("a", initial=0.5, scale="logit").max_value == 1.0
+    assert Hyperparameter("momentum", initial=0.5, scale="logit").max_value == 0.999
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"scale": "log"},
+        {"scale": "logit"},
+        {"scale": "logit", "initial": 1.0},
+        {"scale": "logit", "initial": 0.5, "max_value": 2.0},
+        {"scale": "log", "initial": 0.5, "min_value": -1.0},
+        {"scale": "log", "num_buckets": 2, "initial": [0.1, 0.0]},
+    ],
+    ids=str,
+)
+def test_what_a_scale_does_not_have_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"'a' on the scale '\w+' lie .*scale='linear'.*Received:"):
+        Hyperparameter("a", **arguments)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("loss.label_smoothing", "loss_weights.first_output", "model.temperature"),
+        *("dense_1.kernel_regularizer.l2", "*.kernel_regularizer.l2", "conv-[12]?.epsilon"),
+    ],
+)
+def test_numbers_of_a_model_have_dotted_names(name):
+    assert Hyperparameter(name).name == name
+    assert_survives_configs(Hyperparameter(name))
+
+
 # ------------------------------------------------------------------------------------ bad input
 @pytest.mark.parametrize(
     ("argument", "value"),
@@ -203,6 +261,11 @@ def test_repr_makes_the_same_object():
         ("name", ""),
         ("name", "learning rate"),
         ("name", None),
+        ("name", "dense."),
+        ("name", "*"),
+        ("name", "a..b"),
+        ("scale", "cubic"),
+        ("scale", None),
         ("name", 3),
         ("num_buckets", 0),
         ("num_buckets", -1),
