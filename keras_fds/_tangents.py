@@ -10,7 +10,7 @@ from keras_fds import _vectorization
 _vectorization.register()
 
 
-def jacobian_vector_products(function, primals, tangents):
+def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None):
     """Evaluates a function and pushes K tangents of its arguments through it.
 
     With `outputs, extra = function(*primals)` and J the Jacobian of `outputs`:
@@ -21,6 +21,8 @@ def jacobian_vector_products(function, primals, tangents):
         function: Takes `*primals`, returns `(outputs, extra)`, two structures of tensors.
         primals: Tuple of structures of floating-point tensors.
         tangents: The same structure, each tensor with one more leading axis of length K.
+        tangents_per_pass: How many tangents are pushed at once, which bounds the memory for
+            intermediate results. Defaults to `None`, all.
 
     Returns:
         `(outputs, extra, products)`; `products` has the structure of `outputs` with the
@@ -39,4 +41,28 @@ def jacobian_vector_products(function, primals, tangents):
             lambda output: accumulator.jvp(output, tf.UnconnectedGradients.ZERO), inner_outputs
         )
 
-    return outputs, extra, tf.vectorized_map(one_product, tangents)
+    if tangents_per_pass is None:
+        return outputs, extra, tf.vectorized_map(one_product, tangents)
+    return outputs, extra, _in_groups(one_product, outputs, tangents, tangents_per_pass)
+
+
+def _in_groups(one_product, outputs, tangents, size):
+    """`tf.vectorized_map` over groups of `size` tangents, one group after the other."""
+    number = tf.shape(tf.nest.flatten(tangents)[0])[0]
+
+    def one_group(begin, arrays):
+        group = tf.nest.map_structure(lambda t: t[begin : begin + size], tangents)
+        products = tf.nest.flatten(tf.vectorized_map(one_product, group))
+        position = begin // size
+        return begin + size, [a.write(position, p) for a, p in zip(arrays, products)]
+
+    arrays = [
+        tf.TensorArray(
+            output.dtype, -(-number // size), infer_shape=False, element_shape=[None, *output.shape]
+        )
+        for output in tf.nest.flatten(outputs)
+    ]
+    _, arrays = tf.while_loop(
+        lambda begin, _: begin < number, one_group, [0, arrays], parallel_iterations=1
+    )
+    return tf.nest.pack_sequence_as(outputs, [array.concat() for array in arrays])

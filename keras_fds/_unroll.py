@@ -146,7 +146,8 @@ class Unroll:
 
     def _push(self, function, primals, tangents):
         if tangents:
-            return jacobian_vector_products(function, primals, tangents)
+            size = self.hyper_optimizer.tangents_per_pass
+            return jacobian_vector_products(function, primals, tangents, size)
         return *function(*primals), None
 
     def _split(self, state):

@@ -25,6 +25,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             are clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no
             longer exact. Defaults to `None`. (The gradient itself is clipped by the wrapped
             optimizer's `clipvalue`.)
+        tangents_per_pass: How many buckets' tangents are pushed through a training step at once;
+            fewer need less memory and more time. Defaults to `None`, all.
         name: Defaults to `"hyper_optimizer"`.
 
     Raises:
@@ -45,7 +47,15 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     Reference: Micaelli & Storkey (2021).
     """
 
-    def __init__(self, optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None):
+    def __init__(
+        self,
+        optimizer,
+        hyperparameters,
+        outer=None,
+        tangent_clipvalue=None,
+        tangents_per_pass=None,
+        name=None,
+    ):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
         self.optimizer = keras.optimizers.get(optimizer)
         if not isinstance(hyperparameters, (list, tuple)):
@@ -56,6 +66,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.hyperparameters = list(hyperparameters)
         self.outer = SignDescent() if outer is None else outer
         self.tangent_clipvalue = tangent_clipvalue
+        self.tangents_per_pass = tangents_per_pass
         self._check_arguments()
         step_sizes = [np.full(h.num_buckets, h.step_size) for h in self.hyperparameters]
         initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
@@ -115,6 +126,12 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             )
         if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
+        size = self.tangents_per_pass
+        if size is not None and not (type(size) is int and size >= 1):
+            raise ValueError(
+                "`tangents_per_pass` must be None or a whole number of at least 1. "
+                f"Received: {size!r}"
+            )
 
     # ------------------------------------------------------------------- learned values
     @property
@@ -331,6 +348,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             "hyperparameters": [serialize(h) for h in self.hyperparameters],
             "outer": serialize(self.outer),
             "tangent_clipvalue": self.tangent_clipvalue,
+            "tangents_per_pass": self.tangents_per_pass,
         }
 
     @classmethod

@@ -89,13 +89,13 @@ def test_a_saved_model_trains_on_as_if_never_saved(tmp_path):
 
 def test_config_round_trip():
     optimizer = hyper_optimizer(
-        outer=keras_fds.outer.SignDescent(tolerance=0.1), tangent_clipvalue=2.0
+        outer=keras_fds.outer.SignDescent(tolerance=0.1), tangent_clipvalue=2.0, tangents_per_pass=3
     )
     config = keras.saving.serialize_keras_object(optimizer)
     again = keras.saving.deserialize_keras_object(config)
     assert keras.saving.serialize_keras_object(again) == config
     assert again.outer.tolerance == 0.1
-    assert again.tangent_clipvalue == 2.0
+    assert (again.tangent_clipvalue, again.tangents_per_pass) == (2.0, 3)
 
 
 def test_schedules_can_be_set():
@@ -208,6 +208,8 @@ def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
         ),
         (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
         (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
+        (lambda: hyper_optimizer(tangents_per_pass=0), "tangents_per_pass"),
+        (lambda: hyper_optimizer(tangents_per_pass=2.0), "tangents_per_pass"),
         (lambda: hyper_optimizer(tangent_clipvalue="a"), "tangent_clipvalue"),
         (lambda: hyper_optimizer(outer="sgd"), "outer='sgd'"),
         (

@@ -57,17 +57,17 @@ def quadratic_hypergradients(hessian, centre, start, validation, schedules, hori
     }
 
 
-def reverse_mode_hypergradients(unroll, batches, validation_batches, training):
+def reverse_mode_hypergradients(unroll, batches, validation_batches):
     """One `tf.GradientTape` around the whole unroll, through the same pure steps.
 
     Args:
         unroll: A `keras_fds._unroll.Unroll` that was reset.
         batches: List of training batches; their number is the horizon.
         validation_batches: List of validation batches.
-        training: Mode of the model for the validation loss.
 
     Returns:
-        Float64 `[total_buckets]`, means over the steps of each bucket.
+        Two float64 `[total_buckets]`, means over the steps of each bucket: with the model in
+        inference mode and in training mode for the validation loss.
     """
     model, optimizer, hyper_optimizer = unroll.model, unroll.optimizer, unroll.hyper_optimizer
     horizon, start = len(batches), hyper_optimizer.outer_state["values"]
@@ -86,7 +86,7 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches, training):
         ]
         weights, statistics, counters, slots, optimizer_counters = state
         values = tf.constant(start)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(values)
             for t, batch in enumerate(batches):
                 positions = hyper_optimizer.buckets_at(np.int64(t), np.int64(horizon))
@@ -98,16 +98,19 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches, training):
                 (weights, slots), optimizer_counters = optimizer.update(
                     weights, slots, optimizer_counters, hyperparameters, gradients, model.connected
                 )
-            loss = 0.0
-            for batch in validation_batches:
-                part, _, counters = model.validation_loss(
-                    weights, statistics, counters, batch, training
-                )
-                loss += part / len(validation_batches)
-        return tape.gradient(loss, values)
+            losses = []
+            for training in (False, True):
+                loss, after = 0.0, counters
+                for batch in validation_batches:
+                    part, _, after = model.validation_loss(
+                        weights, statistics, after, batch, training
+                    )
+                    loss += part / len(validation_batches)
+                losses.append(loss)
+        return [tape.gradient(loss, values) for loss in losses]
 
     lengths = [h.bucket_lengths(horizon) for h in hyper_optimizer.hyperparameters]
-    return compute().numpy() / np.concatenate(lengths)
+    return [gradient.numpy() / np.concatenate(lengths) for gradient in compute()]
 
 
 def finite_difference_hypergradients(loss_at, values, lengths, step=1e-5):

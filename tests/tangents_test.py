@@ -52,6 +52,19 @@ def test_one_trace_serves_every_number_of_tangents():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_groups_of_tangents_have_the_same_products(size):
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)] * 2)
+    def products(da, dy):
+        return jacobian_vector_products(function, PRIMALS, ({"a": da}, dy), size)[2]
+
+    for count in (1, 5):
+        along = tangents(count)
+        actual = products(along[0]["a"], along[1])
+        for name, value in expected(along).items():
+            np.testing.assert_allclose(actual[name], value, rtol=1e-14)
+
+
 def test_outputs_that_do_not_depend_on_the_primals_have_zero_products():
     constant = tf.constant([1.0, 2.0], tf.float64)
     _, _, products = jacobian_vector_products(
