@@ -241,6 +241,12 @@ def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
 
 
 def _tensor(array):
+    if isinstance(array, tf.SparseTensor) or hasattr(array, "tocsr"):
+        raise ValueError(
+            "Sparse data must come as a dataset of batches: "
+            "tf.data.Dataset.from_tensor_slices((sparse_tensor, y)).batch(batch_size). "
+            f"Received: {type(array).__name__} of shape {array.shape}"
+        )
     if not tf.is_tensor(array):
         array = np.asarray(array)
     tensor = tf.convert_to_tensor(array)

@@ -38,7 +38,11 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         ) as accumulator:
             inner_outputs, _ = function(*fresh)
         return tf.nest.map_structure(
-            lambda output: accumulator.jvp(output, tf.UnconnectedGradients.ZERO), inner_outputs
+            # A dense tensor, where the product of an embedding's gradient is sparse.
+            lambda output: tf.convert_to_tensor(
+                accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
+            ),
+            inner_outputs,
         )
 
     if tangents_per_pass is None:

@@ -234,9 +234,21 @@ class _OuterLoop:
         loss, values = unroll.validate(
             validation.start(), validation.num_batches, self.validation_training
         )
+        self.warn_of_unknown(values)
         validation_logs = {**_logs(model), "loss": loss}
         logs.update({f"val_{name}": value for name, value in validation_logs.items()})
         return self.finish(outer_step, logs, loss, values)
+
+    def warn_of_unknown(self, values):
+        unknown = [n for n, v in self.optimizer._by_name(values).items() if np.isnan(v).any()]
+        if unknown:
+            warnings.warn(
+                f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so these "
+                "values stay where they are. keras_fds.check_hypergradients(model, ...) finds the "
+                "layer; a start value at the end of its range is another cause.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def finish(self, outer_step, logs, loss, values):
         """Records what an outer step measured."""

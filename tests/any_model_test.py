@@ -94,16 +94,7 @@ MODELS = {
 }
 
 
-def crossentropy():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("name", MODELS)
-def test_hypergradients_equal_finite_differences(name, weighted):
-    make, x, y = MODELS[name]
-    model = make()
-    loss = {"kind": crossentropy(), "place": "mse"} if isinstance(y, dict) else crossentropy()
+def compile_model(model, loss):
     model.compile(
         keras_fds.HyperOptimizer(
             keras.optimizers.AdamW(epsilon=1e-2),
@@ -115,14 +106,55 @@ def test_hypergradients_equal_finite_differences(name, weighted):
         ),
         loss=loss,
     )
-    weight = WEIGHTS if weighted else None
-    if weighted and isinstance(y, dict):
-        weight = {"kind": WEIGHTS, "place": WEIGHTS}
-    data = _data.as_arrays(x, y, weight)
-    train = _data.ArrayBatches(data, BATCH, np.arange(HORIZON * BATCH))
-    validation = train.subset(np.arange(HORIZON * BATCH, NUM_EXAMPLES), 10)
+    return model
+
+
+def assert_exact(model, train, validation):
     forward, differences = reference.forward_and_differences(model, train, validation)
     for each, values in forward.items():
         scale = np.abs(differences[each]).max()
         assert scale > 1e-7
         np.testing.assert_allclose(values, differences[each], rtol=0, atol=1e-6 * scale)
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hypergradients_equal_finite_differences(name):
+    make, x, y = MODELS[name]
+    loss, weight = crossentropy(), WEIGHTS
+    if isinstance(y, dict):
+        loss = {"kind": crossentropy(), "place": "mse"}
+        weight = {"kind": WEIGHTS, "place": WEIGHTS[::-1]}
+    data = _data.as_arrays(x, y, None if name == "lstm" else weight)
+    train = _data.ArrayBatches(data, BATCH, np.arange(HORIZON * BATCH))
+    validation = train.subset(np.arange(HORIZON * BATCH, NUM_EXAMPLES), 10)
+    assert_exact(compile_model(make(), loss), train, validation)
+
+
+def test_sparse_inputs():
+    sparse = tf.sparse.from_dense(np.where(FEATURES > 0.5, FEATURES, 0.0))
+    dataset = tf.data.Dataset.from_tensor_slices((sparse, LABELS)).batch(BATCH)
+    train, validation = dataset.take(HORIZON), dataset.skip(HORIZON)
+    model = keras.Sequential(
+        [
+            keras.Input((5,), sparse=True),
+            layers.Dense(4, activation="tanh"),
+            layers.Dense(3),
+        ]
+    )
+    what = ("", "")
+    assert_exact(
+        compile_model(model, crossentropy()),
+        _data.DatasetBatches(train, None, what),
+        _data.DatasetBatches(validation, None, what),
+    )
+
+
+def test_sparse_arrays_are_refused_with_the_remedy():
+    model = keras.Sequential([keras.Input((5,), sparse=True), layers.Dense(3)])
+    compile_model(model, crossentropy())
+    with pytest.raises(ValueError, match="Sparse data must come as a dataset"):
+        keras_fds.fit(model, tf.sparse.from_dense(FEATURES), LABELS, validation_split=0.2)
