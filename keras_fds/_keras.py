@@ -9,6 +9,7 @@ import re
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from keras.src.backend.tensorflow import linalg as keras_linalg
 from keras.src.backend.tensorflow import nn as keras_nn
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
@@ -187,15 +188,27 @@ def has_learning_rate_schedule(optimizer):
     return not isinstance(optimizer._learning_rate, keras.Variable)
 
 
-def _square_root(x):
-    """`sqrt` with the derivative 0 at 0.
+def unbuilt(optimizer):
+    """Another optimizer with the same arguments and no variables yet."""
+    config = optimizer.get_config()
+    if has_learning_rate_schedule(optimizer):
+        config["learning_rate"] = optimizer._learning_rate  # A callable need not have a config.
+    return type(optimizer).from_config(config)
 
-    An optimizer takes roots of averages of squared gradients. One of them is zero for a weight
-    that never had a gradient; then so is what it divides, and its derivative does not matter
-    as long as it is finite.
-    """
+
+# An optimizer takes roots of averages of squared gradients. One of them is zero for a weight that
+# never had a gradient; then so is what it divides, and its derivative does not matter as long as
+# it is finite. So is the norm of such weights' gradients in Muon.
+def _square_root(x):
+    """`sqrt` with the derivative 0 at 0."""
     zero = tf.equal(x, 0)
     return tf.where(zero, tf.zeros_like(x), tf.sqrt(tf.where(zero, tf.ones_like(x), x)))
+
+
+def _power(x, y):
+    """`pow` with the derivative 0 where `x` is 0 and it would be infinite."""
+    root = tf.equal(x, 0) & (y > 0) & (y < 1)
+    return tf.where(root, tf.zeros_like(x), tf.pow(tf.where(root, tf.ones_like(x), x), y))
 
 
 def apply_purely(optimizer, slots, gradients, weights):
@@ -208,13 +221,26 @@ def apply_purely(optimizer, slots, gradients, weights):
     Returns:
         `(weights, slots)`, the new values.
     """
-    stock = keras_numpy.sqrt
+    stock_root, stock_power, stock_norm = keras_numpy.sqrt, keras_numpy.power, keras_linalg.norm
 
     def square_root(x):
         x = keras_backend.convert_to_tensor(x)
-        return _square_root(x) if tf.as_dtype(x.dtype).is_floating else stock(x)
+        return _square_root(x) if tf.as_dtype(x.dtype).is_floating else stock_root(x)
 
-    with _replaced(keras_numpy, sqrt=square_root):
+    def power(x1, x2):
+        x1, x2 = keras_backend.convert_to_tensor(x1), keras_backend.convert_to_tensor(x2)
+        same = x1.dtype == x2.dtype and tf.as_dtype(x1.dtype).is_floating
+        return _power(x1, x2) if same else stock_power(x1, x2)
+
+    def norm(x, ord=None, axis=None, keepdims=False):
+        zero = tf.reduce_all(tf.equal(x, 0), axis, keepdims=True)
+        length = stock_norm(tf.where(zero, tf.ones_like(x), x), ord, axis, keepdims)
+        return tf.where(tf.reshape(zero, tf.shape(length)), tf.zeros_like(length), length)
+
+    with (
+        _replaced(keras_numpy, sqrt=square_root, power=power),
+        _replaced(keras_linalg, norm=norm),
+    ):
         return optimizer.stateless_apply(slots, gradients, weights)
 
 
