@@ -9,6 +9,7 @@ import re
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from keras.src.backend.common.variables import Variable as CommonVariable
 from keras.src.backend.tensorflow import linalg as keras_linalg
 from keras.src.backend.tensorflow import nn as keras_nn
 from keras.src.backend.tensorflow import numpy as keras_numpy
@@ -188,12 +189,14 @@ def has_learning_rate_schedule(optimizer):
     return not isinstance(optimizer._learning_rate, keras.Variable)
 
 
-def unbuilt(optimizer):
-    """Another optimizer with the same arguments and no variables yet."""
-    config = optimizer.get_config()
+def config_of(optimizer):
+    """An optimizer's arguments, its learning rate as it is: a callable need not have a config."""
+    view = object.__new__(type(optimizer))
+    vars(view).update(vars(optimizer))
     if has_learning_rate_schedule(optimizer):
-        config["learning_rate"] = optimizer._learning_rate  # A callable need not have a config.
-    return type(optimizer).from_config(config)
+        vars(view)["_learning_rate"] = tf.constant(0.0)
+        return {**view.get_config(), "learning_rate": optimizer._learning_rate}
+    return view.get_config()
 
 
 # An optimizer takes roots of averages of squared gradients. One of them is zero for a weight that
@@ -211,16 +214,44 @@ def _power(x, y):
     return tf.where(root, tf.zeros_like(x), tf.pow(tf.where(root, tf.ones_like(x), x), y))
 
 
-def apply_purely(optimizer, slots, gradients, weights):
-    """`optimizer.apply` as a pure function of a differentiable kind.
+class _Reading:
+    """A variable's value that is read when it is used, as that of a `tf.Variable` is."""
 
-    Args:
-        optimizer: An instance of a stock optimizer class with `PureMixin`.
-        slots, gradients, weights: Lists of tensors, in the optimizer's order.
+    def __init__(self, read):
+        self.read = read
 
-    Returns:
-        `(weights, slots)`, the new values.
+    def __getattr__(self, name):
+        return getattr(self.read(), name)
+
+
+def _delegate(name):
+    setattr(_Reading, name, lambda self, *others: getattr(tf.Tensor, name)(self.read(), *others))
+
+
+for _name in tf.Tensor.OVERLOADABLE_OPERATORS:
+    _delegate(_name)
+tf.register_tensor_conversion_function(
+    _Reading,
+    lambda value, dtype=None, name=None, as_ref=False: tf.convert_to_tensor(value.read(), dtype),
+)
+
+
+@contextlib.contextmanager
+def _read_when_used():
+    """While open, `variable.value` in a stateless scope is read when it is used, not before.
+
+    So it is outside such a scope, where `variable.value` is a `tf.Variable`: what an optimizer
+    keeps in a Python variable changes with the next assignment.
     """
+    read = CommonVariable.value.fget
+    value = property(lambda variable: _Reading(lambda: read(variable)))
+    with _replaced(CommonVariable, value=value):
+        yield
+
+
+@contextlib.contextmanager
+def _differentiable_at_zero():
+    """While open, the functions of `keras.ops` that optimizers use have finite derivatives."""
     stock_root, stock_power, stock_norm = keras_numpy.sqrt, keras_numpy.power, keras_linalg.norm
 
     def square_root(x):
@@ -241,6 +272,20 @@ def apply_purely(optimizer, slots, gradients, weights):
         _replaced(keras_numpy, sqrt=square_root, power=power),
         _replaced(keras_linalg, norm=norm),
     ):
+        yield
+
+
+def apply_purely(optimizer, slots, gradients, weights):
+    """`optimizer.apply` as a pure function of a differentiable kind.
+
+    Args:
+        optimizer: An instance of a stock optimizer class with `PureMixin`.
+        slots, gradients, weights: Lists of tensors, in the optimizer's order.
+
+    Returns:
+        `(weights, slots)`, the new values.
+    """
+    with _differentiable_at_zero(), _read_when_used():
         return optimizer.stateless_apply(slots, gradients, weights)
 
 

@@ -11,6 +11,7 @@ _UNSUPPORTED = ("gradient_accumulation_steps", "use_ema", "loss_scale_factor")
 _START = "it only sets the start of the optimizer's slots, which no training step computes"
 _COUNT = "it is a number of iterations, and no derivative passes through a whole number"
 _SIGN = "only the sign of the averaged gradient enters the update, whose derivative is zero"
+_CANCELS = "it cancels out of the update as Keras computes it with TensorFlow"
 _SETTING = "HyperOptimizer does not support what it belongs to"
 
 # By class, subclasses included: numbers that cannot be learned.
@@ -22,6 +23,7 @@ _REFUSED = {
     "Ftrl": {"initial_accumulator_value": _START},
     "Lion": dict.fromkeys(("beta_1", "beta_2", "clipnorm", "clipvalue", "global_clipnorm"), _SIGN),
     "Muon": {"ns_steps": _COUNT},
+    "ScheduleFreeAdamW": {"beta_1": _CANCELS},
 }
 
 _DIVISOR = "the update divides by it"
@@ -38,7 +40,6 @@ _POSITIVE = {
         "learning_rate": "a step is scaled by the norm of the weights, so that its derivative "
         "jumps at rate zero for weights that start at zero, as biases do"
     },
-    "ScheduleFreeAdamW": {"beta_1": _DIVISOR},
 }
 
 
@@ -57,7 +58,7 @@ def numeric_attributes(optimizer):
     refused = _by_class(_REFUSED, optimizer)
     return [
         name
-        for name, value in optimizer.get_config().items()
+        for name, value in _keras.config_of(optimizer).items()
         if name not in refused
         and (name == "learning_rate" or hasattr(optimizer, name))
         and (name in ("learning_rate", "weight_decay") or _scalars.is_number(value))
@@ -112,7 +113,7 @@ def _check_known(kind, name, known, refused, optimizer):
         raise ValueError(f"{name!r} of {kind} cannot be learned: {refused[name]}. {can_be}")
     if name in known:
         return
-    if name in optimizer.get_config() and getattr(optimizer, name, 0) is None:
+    if name in _keras.config_of(optimizer) and getattr(optimizer, name, 0) is None:
         raise ValueError(
             f"{name!r} of {kind} cannot be learned: it is None. Give it a number when you make "
             f"the optimizer, such as {kind}({name}=1.0); the learned schedule replaces it. {can_be}"

@@ -261,6 +261,6 @@ class StatelessOptimizer:
 
 def fresh_slots(optimizer, names, trainable_variables):
     """Start values of all variables of a Keras optimizer, as a list of arrays."""
-    twin = _keras.unbuilt(optimizer)
+    twin = type(optimizer).from_config(_keras.config_of(optimizer))
     build_optimizer(twin, names, trainable_variables)
     return [variable.numpy() for variable in twin.variables]

@@ -154,12 +154,6 @@ def test_update_schedules_moves_by_what_was_recorded_once():
             lambda: keras_fds.HyperOptimizer(hyper_optimizer(), []),
             "updates weights itself",
         ),
-        (
-            lambda: keras_fds.HyperOptimizer(
-                keras.optimizers.SGD(gradient_accumulation_steps=2), []
-            ),
-            "gradient_accumulation_steps=2",
-        ),
         (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
         (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
         (lambda: hyper_optimizer(tangent_clipvalue="a"), "tangent_clipvalue"),

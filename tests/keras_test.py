@@ -54,6 +54,7 @@ def test_modules_have():
     for name in ("sqrt", "power"):
         has(_keras.keras_numpy, name)
     has(_keras.keras_linalg, "norm")
+    assert isinstance(_keras.CommonVariable.value, property), f"{MEND}`Variable.value`."
     has(_keras.keras_backend, "compute_output_spec")
 
 
@@ -129,3 +130,14 @@ def test_power_has_a_finite_derivative_at_zero():
         y = _keras._power(x, tf.constant([0.5, 1.0, 2.0, 0.5]))
     np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, 2.0])
     np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 1.0, 0.0, 0.25])
+
+
+def test_a_variable_is_read_when_it_is_used():
+    variable = keras.Variable(1.0)
+    with _keras._read_when_used(), keras.StatelessScope([(variable, tf.constant(2.0))]):
+        value = variable.value
+        assert float(keras.ops.multiply(value, 2.0)) == 4.0
+        variable.assign(variable + 3.0)
+        assert float(keras.ops.multiply(2.0, value)) == 10.0
+        assert float(1.0 - value / variable) == 0.0
+    assert isinstance(variable.value, tf.Variable)
