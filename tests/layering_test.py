@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LEVELS = (
     ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization", "_keras"),
     ("_scalars",),
-    ("_stateless", "_models", "_tangents"),
+    ("_learnable", "_stateless", "_models", "_tangents"),
     ("_unroll", "_adjoint"),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
