@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds import _data
-from keras_fds._inner_step import InnerStep, compiled, steps_while_finite
+from keras_fds._compilation import compiled
+from keras_fds._inner_step import InnerStep, steps_while_finite
 
 
 class _Block(NamedTuple):

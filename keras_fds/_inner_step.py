@@ -159,10 +159,3 @@ def steps_while_finite(count, one_step, *carried):
         [tf.constant(0, "int64"), tf.constant(True), *carried],
         parallel_iterations=1,
     )
-
-
-def compiled(function):
-    """A `tf.function` of its own for each object; one trace for each new model is meant."""
-    function = tf.function(function, autograph=False, reduce_retracing=True)
-    function._omit_frequent_tracing_warning = True  # TensorFlow warns from the fifth on.
-    return function

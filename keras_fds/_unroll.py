@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds import _data
-from keras_fds._inner_step import InnerStep, State, compiled, steps_while_finite
+from keras_fds._compilation import compiled
+from keras_fds._inner_step import InnerStep, State, steps_while_finite
 from keras_fds._tangents import jacobian_vector_products
 
 
