@@ -214,6 +214,24 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         values = self._values()
         return _concatenated(h.derivatives(values[h.name]) for h in self.hyperparameters)
 
+    def means_over_buckets(self, sums, horizon):
+        """Hypergradients by coordinates from sums over buckets of derivatives by values.
+
+        Args:
+            sums: Float64 `[total_buckets]`.
+            horizon: Number of inner steps.
+        """
+        lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
+        return sums * self.derivatives() / lengths
+
+    def per_step(self, derivatives):
+        """`{name: float64 [horizon]}`, by coordinates; the argument is by values, and stacked."""
+        values, steps = self._values(), np.arange(len(derivatives))
+        return {
+            h.name: of_steps * h.derivatives(values[h.name])[h.bucket(steps, len(steps))]
+            for h, of_steps in zip(self.hyperparameters, derivatives.T)
+        }
+
     def _values(self, coordinates=None):
         """`{name: float64 [num_buckets]}`: the values at coordinates, by default at present."""
         coordinates = self.outer_state["values"] if coordinates is None else coordinates

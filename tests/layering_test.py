@@ -12,10 +12,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization", "_keras"),
+    (
+        "hyperparameters",
+        "schedules",
+        "optimizers",
+        "outer",
+        "_data",
+        "_vectorization",
+        "_keras",
+        "_compilation",
+    ),
     ("_scalars",),
     ("_learnable", "_stateless", "_models", "_tangents"),
+    ("_inner_step",),
     ("_unroll", "_adjoint"),
+    ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("training",),
@@ -26,7 +37,7 @@ LEVELS = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
 KERAS_INTERNALS = {"_keras"}
-TENSORFLOW_INTERNALS = {"_vectorization"}
+TENSORFLOW_INTERNALS = {"_vectorization", "_compilation"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)
 
