@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras_fds import _data
 from keras_fds._compilation import compiled
 from keras_fds._inner_step import InnerStep, steps_while_finite
+from keras_fds._tangents import jacobian_vector_products
 
 
 class _Block(NamedTuple):
@@ -219,12 +220,12 @@ class Adjoint:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(inputs)
                 after, _, _ = self.step(state, values, batch)
-            gradients = tape.gradient(
-                tf.nest.flatten(after.differentiable),
-                inputs,
-                output_gradients=cotangents,
-                unconnected_gradients="zero",
-            )
+            outputs = tf.nest.flatten(after.differentiable)
+            try:
+                gradients = tape.gradient(outputs, inputs, cotangents, "zero")
+            except LookupError:
+                self._name_the_layer(state, values, batch)
+                raise
             gradients = [tf.convert_to_tensor(g) for g in gradients]
             of_names = tf.reshape(gradients[len(cotangents) :], [len(names)])
             derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_names, "float64"))
@@ -237,6 +238,16 @@ class Adjoint:
             parallel_iterations=1,
         )
         return cotangents, derivatives.stack()
+
+    def _name_the_layer(self, state, hyperparameters, batch):
+        """Raises the `ValueError` that names the layer without a second derivative.
+
+        Forward mode meets the missing derivative while it calls the layer.
+        """
+        of_model, _ = self.step.by_stage(hyperparameters)
+        primals = (state.weights, state.statistics, of_model)
+        tangents = tf.nest.map_structure(lambda p: tf.zeros([1, *p.shape], p.dtype), primals)
+        jacobian_vector_products(self.step.gradient_stage(state, batch), primals, tangents)
 
 
 def _constants(*numbers):
