@@ -72,16 +72,20 @@ def twice_differentiable():
         yield
 
 
+class NotTwiceDifferentiable(ValueError):
+    """An operation lacks a gradient, or the gradient of its gradient."""
+
+
 @contextlib.contextmanager
 def explaining(culprit):
-    """Raises a `ValueError` in place of TensorFlow's when an operation lacks a gradient."""
+    """Raises `NotTwiceDifferentiable` in place of TensorFlow's error."""
     try:
         yield
     except LookupError as error:
         missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
         if not missing:
             raise
-        raise ValueError(
+        raise NotTwiceDifferentiable(
             f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
             f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
             "it, or move it in front of the trainable layers, into the data pipeline."
@@ -133,11 +137,20 @@ def call_model(model, state, inputs, training):
     Returns:
         `(outputs, value, penalties)`; `value(variable)` is a variable's value after the call.
     """
-    arguments = {"training": training} if model._call_has_training_arg else {}
+    return call_layer(model, state, inputs, **training_argument(model, training))
+
+
+def call_layer(layer, state, *arguments, **keywords):
+    """Calls a layer on other values of its variables; returns as `call_model` does."""
     with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
-        outputs = model(inputs, **arguments)
-        penalties = model.losses
+        outputs = layer(*arguments, **keywords)
+        penalties = layer.losses
     return outputs, scope.get_current_value, penalties
+
+
+def training_argument(layer, training):
+    """`{"training": training}` for a layer whose `call` has that argument, else nothing."""
+    return {"training": training} if layer._call_has_training_arg else {}
 
 
 def compiled_loss(model, state, batch, outputs, penalties, training):
