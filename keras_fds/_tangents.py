@@ -84,6 +84,4 @@ def _one_by_one(function, primals, tangents, outputs):
         return tf.nest.pack_sequence_as(outputs, products)
 
     signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return tf.map_fn(
-        one_product, tangents, parallel_iterations=1, fn_output_signature=signature
-    )
+    return tf.map_fn(one_product, tangents, parallel_iterations=1, fn_output_signature=signature)

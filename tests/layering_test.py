@@ -12,10 +12,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization", "_keras"),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization"),
+    ("_derivatives",),
+    ("_keras",),
     ("_scalars",),
     ("_stateless", "_models", "_tangents"),
-    ("_unroll", "_adjoint"),
+    ("_unroll", "_adjoint", "_layer_check"),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("training",),
