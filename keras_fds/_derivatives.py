@@ -77,14 +77,14 @@ def _resizing_matrix(length, new_length, method, antialias):
 
 
 # ----------------------------------------------------------------------------------- pooling
-def max_pool(input, ksize, strides, padding, data_format=None, name=None):  # noqa: A002
+def max_pool(input, ksize, strides, padding, data_format=None, name=None):
     """`tf.nn.max_pool`, in three dimensions by `_pool_volume`."""
     if _is_volume(input, data_format):
         return _pool_volume("max_pool", input, ksize, strides, padding)
     return _STOCK["max_pool"](input, ksize, strides, padding, data_format)
 
 
-def avg_pool(input, ksize, strides, padding, data_format=None, name=None):  # noqa: A002
+def avg_pool(input, ksize, strides, padding, data_format=None, name=None):
     """`tf.nn.avg_pool`, in three dimensions by `_pool_volume`."""
     if _is_volume(input, data_format):
         return _pool_volume("avg_pool", input, ksize, strides, padding)
@@ -92,7 +92,7 @@ def avg_pool(input, ksize, strides, padding, data_format=None, name=None):  # no
 
 
 def pool(
-    input,  # noqa: A002
+    input,
     window_shape,
     pooling_type,
     strides=None,

@@ -57,6 +57,8 @@ def hessian_error(function, primals, generator):
         primals: Tuple of structures of float64 tensors.
         generator: A `numpy.random.Generator`.
     """
+    if not tf.nest.flatten(primals):
+        return 0.0
     primals = tf.nest.map_structure(lambda t: tf.cast(t, "float64"), primals)
     tangents = tf.nest.map_structure(
         lambda t: tf.constant(generator.normal(size=[_NUM_TANGENTS, *t.shape])), primals
@@ -75,16 +77,16 @@ def hessian_error(function, primals, generator):
         gradients = tape.gradient(scalar, flat, unconnected_gradients="zero")
         return [tf.convert_to_tensor(g) for g in gradients] + state, []
 
-    spec = tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), tangents)
+    # As in an unroll, one trace serves every number of tangents.
+    signature = [
+        tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), primals),
+        tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), tangents),
+    ]
 
-    @tf.function(autograph=False)
+    @tf.function(autograph=False, input_signature=signature)
     def evaluate(primals, tangents):
         outputs, _, products = jacobian_vector_products(gradient, primals, tangents)
         return outputs, products
-
-    # As in an unroll, one trace serves every number of tangents.
-    fixed = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), primals)
-    evaluate.get_concrete_function(fixed, spec)
 
     def moved(step, k):
         points = tf.nest.map_structure(lambda p, t: p + step * t[k], primals, tangents)

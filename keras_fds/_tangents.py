@@ -29,6 +29,7 @@ def jacobian_vector_products(function, primals, tangents):
         `(outputs, extra, products)`; `products` has the structure of `outputs` with the
         leading axis K. Outputs that do not depend on the primals have zero products.
     """
+    tf.nest.assert_same_structure(primals, tangents, check_types=False)
     outputs, extra = function(*primals)
     try:
         products = tf.vectorized_map(functools.partial(_forward, function, primals), tangents)

@@ -1,15 +1,15 @@
 """`check_hypergradients`: hypergradients against finite differences, and who is at fault."""
 
-import contextlib
 import dataclasses
-import random
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _checks, _data, _keras, _models
+from keras_fds import _checks, _data, _keras
 from keras_fds._layer_check import hessian_error, layer_error
+from keras_fds._twin import float64, float64_twin
 from keras_fds._unroll import Unroll
 
 # Relative steps, tried one after another while a bucket has not passed.
@@ -134,13 +134,14 @@ def check_hypergradients(
     _checks.check_compiled(model)
     if not model.optimizer.hyperparameters:
         raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
-    with _float64():
+    with float64(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
         train, validation = (
             _data.DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
             for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
         )
         _checks.check_buckets(model.optimizer, train.num_batches)
-        twin = _twin(model, make_model, train.spec)
+        twin = float64_twin(model, make_model, train.spec)
         runs = _Runs(twin, train, validation, validation_training)
         forward, differences, errors, verdicts = _compared(runs, tolerance)
         is_wrong = _WRONG in verdicts
@@ -159,22 +160,6 @@ def check_hypergradients(
     return result
 
 
-@contextlib.contextmanager
-def _float64():
-    """Float64 by default, and the state of Python's and NumPy's generators put back after."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    states = random.getstate(), np.random.get_state()
-    try:
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 def _cached(dataset):
     """The dataset in float64, the same batches in every pass."""
     if not isinstance(dataset, tf.data.Dataset):
@@ -188,45 +173,6 @@ def _cached(dataset):
         return tf.cast(tensor, "float64") if tensor.dtype.is_floating else tensor
 
     return dataset.map(lambda *batch: tf.nest.map_structure(cast, batch)).cache()
-
-
-# -------------------------------------------------------------------------------------- the twin
-def _twin(model, make_model, spec):
-    """A float64 model of the same architecture, values and schedules, compiled alike."""
-    try:
-        twin = _keras.rebuilt_in_float64(model) if make_model is None else make_model()
-    except Exception as error:
-        if make_model is not None:
-            raise
-        raise ValueError(
-            f"The model {model.name!r} cannot be rebuilt in float64: {type(model).__name__} lacks a "
-            "`get_config` from which Keras can rebuild it. Pass `make_model=` a function that "
-            f"returns a newly made model. ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(twin, keras.Model) or twin is model:
-        raise ValueError(f"`make_model` must return a newly made keras.Model. Received: {twin!r}")
-    arguments = _keras.losses_in_float64(twin if twin.compiled else model)
-    optimizer = model.optimizer
-    twin_optimizer = type(optimizer).from_config(optimizer.get_config())
-    twin.compile(optimizer=twin_optimizer, **arguments)
-    with _keras.twice_differentiable():
-        _models.build(twin, spec)
-    twin_optimizer.outer_state = {"values": optimizer.outer_state["values"]}
-    if model.built:
-        _copy_values(model, twin)
-    return twin
-
-
-def _copy_values(model, twin):
-    shapes, expected = ([tuple(v.shape) for v in m.variables] for m in (twin, model))
-    if shapes != expected:
-        raise ValueError(
-            f"A new model for {model.name!r} must have variables {expected}. Received: {shapes}. "
-            "Pass `make_model=` a function that returns a newly made model."
-        )
-    for mine, other in zip(twin.variables, model.variables):
-        value = other.numpy()
-        mine.assign(value.astype("float64") if tf.as_dtype(mine.dtype).is_floating else value)
 
 
 # ----------------------------------------------------------------------------- finite differences
@@ -303,9 +249,8 @@ def _compared(runs, tolerance):
             if error(tried[k][-1][0]) <= tolerance:
                 break
             tried[k].append(runs.difference(k, step * steps[k], loss))
-        differences[k] = min(
-            (each[0] for each in tried[k]), key=lambda d: np.nan_to_num(error(d), nan=np.inf)
-        )
+        closeness = [np.nan_to_num(error(derivative), nan=np.inf) for derivative, _ in tried[k]]
+        differences[k] = tried[k][int(np.argmin(closeness))][0]
         errors[k] = error(differences[k])
         settled = any(doubt <= tolerance * scales[k] for _, doubt in tried[k])
         wrong = _WRONG if settled else _NOT_SMOOTH

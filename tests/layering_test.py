@@ -17,7 +17,7 @@ LEVELS = (
     ("_keras",),
     ("_scalars",),
     ("_stateless", "_models", "_tangents"),
-    ("_unroll", "_adjoint", "_layer_check"),
+    ("_unroll", "_adjoint", "_layer_check", "_twin"),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("training",),

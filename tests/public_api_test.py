@@ -20,8 +20,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [
     "BucketedSchedule",
     "HyperOptimizer",
+    "HypergradientCheck",
     "Hyperparameter",
     "callbacks",
+    "check_hypergradients",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -174,7 +176,8 @@ def test_fit_takes_what_model_fit_takes():
     [
         (
             "Hyperparameter",
-            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None)",
+            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
+            "scale='linear')",
         ),
         (
             "HyperOptimizer",
@@ -184,6 +187,11 @@ def test_fit_takes_what_model_fit_takes():
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
             "differentiation='forward')",
+        ),
+        (
+            "check_hypergradients",
+            "(model, train_data, validation_data, make_model=None, validation_training=False, "
+            "tolerance=1e-05, verbose=True)",
         ),
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),
