@@ -12,20 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    (
-        "hyperparameters",
-        "schedules",
-        "optimizers",
-        "outer",
-        "_data",
-        "_vectorization",
-        "_keras",
-        "_compilation",
-    ),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_data"),
+    ("_vectorization", "_compilation", "_derivatives"),
+    ("_keras",),
     ("_scalars",),
     ("_learnable", "_stateless", "_models", "_tangents"),
     ("_inner_step",),
-    ("_unroll", "_adjoint"),
+    ("_unroll", "_adjoint", "_layer_check", "_twin"),
     ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),

@@ -20,8 +20,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [
     "BucketedSchedule",
     "HyperOptimizer",
+    "HypergradientCheck",
     "Hyperparameter",
     "callbacks",
+    "check_hypergradients",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -188,6 +190,11 @@ def test_fit_takes_what_model_fit_takes():
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
             "differentiation='forward', adjoint_memory=1073741824, per_step=False)",
+        ),
+        (
+            "check_hypergradients",
+            "(model, train_data, validation_data, make_model=None, validation_training=False, "
+            "tolerance=1e-05, verbose=True)",
         ),
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),
