@@ -26,6 +26,15 @@ def float64():
         np.random.set_state(states[1])
 
 
+def in_float64(dataset):
+    """A `tf.data.Dataset` whose floating-point tensors are float64."""
+
+    def cast(tensor):
+        return tf.cast(tensor, "float64") if tensor.dtype.is_floating else tensor
+
+    return dataset.map(lambda *batch: tf.nest.map_structure(cast, batch))
+
+
 def float64_twin(model, make_model, spec):
     """A float64 model of the same architecture, values and schedules, compiled alike."""
     try:

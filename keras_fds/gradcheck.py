@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_fds import _checks, _data, _keras
 from keras_fds._layer_check import hessian_error, layer_error
-from keras_fds._twin import float64, float64_twin
+from keras_fds._twin import float64, float64_twin, in_float64
 from keras_fds._unroll import Unroll
 
 # Relative steps, tried one after another while a bucket has not passed.
@@ -169,10 +169,7 @@ def _cached(dataset):
             f"Received: {type(dataset).__name__}"
         )
 
-    def cast(tensor):
-        return tf.cast(tensor, "float64") if tensor.dtype.is_floating else tensor
-
-    return dataset.map(lambda *batch: tf.nest.map_structure(cast, batch)).cache()
+    return in_float64(dataset).cache()
 
 
 # ----------------------------------------------------------------------------- finite differences

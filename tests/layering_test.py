@@ -22,6 +22,7 @@ LEVELS = (
     ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
+    ("_outer_loop",),
     ("training",),
     ("gradcheck",),
     ("callbacks",),

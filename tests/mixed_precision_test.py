@@ -33,7 +33,7 @@ class Projection(keras.layers.Layer):
         return tf.tanh(inputs @ self.kernel)
 
 
-def make_unroll():
+def make_model():
     keras.utils.set_random_seed(5)
     model = keras.Sequential(
         [
@@ -56,6 +56,11 @@ def make_unroll():
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    return model
+
+
+def make_unroll():
+    model = make_model()
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
@@ -97,3 +102,33 @@ def test_search_and_stock_training_run_in_bfloat16(policy):
     )
     assert np.isfinite(history.history["val_loss"]).all()
     model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("name", ["float32", "mixed_bfloat16"])
+def test_hypergradients_can_be_computed_in_float64_whatever_the_model(policy, name):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 6, 6, 1)).astype("float32"), rng.integers(0, 3, 60)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+
+    def model():
+        model = make_model()
+        rng = np.random.default_rng(1)
+        for variable in model.trainable_variables:
+            value = rng.normal(size=variable.shape).astype("float32")
+            variable.assign(value.astype(str(variable.dtype)))
+        return model
+
+    policy("float64")
+    wide = dataset.map(lambda x, y: (tf.cast(x, "float64"), y))
+    expected = keras_fds.hypergradients(model(), wide.take(5), wide.skip(5))
+    policy(name)
+    narrow = model()
+    before = narrow.get_weights()
+    actual = keras_fds.hypergradients(narrow, dataset.take(5), dataset.skip(5), dtype="float64")
+    for key, values in expected.items():
+        np.testing.assert_allclose(actual[key], values, rtol=1e-10)
+    for value, unchanged in zip(narrow.get_weights(), before):
+        np.testing.assert_array_equal(value, unchanged)
+    assert keras.config.floatx() == "float32"
+    with pytest.raises(ValueError, match="dtype='float16'"):
+        keras_fds.hypergradients(narrow, dataset.take(5), dataset.skip(5), dtype="float16")

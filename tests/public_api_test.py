@@ -189,7 +189,8 @@ def test_fit_takes_what_model_fit_takes():
         (
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
-            "differentiation='forward', adjoint_memory=1073741824, per_step=False)",
+            "differentiation='forward', adjoint_memory=1073741824, per_step=False, "
+            "dtype=None)",
         ),
         (
             "check_hypergradients",
