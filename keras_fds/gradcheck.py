@@ -229,11 +229,11 @@ def _compared(runs, tolerance):
     tried = [[runs.difference(k, _STEPS[0] * steps[k], loss)] for k in buckets]
     # Rounding alone makes differences of this size uncertain by more than the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
-    largest = np.maximum(np.abs(forward), [abs(each[0][0]) for each in tried])
+    # Of hypergradients alone: a difference across a kink can be of any size.
     scales = np.concatenate(
         [
-            np.full(len(piece), max(np.nanmax(piece), rounding))
-            for piece in runs.optimizer._by_name(largest).values()
+            np.full(len(piece), max(np.nanmax(piece, initial=0.0), rounding))
+            for piece in runs.optimizer._by_name(np.abs(forward)).values()
         ]
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []

@@ -162,6 +162,40 @@ def make_model(config, arrays, schedules=None):
     return model
 
 
+def check_hypergradients(config, arrays):
+    """Compares the config's hypergradients with finite differences and prints the table.
+
+    A few small batches, at the values of one step from the start values: at a learning rate of
+    zero, where many searches start, most hypergradients vanish.
+
+    Args:
+        config, arrays: As for `make_model`.
+
+    Returns:
+        A `keras_fds.HypergradientCheck`.
+
+    Raises:
+        ValueError: Some hypergradients are wrong.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    import keras_fds
+
+    model = make_model(config, arrays)
+    optimizer = model.optimizer
+    state = optimizer.outer_state
+    moved = np.clip(state["values"] + state["step_sizes"], *optimizer.ranges)
+    optimizer.outer_state = {"values": moved}
+    horizon = max(4, *(each.num_buckets for each in optimizer.hyperparameters))
+    data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))
+    batches = data.batch(min(config.batch_size, 16)).take(horizon + 2)
+    check = keras_fds.check_hypergradients(model, batches.take(horizon), batches.skip(horizon))
+    if any("WRONG" in verdicts for verdicts in check.verdicts.values()):
+        raise ValueError("The hypergradients are wrong, so nothing is searched for.")
+    return check
+
+
 def _make(field, known, arguments):
     arguments = dict(arguments)
     name = arguments.pop("name", None)

@@ -13,10 +13,11 @@ from absl import flags
 
 from trainers import experiment
 
+CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 flags.adopt_module_key_flags(experiment)
 
 
-def search(config, workdir, overwrite=False, verbose="auto"):
+def search(config, workdir, overwrite=False, verbose="auto", check=False):
     """Learns schedules and writes the results into a folder.
 
     Args:
@@ -24,13 +25,14 @@ def search(config, workdir, overwrite=False, verbose="auto"):
         workdir: Folder, made when it does not exist.
         overwrite: Whether to replace older results there. Defaults to `False`.
         verbose: As in `model.fit`. Defaults to `"auto"`.
+        check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
 
     Raises:
         ValueError: Before any training, when something in the config is unknown or does not fit,
-            or the workdir is not empty or cannot be written to.
+            the workdir is not empty or cannot be written to, or the check fails.
 
     Example:
 
@@ -44,6 +46,9 @@ def search(config, workdir, overwrite=False, verbose="auto"):
     experiment.check_config(config)
     workdir = experiment.check_workdir(workdir, overwrite)
     arrays = experiment.load_arrays(config, "train")
+    if check:
+        keras.utils.set_random_seed(config.seed)
+        experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
     board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
@@ -90,7 +95,7 @@ def report(workdir):
 def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
-    search(experiment.CONFIG.value, workdir, experiment.OVERWRITE.value)
+    search(experiment.CONFIG.value, workdir, experiment.OVERWRITE.value, check=CHECK.value)
     if not (workdir / "schedules.json").exists():
         raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
     print(report(workdir))
