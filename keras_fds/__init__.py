@@ -1,6 +1,7 @@
 """Learned schedules for Keras: forward-mode hypergradients over long horizons."""
 
 from keras_fds import callbacks, optimizers, outer
+from keras_fds.gradcheck import HypergradientCheck, check_hypergradients
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.schedules import BucketedSchedule, load_schedules, save_schedules
@@ -11,8 +12,10 @@ __version__ = "0.1.0"
 __all__ = [
     "BucketedSchedule",
     "HyperOptimizer",
+    "HypergradientCheck",
     "Hyperparameter",
     "callbacks",
+    "check_hypergradients",
     "fit",
     "hypergradients",
     "load_schedules",

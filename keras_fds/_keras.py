@@ -4,15 +4,27 @@ When `tests/keras_test.py` fails, Keras has changed and this file is to be mende
 """
 
 import contextlib
+import copy
+import inspect
 import re
+import warnings
+import weakref
 
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from keras.src.backend.common.variables import Variable as CommonVariable
+from keras.src.backend.tensorflow import linalg as keras_linalg
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.layers.preprocessing.image_preprocessing.base_image_preprocessing_layer import (
+    BaseImagePreprocessingLayer,
+)
 from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.saving import serialization_lib
+
+from keras_fds import _derivatives
 
 
 @contextlib.contextmanager
@@ -28,60 +40,72 @@ def _replaced(owner, **attributes):
 
 
 # ----------------------------------------------------------------- twice differentiable layers
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """`tf.nn.moments` with right second derivatives.
-
-    TensorFlow stops the gradient of the mean inside the variance: the first derivative is
-    right (the mean's term vanishes), the second loses a term.
-    """
-    y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
-    mean = tf.reduce_mean(y, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(y - mean), axes, keepdims=keepdims)
-    mean = mean if keepdims else tf.squeeze(mean, axes)
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
-
-
-def _softmax_cross_entropy_with_logits(labels, logits, axis=-1, name=None):
-    """`tf.nn.softmax_cross_entropy_with_logits` with right second derivatives.
-
-    TensorFlow's gradient by the logits does not know that it depends on the labels, and
-    learned label smoothing enters through them.
-    """
-    labels = tf.cast(labels, logits.dtype)
-    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits, axis), axis)
-
-
-_TWICE_DIFFERENTIABLE = (_moments, _softmax_cross_entropy_with_logits)
+_warned_of = weakref.WeakSet()
 
 
 @contextlib.contextmanager
 def twice_differentiable():
     """While open, Keras traces layers so that they differentiate twice.
 
-    Functions of TensorFlow whose second derivative is wrong are replaced; a layer with an
-    operation whose gradient has no gradient raises a `ValueError` that names the layer.
+    Functions of TensorFlow whose second derivative is wrong are replaced, and cuDNN's, which
+    have none, are not used. A layer with an operation whose gradient has no gradient raises
+    `NotTwiceDifferentiable`, which names the layer; one that stops gradients is warned of, once.
     """
-    stock_call = keras.layers.Layer.__call__
+    stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
+    calling = []  # The layers that are being called, innermost last.
+
+    def stop_gradient(*args, **kwargs):
+        if calling:
+            _warn_of_stopping(calling[-1])
+        return stock_stop(*args, **kwargs)
 
     def call(layer, *args, **kwargs):
-        with explaining(f"layer {layer.name!r} ({type(layer).__name__})"):
-            return stock_call(layer, *args, **kwargs)
+        calling.append(layer)
+        try:
+            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"):
+                return stock_call(layer, *args, **kwargs)
+        finally:
+            calling.pop()
 
-    right = {each.__name__.lstrip("_"): each for each in _TWICE_DIFFERENTIABLE}
-    with _replaced(tf.nn, **right), _replaced(keras.layers.Layer, __call__=call):
+    def no_cudnn(*args, **kwargs):
+        raise NotImplementedError
+
+    with contextlib.ExitStack() as stack:
+        for owner, function in _derivatives.REPLACEMENTS:
+            stack.enter_context(_replaced(owner, **{function.__name__: function}))
+        stack.enter_context(_replaced(tf, stop_gradient=stop_gradient))
+        stack.enter_context(_replaced(keras_backend, lstm=no_cudnn, gru=no_cudnn))
+        stack.enter_context(_replaced(keras.layers.Layer, __call__=call))
         yield
+
+
+def _warn_of_stopping(layer):
+    """Warns, once a layer, that it stops gradients."""
+    if layer not in _warned_of:
+        _warned_of.add(layer)
+        warnings.warn(
+            f"The layer {layer.name!r} ({type(layer).__name__}) stops gradients "
+            "(tf.stop_gradient): hypergradients take what it stops as constant. If that is not "
+            "meant, write the layer without it. keras_fds.check_hypergradients(model, train_data, "
+            "validation_data) measures what it makes of them.",
+            stacklevel=2,
+        )
+
+
+class NotTwiceDifferentiable(ValueError):
+    """An operation lacks a gradient, or the gradient of its gradient."""
 
 
 @contextlib.contextmanager
 def explaining(culprit):
-    """Raises a `ValueError` in place of TensorFlow's when an operation lacks a gradient."""
+    """Raises `NotTwiceDifferentiable` in place of TensorFlow's error."""
     try:
         yield
     except LookupError as error:
         missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
         if not missing:
             raise
-        raise ValueError(
+        raise NotTwiceDifferentiable(
             f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
             f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
             "it, or move it in front of the trainable layers, into the data pipeline."
@@ -119,6 +143,64 @@ def rebuilt(model):
     return type(model).from_config(model.get_config())
 
 
+def rebuilt_in_float64(model):
+    """Another model from the model's config, in which every floating-point dtype is float64."""
+    parts = [part for layer in layers_of(model) for part in (layer, *vars(layer).values())]
+    kinds = [part if inspect.isfunction(part) else type(part) for part in parts]
+    own = {
+        kind.__name__: kind
+        for kind in kinds
+        if kind.__module__.split(".")[0] not in ("keras", "builtins")
+    }
+    # The config was made just now in this process: what it holds may be run.
+    with keras.saving.CustomObjectScope(own), serialization_lib.SafeModeScope(False):
+        return type(model).from_config(_in_float64(model.get_config()))
+
+
+def _in_float64(config):
+    """A copy of a JSON-like config with floating-point dtypes and policies in float64."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_in_float64, config))
+    if not isinstance(config, dict):
+        return config
+    kind = getattr(keras.layers, str(config.get("class_name")), None)
+    if kind in _FLOAT32_ONLY or (
+        isinstance(kind, type) and issubclass(kind, BaseImagePreprocessingLayer)
+    ):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": "float64"}}
+    changed = {key: _in_float64(value) for key, value in config.items()}
+    dtype = config.get("dtype")
+    if isinstance(dtype, str) and re.search("float", dtype):
+        changed["dtype"] = "float64"
+    return changed
+
+
+# Layers that Keras computes in float32 only; they act on data, as do image augmentations.
+_FLOAT32_ONLY = (keras.layers.MelSpectrogram,)
+
+
+def losses_in_float64(model):
+    """`{"loss", "loss_weights"}`: what the model was compiled with, to compile another one."""
+
+    def converted(loss):
+        if isinstance(loss, keras.losses.Loss):
+            loss = copy.copy(loss)
+            loss._dtype_policy, loss._dtype = keras.dtype_policies.get("float64"), "float64"
+            if loss_arguments(loss) is not None:
+                loss._fn_kwargs = dict(loss._fn_kwargs)
+        return loss
+
+    weights = getattr(model._compile_loss, "_user_loss_weights", None)
+    return {"loss": tf.nest.map_structure(converted, model.loss), "loss_weights": weights}
+
+
+def is_composition(model):
+    """Whether a model only calls its layers one after another, so that no code is its own."""
+    return isinstance(model, (keras.Sequential, Functional))
+
+
 def layers_of(model):
     """The model and all layers inside it, at any depth."""
     return model._flatten_layers()
@@ -133,11 +215,20 @@ def call_model(model, state, inputs, training):
     Returns:
         `(outputs, value, penalties)`; `value(variable)` is a variable's value after the call.
     """
-    arguments = {"training": training} if model._call_has_training_arg else {}
+    return call_layer(model, state, inputs, **training_argument(model, training))
+
+
+def call_layer(layer, state, *arguments, **keywords):
+    """Calls a layer on other values of its variables; returns as `call_model` does."""
     with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
-        outputs = model(inputs, **arguments)
-        penalties = model.losses
+        outputs = layer(*arguments, **keywords)
+        penalties = layer.losses
     return outputs, scope.get_current_value, penalties
+
+
+def training_argument(layer, training):
+    """`{"training": training}` for a layer whose `call` has that argument, else nothing."""
+    return {"training": training} if layer._call_has_training_arg else {}
 
 
 def compiled_loss(model, state, batch, outputs, penalties, training):
@@ -200,15 +291,90 @@ def has_learning_rate_schedule(optimizer):
     return not isinstance(optimizer._learning_rate, keras.Variable)
 
 
-def _square_root(x):
-    """`sqrt` with the derivative 0 at 0.
+def config_of(optimizer):
+    """An optimizer's arguments, its learning rate as it is: a callable need not have a config."""
+    view = object.__new__(type(optimizer))
+    vars(view).update(vars(optimizer))
+    if has_learning_rate_schedule(optimizer):
+        vars(view)["_learning_rate"] = tf.constant(0.0)
+        return {**view.get_config(), "learning_rate": optimizer._learning_rate}
+    return view.get_config()
 
-    An optimizer takes roots of averages of squared gradients. One of them is zero for a weight
-    that never had a gradient; then so is what it divides, and its derivative does not matter
-    as long as it is finite.
-    """
+
+# An optimizer takes roots of averages of squared gradients. One of them is zero for a weight that
+# never had a gradient; then so is what it divides, and its derivative does not matter as long as
+# it is finite. So is the norm of such weights' gradients in Muon.
+def _square_root(x):
+    """`sqrt` with the derivative 0 at 0."""
     zero = tf.equal(x, 0)
     return tf.where(zero, tf.zeros_like(x), tf.sqrt(tf.where(zero, tf.ones_like(x), x)))
+
+
+def _power(x, y):
+    """`pow` with the derivative 0 where `x` is 0 and it would be infinite."""
+    root = tf.equal(x, 0) & (y > 0) & (y < 1)
+    return tf.where(root, tf.zeros_like(x), tf.pow(tf.where(root, tf.ones_like(x), x), y))
+
+
+class _Reading:
+    """A variable's value that is read when it is used, as that of a `tf.Variable` is."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def __getattr__(self, name):
+        return getattr(self.read(), name)
+
+
+def _delegate(name):
+    setattr(_Reading, name, lambda self, *others: getattr(tf.Tensor, name)(self.read(), *others))
+
+
+for _name in tf.Tensor.OVERLOADABLE_OPERATORS:
+    _delegate(_name)
+tf.register_tensor_conversion_function(
+    _Reading,
+    lambda value, dtype=None, name=None, as_ref=False: tf.convert_to_tensor(value.read(), dtype),
+)
+
+
+@contextlib.contextmanager
+def _read_when_used():
+    """While open, `variable.value` in a stateless scope is read when it is used, not before.
+
+    So it is outside such a scope, where `variable.value` is a `tf.Variable`: what an optimizer
+    keeps in a Python variable changes with the next assignment.
+    """
+    read = CommonVariable.value.fget
+    value = property(lambda variable: _Reading(lambda: read(variable)))
+    with _replaced(CommonVariable, value=value):
+        yield
+
+
+@contextlib.contextmanager
+def _differentiable_at_zero():
+    """While open, the functions of `keras.ops` that optimizers use have finite derivatives."""
+    stock_root, stock_power, stock_norm = keras_numpy.sqrt, keras_numpy.power, keras_linalg.norm
+
+    def square_root(x):
+        x = keras_backend.convert_to_tensor(x)
+        return _square_root(x) if tf.as_dtype(x.dtype).is_floating else stock_root(x)
+
+    def power(x1, x2):
+        x1, x2 = keras_backend.convert_to_tensor(x1), keras_backend.convert_to_tensor(x2)
+        same = x1.dtype == x2.dtype and tf.as_dtype(x1.dtype).is_floating
+        return _power(x1, x2) if same else stock_power(x1, x2)
+
+    def norm(x, ord=None, axis=None, keepdims=False):
+        zero = tf.reduce_all(tf.equal(x, 0), axis, keepdims=True)
+        length = stock_norm(tf.where(zero, tf.ones_like(x), x), ord, axis, keepdims)
+        return tf.where(tf.reshape(zero, tf.shape(length)), tf.zeros_like(length), length)
+
+    with (
+        _replaced(keras_numpy, sqrt=square_root, power=power),
+        _replaced(keras_linalg, norm=norm),
+    ):
+        yield
 
 
 def apply_purely(optimizer, slots, gradients, weights):
@@ -221,13 +387,7 @@ def apply_purely(optimizer, slots, gradients, weights):
     Returns:
         `(weights, slots)`, the new values.
     """
-    stock = keras_numpy.sqrt
-
-    def square_root(x):
-        x = keras_backend.convert_to_tensor(x)
-        return _square_root(x) if tf.as_dtype(x.dtype).is_floating else stock(x)
-
-    with _replaced(keras_numpy, sqrt=square_root):
+    with _differentiable_at_zero(), _read_when_used():
         return optimizer.stateless_apply(slots, gradients, weights)
 
 

@@ -210,20 +210,6 @@ def build_optimizer(optimizer, names, variables):
         vars(optimizer).update({name: saved[name] for name in substitutes})
 
 
-def numeric_attributes(optimizer):
-    """Names of the numbers in a Keras optimizer's config: its candidates for learning."""
-    switches = ("gradient_accumulation_steps", "ema_overwrite_frequency", "loss_scale_factor")
-    switches += ("ema_momentum",)
-    return [
-        name
-        for name, value in optimizer.get_config().items()
-        if (name == "learning_rate" or hasattr(optimizer, name))
-        and name not in switches
-        and (name in ("learning_rate", "weight_decay") or isinstance(value, (int, float)))
-        and not isinstance(value, bool)
-    ]
-
-
 class StatelessOptimizer:
     """A built Keras optimizer as a pure function.
 
@@ -275,6 +261,6 @@ class StatelessOptimizer:
 
 def fresh_slots(optimizer, names, trainable_variables):
     """Start values of all variables of a Keras optimizer, as a list of arrays."""
-    twin = type(optimizer).from_config(optimizer.get_config())
+    twin = type(optimizer).from_config(_keras.config_of(optimizer))
     build_optimizer(twin, names, trainable_variables)
     return [variable.numpy() for variable in twin.variables]

@@ -3,9 +3,11 @@
 The only file that opens a `tf.autodiff.ForwardAccumulator`.
 """
 
+import functools
+
 import tensorflow as tf
 
-from keras_fds import _vectorization
+from keras_fds import _keras, _vectorization
 
 _vectorization.register()
 
@@ -15,7 +17,8 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
 
     With `outputs, extra = function(*primals)` and J the Jacobian of `outputs`:
     `products[k] = J · tangents[k]`. The computation of `function` is shared by all tangents,
-    and K may be unknown when a `tf.function` is traced.
+    and K may be unknown when a `tf.function` is traced. They are computed together in forward
+    mode, or one by one in reverse mode where TensorFlow's forward mode cannot: equally exact.
 
     Args:
         function: Takes `*primals`, returns `(outputs, extra)`, two structures of tensors.
@@ -28,26 +31,42 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         `(outputs, extra, products)`; `products` has the structure of `outputs` with the
         leading axis K. Outputs that do not depend on the primals have zero products.
     """
+    tf.nest.assert_same_structure(primals, tangents, check_types=False)
     outputs, extra = function(*primals)
+    one_product = functools.partial(_forward, function, primals)
+    try:
+        if tangents_per_pass is None:
+            products = tf.vectorized_map(one_product, tangents)
+        else:
+            products = _in_groups(one_product, outputs, tangents, tangents_per_pass)
+    except _keras.NotTwiceDifferentiable:
+        raise
+    except Exception as error:
+        # The function itself has just run: what failed is TensorFlow's forward mode, or its
+        # vectorisation, which know no loops (`tf.while_loop`, recurrent layers) nor `tf.cond`.
+        try:
+            products = _one_by_one(function, primals, tangents, outputs)
+        except LookupError:
+            with _keras.explaining("model"):
+                raise
+        except Exception:
+            raise error  # noqa: B904
+    return outputs, extra, products
 
-    def one_product(tangent):
-        # Every primal a tensor of its own: an accumulator knows tensors by identity.
-        fresh = tf.nest.map_structure(tf.identity, primals)
-        with tf.autodiff.ForwardAccumulator(
-            tf.nest.flatten(fresh), tf.nest.flatten(tangent)
-        ) as accumulator:
-            inner_outputs, _ = function(*fresh)
-        return tf.nest.map_structure(
-            # A dense tensor, where the product of an embedding's gradient is sparse.
-            lambda output: tf.convert_to_tensor(
-                accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
-            ),
-            inner_outputs,
-        )
 
-    if tangents_per_pass is None:
-        return outputs, extra, tf.vectorized_map(one_product, tangents)
-    return outputs, extra, _in_groups(one_product, outputs, tangents, tangents_per_pass)
+def _forward(function, primals, tangent):
+    """One product in forward mode."""
+    # Every primal a tensor of its own: an accumulator knows tensors by identity.
+    fresh = tf.nest.map_structure(tf.identity, primals)
+    with tf.autodiff.ForwardAccumulator(
+        tf.nest.flatten(fresh), tf.nest.flatten(tangent)
+    ) as accumulator:
+        outputs, _ = function(*fresh)
+    return tf.nest.map_structure(
+        # A dense tensor, where the product of an embedding's gradient is sparse.
+        lambda output: tf.convert_to_tensor(accumulator.jvp(output, tf.UnconnectedGradients.ZERO)),
+        outputs,
+    )
 
 
 def _in_groups(one_product, outputs, tangents, size):
@@ -70,3 +89,30 @@ def _in_groups(one_product, outputs, tangents, size):
         lambda begin, _: begin < number, one_group, [0, arrays], parallel_iterations=1
     )
     return tf.nest.pack_sequence_as(outputs, [array.concat() for array in arrays])
+
+
+def _one_by_one(function, primals, tangents, outputs):
+    """The products in reverse mode only, which TensorFlow has for loops as well.
+
+    The product of the transposed Jacobian with a cotangent is linear in the cotangent; the
+    transpose of that linear map is the Jacobian. The value of the cotangent does not matter.
+    """
+
+    def one_product(tangent):
+        fresh = tf.nest.map_structure(tf.identity, primals)
+        flat = tf.nest.flatten(fresh)
+        with tf.GradientTape(watch_accessed_variables=False) as transposing:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(flat)
+                inner, _ = function(*fresh)
+            inner = tf.nest.flatten(inner)
+            cotangents = [tf.ones_like(output) for output in inner]
+            transposing.watch(cotangents)
+            transposed = tape.gradient(inner, flat, cotangents, "zero")
+            transposed = [tf.convert_to_tensor(t) for t in transposed]
+        products = transposing.gradient(transposed, cotangents, tf.nest.flatten(tangent), "zero")
+        products = [tf.convert_to_tensor(product) for product in products]
+        return tf.nest.pack_sequence_as(outputs, products)
+
+    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
+    return tf.map_fn(one_product, tangents, parallel_iterations=1, fn_output_signature=signature)

@@ -149,10 +149,9 @@ def _convolution_to_image(pfor_input, image_sizes, kernels, gradient):
 @_rule("Conv2DBackpropFilter", when=[[a, False, b] for a in (False, True) for b in (False, True)])
 def _convolution_to_filter(pfor_input, images, kernel_sizes, gradients):
     images_stacked, _, gradients_stacked = (x.is_stacked for x in pfor_input.inputs)
-    if not _is_plain(pfor_input, images.shape, pfor_input.outputs[0].shape):
-        # One by one, as the stock rule, which would warn.
-        return _pfor._fallback_converter(pfor_input) if images_stacked else None
-    if images_stacked and gradients_stacked:
+    is_plain = _is_plain(pfor_input, images.shape, pfor_input.outputs[0].shape)
+    if not is_plain or (images_stacked and gradients_stacked):
+        # One by one, as the stock rule, which would warn, and which knows no channel groups.
         return _pfor._fallback_converter(pfor_input)
     count = _count(pfor_input)
     if images_stacked:

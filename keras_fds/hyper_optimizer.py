@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _keras, _scalars, _stateless
+from keras_fds import _learnable, _scalars, _stateless
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.outer import SignDescent
 from keras_fds.schedules import BucketedSchedule
@@ -85,39 +85,17 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._multiplied = None
 
     def _check_arguments(self):
-        optimizer = self.optimizer
-        if isinstance(optimizer, (HyperOptimizer, keras.optimizers.LossScaleOptimizer)):
-            raise ValueError(
-                "`optimizer` must be an optimizer that updates weights itself, such as "
-                "keras_fds.optimizers.SGD(), keras.optimizers.SGD() or keras.optimizers.Adam(). "
-                f"Received: optimizer={optimizer}"
-            )
-        known = _stateless.numeric_attributes(optimizer)
+        _learnable.check_optimizer(self.optimizer)
         for hyperparameter in self.hyperparameters:
             if not isinstance(hyperparameter, Hyperparameter):
                 raise ValueError(
                     "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
                     f"Received: {hyperparameter!r}"
                 )
-            if "." not in hyperparameter.name and hyperparameter.name not in known:
-                raise ValueError(
-                    f"{type(optimizer).__name__} has no hyperparameter {hyperparameter.name!r} "
-                    f"that can be learned; it has {', '.join(sorted(known))}."
-                )
+            _learnable.check_hyperparameter(self.optimizer, hyperparameter)
         names = self.names
         if len(set(names)) < len(names):
             raise ValueError(f"A hyperparameter is named twice. Received: {names}")
-        if "learning_rate" in names and _keras.has_learning_rate_schedule(optimizer):
-            raise ValueError(
-                "The wrapped optimizer's `learning_rate` is a schedule already; pass a float "
-                "(the learned schedule replaces it), or do not learn 'learning_rate'."
-            )
-        for argument in ("gradient_accumulation_steps", "use_ema", "loss_scale_factor"):
-            if getattr(optimizer, argument, None):
-                raise ValueError(
-                    f"HyperOptimizer does not support `{argument}` of the wrapped optimizer. "
-                    f"Received: {argument}={getattr(optimizer, argument)!r}"
-                )
         clip = self.tangent_clipvalue
         if not hasattr(self.outer, "initial_state"):
             raise ValueError(
@@ -236,6 +214,24 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         values = self._values()
         return _concatenated(h.derivatives(values[h.name]) for h in self.hyperparameters)
 
+    def means_over_buckets(self, sums, horizon):
+        """Hypergradients by coordinates from sums over buckets of derivatives by values.
+
+        Args:
+            sums: Float64 `[total_buckets]`.
+            horizon: Number of inner steps.
+        """
+        lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
+        return sums * self.derivatives() / lengths
+
+    def per_step(self, derivatives):
+        """`{name: float64 [horizon]}`, by coordinates; the argument is by values, and stacked."""
+        values, steps = self._values(), np.arange(len(derivatives))
+        return {
+            h.name: of_steps * h.derivatives(values[h.name])[h.bucket(steps, len(steps))]
+            for h, of_steps in zip(self.hyperparameters, derivatives.T)
+        }
+
     def _values(self, coordinates=None):
         """`{name: float64 [num_buckets]}`: the values at coordinates, by default at present."""
         coordinates = self.outer_state["values"] if coordinates is None else coordinates
@@ -336,6 +332,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 "Set `optimizer.schedules`, or do not learn 'learning_rate'."
             )
         self.optimizer.learning_rate = learning_rate
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list):
         self.optimizer.finalize_variable_values(var_list)

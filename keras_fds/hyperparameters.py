@@ -12,7 +12,7 @@ import tensorflow as tf
 
 # Upper ends of the ranges that exponential averages have; everything else is unbounded.
 _LARGEST_DECAY = 0.999
-_DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum")
+_DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum", "adam_beta_1", "adam_beta_2")
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
 
 # scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
@@ -47,8 +47,8 @@ class Hyperparameter:
             `exp(step_size)` on the others. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
-            `beta_2`, `rho` and `ema_momentum`, to `1.0` for all others on the logit scale, and
-            else to no bound.
+            `beta_2`, `adam_beta_1`, `adam_beta_2`, `rho` and `ema_momentum`, to `1.0` for all
+            others on the logit scale, and else to no bound.
         scale: The coordinate in which the outer rule moves a value λ and in which its
             hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
             or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can

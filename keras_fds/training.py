@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_fds import _checks, _data, _models
+from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
 from keras_fds._stock_fit import AnnounceHorizon
-from keras_fds._unroll import Unroll
 
 # A compiled call runs as many inner steps as fit in this time, so that progress is shown and
 # an interrupt is heard at a steady pace whatever a step costs.
@@ -39,6 +39,8 @@ def fit(
     validation_batch_size=None,
     validation_training=False,
     initial_weights="fresh",
+    differentiation="auto",
+    adjoint_memory=DEFAULT_MEMORY,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -68,6 +70,13 @@ def fit(
             initialisers; `"same"` restarts from the present weights; a function is called
             and must return a newly made model. Frozen weights are kept. Defaults to
             `"fresh"`.
+        differentiation: How hypergradients are computed; they are the same. `"forward"` carries a
+            tangent for each bucket, so that time grows with their number and memory does not grow
+            with the horizon. `"adjoint"` goes back over the steps, at the cost of about four
+            plain trainings for any number of buckets, and keeps states (and the batches of a
+            dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
+        adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
+            twice the root of their number, and takes a third longer. Defaults to 1 GiB.
 
     Returns:
         A `keras.callbacks.History`, one entry an outer step. `val_loss` is the validation
@@ -105,7 +114,9 @@ def fit(
     steps_per_epoch = steps_per_epoch or data.num_batches
     horizons = [number * steps_per_epoch for number in epochs]
     _checks.check_buckets(model.optimizer, min(horizons))
-    unroll = Unroll(model, data.spec)
+    unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
+    if differentiation == "auto" and verbose:
+        print(reason)
     restart = _Restart(unroll, initial_weights, data.spec[0])
     callbacks = _callback_list(callbacks, model, verbose, outer_steps, horizons[0])
     return _OuterLoop(
@@ -114,7 +125,13 @@ def fit(
 
 
 def hypergradients(
-    model, train_data, validation_data, validation_training=False, differentiation="forward"
+    model,
+    train_data,
+    validation_data,
+    validation_training=False,
+    differentiation="forward",
+    adjoint_memory=DEFAULT_MEMORY,
+    per_step=False,
 ):
     """The hypergradients of one unroll from the model's current weights.
 
@@ -129,10 +146,14 @@ def hypergradients(
             compiled loss without regularisation penalties, averaged over them.
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
-        differentiation: `"forward"`, the method's mode and so far the only one.
+        differentiation, adjoint_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
+            to `"adjoint"` with `per_step`.
+        per_step: Whether to return the hypergradient of every single inner step, as if each were a
+            bucket of its own; in adjoint mode it costs nothing more. Defaults to `False`.
 
     Returns:
-        `{name: float64 array [num_buckets]}`; a bucket's value is the mean over its steps.
+        `{name: float64 array [num_buckets]}`, derivatives by the hyperparameters' coordinates; a
+        bucket's value is the mean over its steps. With `per_step`, `{name: [horizon]}`.
 
     Raises:
         ValueError: When model and data do not fit together.
@@ -143,26 +164,29 @@ def hypergradients(
     {'learning_rate': array([-0.012, -0.007]), 'momentum': array([-0.0004])}
     """
     _checks.check_compiled(model)
-    if differentiation != "forward":
-        raise ValueError(f"`differentiation` must be 'forward'. Received: {differentiation!r}")
+    if per_step and differentiation == "forward":
+        differentiation = "adjoint"
     train, validation = (
         _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
         for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
     )
-    _checks.check_buckets(model.optimizer, train.num_batches)
-    unroll = Unroll(model, train.spec)
+    horizon = train.num_batches
+    _checks.check_buckets(model.optimizer, horizon)
+    unroll, _ = make_unroll(model, train, horizon, differentiation, adjoint_memory)
     variables = model.variables + model.optimizer.variables
     saved = [variable.numpy() for variable in variables]
     try:
-        unroll.reset(train.num_batches)
-        _, finite = unroll.run(train.start(), 0, 0, train.num_batches)
+        unroll.reset(horizon)
+        _, finite = unroll.run(train.start(), 0, 0, horizon)
         if not finite:
             warnings.warn("The training loss stopped being finite.", stacklevel=2)
-        _, values = unroll.validate(validation.start(), validation.num_batches, validation_training)
+        what = validation.start(), validation.num_batches, validation_training
+        if per_step:
+            return model.optimizer.per_step(unroll.validate_per_step(*what)[1])
+        return model.optimizer._by_name(unroll.validate(*what)[1])
     finally:
         for variable, value in zip(variables, saved):
             variable.assign(value)
-    return model.optimizer._by_name(values)
 
 
 class _OuterLoop:

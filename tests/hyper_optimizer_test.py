@@ -200,12 +200,6 @@ def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
             lambda: keras_fds.HyperOptimizer(hyper_optimizer(), []),
             "updates weights itself",
         ),
-        (
-            lambda: keras_fds.HyperOptimizer(
-                keras.optimizers.SGD(gradient_accumulation_steps=2), []
-            ),
-            "gradient_accumulation_steps=2",
-        ),
         (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
         (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
         (lambda: hyper_optimizer(tangents_per_pass=0), "tangents_per_pass"),

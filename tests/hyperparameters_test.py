@@ -17,7 +17,7 @@ from keras_fds import Hyperparameter
 settings.register_profile("keras_fds", deadline=None, derandomize=True)
 settings.load_profile("keras_fds")
 
-DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum")
+DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum", "adam_beta_1", "adam_beta_2")
 OTHERS = ("learning_rate", "weight_decay", "epsilon")
 
 

@@ -1,7 +1,5 @@
 """Keras's internals are where `keras_fds/_keras.py` expects them."""
 
-import inspect
-
 import keras
 import numpy as np
 import pytest
@@ -50,33 +48,13 @@ def test_compiled_models_have(name):
 
 
 def test_modules_have():
-    has(_keras.keras_numpy, "sqrt")
+    for name in ("sqrt", "power"):
+        has(_keras.keras_numpy, name)
+    has(_keras.keras_linalg, "norm")
+    assert isinstance(_keras.CommonVariable.value, property), f"{MEND}`Variable.value`."
+    has(_keras.keras_backend, "lstm")
+    has(_keras.keras_backend, "gru")
     has(_keras.keras_backend, "compute_output_spec")
-
-
-@pytest.mark.parametrize("ours", _keras._TWICE_DIFFERENTIABLE)
-def test_replaced_functions_have_tensorflows_arguments_and_values(ours):
-    stock = getattr(tf.nn, ours.__name__.lstrip("_"))
-    assert list(inspect.signature(ours).parameters) == list(inspect.signature(stock).parameters)
-
-
-@pytest.mark.parametrize("keepdims", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_moments_are_tensorflows(dtype, keepdims):
-    x = tf.cast(tf.random.normal([4, 3, 2]), dtype)
-    for ours, stock in zip(
-        _keras._moments(x, [0, 1], keepdims=keepdims), tf.nn.moments(x, [0, 1], keepdims=keepdims)
-    ):
-        assert ours.dtype == stock.dtype
-        np.testing.assert_allclose(tf.cast(ours, "float32"), tf.cast(stock, "float32"), rtol=1e-2)
-
-
-@pytest.mark.parametrize("axis", [0, -1])
-def test_cross_entropy_is_tensorflows(axis):
-    labels, logits = tf.nn.softmax(tf.random.normal([4, 3])), tf.random.normal([4, 3])
-    ours = _keras._softmax_cross_entropy_with_logits(labels, logits, axis)
-    stock = tf.nn.softmax_cross_entropy_with_logits(labels, logits, axis)
-    np.testing.assert_allclose(ours, stock, rtol=1e-5)
 
 
 def test_optimizers_take_roots_where_we_replace_them():
@@ -86,12 +64,24 @@ def test_optimizers_take_roots_where_we_replace_them():
     taken = []
 
     def root(x):
-        taken.append(x)
+        taken.append("sqrt")
         return tf.sqrt(x)
 
-    with _keras._replaced(_keras.keras_numpy, sqrt=root):
+    def power(x1, x2):
+        taken.append("power")
+        return tf.pow(x1, x2)
+
+    def norm(x, **_):
+        taken.append("norm")
+        return tf.norm(x)
+
+    with (
+        _keras._replaced(_keras.keras_numpy, sqrt=root, power=power),
+        _keras._replaced(_keras.keras_linalg, norm=norm),
+    ):
         optimizer.apply([tf.ones(2)])
-    assert taken, f"{MEND}`keras.ops.sqrt` calling `sqrt` of the backend's numpy module."
+        keras.ops.norm(tf.ones(2))
+    assert {"sqrt", "power", "norm"} <= set(taken), f"{MEND}what `keras.ops` calls, not {taken}."
 
 
 def test_compiled_losses_have_a_name_a_loss_and_a_weight():
@@ -124,3 +114,23 @@ def test_square_root_has_a_finite_derivative_at_zero():
         y = _keras._square_root(x)
     np.testing.assert_array_equal(y, [0.0, 2.0])
     np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 0.25])
+
+
+def test_power_has_a_finite_derivative_at_zero():
+    x = tf.constant([0.0, 0.0, 0.0, 4.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = _keras._power(x, tf.constant([0.5, 1.0, 2.0, 0.5]))
+    np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, 2.0])
+    np.testing.assert_array_equal(tape.gradient(y, x), [0.0, 1.0, 0.0, 0.25])
+
+
+def test_a_variable_is_read_when_it_is_used():
+    variable = keras.Variable(1.0)
+    with _keras._read_when_used(), keras.StatelessScope([(variable, tf.constant(2.0))]):
+        value = variable.value
+        assert float(keras.ops.multiply(value, 2.0)) == 4.0
+        variable.assign(variable + 3.0)
+        assert float(keras.ops.multiply(2.0, value)) == 10.0
+        assert float(1.0 - value / variable) == 0.0
+    assert isinstance(variable.value, tf.Variable)

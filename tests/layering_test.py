@@ -12,10 +12,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_vectorization", "_keras"),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_data"),
+    ("_vectorization", "_compilation", "_derivatives"),
+    ("_keras",),
     ("_scalars",),
-    ("_stateless", "_models", "_tangents"),
-    ("_unroll", "_adjoint"),
+    ("_learnable", "_stateless", "_models", "_tangents"),
+    ("_inner_step",),
+    ("_unroll", "_adjoint", "_layer_check", "_twin"),
+    ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("training",),
@@ -26,7 +30,7 @@ LEVELS = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
 KERAS_INTERNALS = {"_keras"}
-TENSORFLOW_INTERNALS = {"_vectorization"}
+TENSORFLOW_INTERNALS = {"_vectorization", "_compilation"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)
 

@@ -80,7 +80,7 @@ def test_hypergradients_are_those_of_float32_to_bfloat16s_precision(policy):
         assert rounded_loss == pytest.approx(loss, rel=bound)
         assert np.abs(rounded - exact).max() <= bound * np.abs(exact).max()
         kept = [unroll.model.weights, unroll.model.statistics, unroll.optimizer.slots]
-        kept = [v for group in kept for v in group] + unroll.tangents
+        kept = [v for group in kept for v in group] + tf.nest.flatten(unroll.tangents)
         assert {v.dtype.name for v in kept} == {"float32"}
         assert rounded.dtype == "float64"
 

@@ -20,8 +20,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = [
     "BucketedSchedule",
     "HyperOptimizer",
+    "HypergradientCheck",
     "Hyperparameter",
     "callbacks",
+    "check_hypergradients",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -37,6 +39,8 @@ SUBMODULES = {
 
 # Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
 ADDED_TO_FIT = {
+    "differentiation": "forward or adjoint mode",
+    "adjoint_memory": "what adjoint mode may keep",
     "model": "a function, not a method",
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",
@@ -174,16 +178,23 @@ def test_fit_takes_what_model_fit_takes():
     [
         (
             "Hyperparameter",
-            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None)",
+            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
+            "scale='linear')",
         ),
         (
             "HyperOptimizer",
-            "(optimizer, hyperparameters, outer=None, tangent_clipvalue=None, name=None)",
+            "(optimizer, hyperparameters, outer=None, tangent_clipvalue=None, "
+            "tangents_per_pass=None, name=None)",
         ),
         (
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
-            "differentiation='forward')",
+            "differentiation='forward', adjoint_memory=1073741824, per_step=False)",
+        ),
+        (
+            "check_hypergradients",
+            "(model, train_data, validation_data, make_model=None, validation_training=False, "
+            "tolerance=1e-05, verbose=True)",
         ),
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),

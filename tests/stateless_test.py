@@ -5,52 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_fds
 from keras_fds import _data, _models, _stateless
-
-STEPS = 100
-OPTIMIZERS = {
-    "paper_sgd": lambda **k: keras_fds.optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-2, **k),
-    "sgd": lambda **k: keras.optimizers.SGD(0.05, **k),
-    "sgd_momentum": lambda **k: keras.optimizers.SGD(0.05, 0.9, weight_decay=1e-2, **k),
-    "nesterov": lambda **k: keras.optimizers.SGD(0.05, 0.9, nesterov=True, **k),
-    "adam": lambda **k: keras.optimizers.Adam(0.01, **k),
-    "amsgrad": lambda **k: keras.optimizers.Adam(0.01, amsgrad=True, weight_decay=1e-2, **k),
-    "adamw": lambda **k: keras.optimizers.AdamW(0.01, weight_decay=1e-2, **k),
-}
-CLIPS = [{}, {"clipvalue": 0.5}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}]
 
 
 def variables():
     rng = np.random.default_rng(0)
     return [keras.Variable(rng.normal(size=shape).astype("float32")) for shape in ((4, 3), (3,))]
-
-
-@pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: next(iter(clip), "unclipped"))
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_pure_update_equals_the_optimizers_own_apply(name, clip):
-    stock, pure = OPTIMIZERS[name](**clip), OPTIMIZERS[name](**clip)
-    stock_weights, pure_weights = variables(), variables()
-    stock.build(stock_weights)
-    pure.build(pure_weights)
-    stateless = _stateless.StatelessOptimizer(pure)
-
-    @tf.function
-    def update(weights, slots, counters, gradients):
-        return stateless.update(weights, slots, counters, {}, gradients, [True, True])
-
-    weights = [v.value for v in pure_weights]
-    slots, counters = stateless.slots, stateless.counters
-    rng = np.random.default_rng(1)
-    for step in range(STEPS):
-        gradients = [tf.constant(rng.normal(size=v.shape), "float32") for v in stock_weights]
-        stock.apply(gradients, stock_weights)
-        (weights, slots), counters = update(weights, slots, counters, gradients)
-        for actual, expected in zip(weights, stock_weights):
-            np.testing.assert_allclose(
-                actual, expected.numpy(), rtol=1e-6, atol=1e-6, err_msg=f"{name}, step {step}"
-            )
-    np.testing.assert_array_equal(pure_weights[0].numpy(), variables()[0].numpy())
 
 
 def test_substituted_hyperparameters_replace_the_optimizers_own():
@@ -67,20 +27,6 @@ def test_substituted_hyperparameters_replace_the_optimizers_own():
     np.testing.assert_allclose(actual[0].numpy(), expected[0].numpy(), rtol=1e-6)
     assert float(substituted.learning_rate) == pytest.approx(0.01)
     assert (substituted.momentum, substituted.weight_decay) == (0.0, None)
-
-
-def test_weights_excluded_from_decay_stay_excluded():
-    weights = variables()
-    optimizer = keras_fds.optimizers.SGD(0.1, weight_decay=0.5)
-    optimizer.exclude_from_weight_decay(var_list=[weights[1]])
-    optimizer.build(weights)
-    stateless = _stateless.StatelessOptimizer(optimizer)
-    zeros = [tf.zeros(v.shape) for v in weights]
-    (new, _), _ = stateless.update(
-        [v.value for v in weights], stateless.slots, stateless.counters, {}, zeros, [True, True]
-    )
-    np.testing.assert_allclose(new[0], 0.95 * weights[0].numpy(), rtol=1e-6)
-    np.testing.assert_array_equal(new[1], weights[1].numpy())
 
 
 NORMALIZATIONS = {

@@ -88,3 +88,33 @@ def test_tangents_of_another_structure_are_refused(wrong):
     along = (along[0],) if wrong == "fewer" else (*along, along[1])
     with pytest.raises((ValueError, TypeError)):
         jacobian_vector_products(function, PRIMALS, along)
+
+
+def power(x, n):
+    """xⁿ by a loop over a tensor's value."""
+    return tf.while_loop(lambda i, _: i < n, lambda i, y: (i + 1, y * x), (0, tf.ones_like(x)))[1]
+
+
+def chosen(x, n):
+    """xⁿ from one branch of a condition."""
+    return tf.cond(n > 2, lambda: x**3, lambda: x)
+
+
+@pytest.mark.parametrize("function", [power, chosen])
+def test_gradients_through_loops_and_conditions_have_right_products(function):
+    @tf.function(autograph=False)
+    def products(x, along, n):
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.reduce_sum(tf.sin(function(x, n)))
+            return [tape.gradient(y, x), tf.constant(1.0, tf.float64)], None
+
+        return jacobian_vector_products(gradient, (x,), (along,))[2]
+
+    x = np.array([0.5, 1.2])
+    along = np.random.default_rng(0).normal(size=(3, 2))
+    actual = products(tf.constant(x), tf.constant(along), tf.constant(3))
+    hessian = 6 * x * np.cos(x**3) - 9 * x**4 * np.sin(x**3)
+    np.testing.assert_allclose(actual[0], along * hessian, rtol=1e-12)
+    np.testing.assert_array_equal(actual[1], np.zeros(3))

@@ -1,0 +1,141 @@
+"""Functions of TensorFlow whose second derivative is wrong or missing, written out anew.
+
+Each takes the arguments of the function it stands in for and gives the same values.
+"""
+
+import functools
+
+import tensorflow as tf
+
+_STOCK = {
+    name: getattr(owner, name)
+    for owner, name in (
+        *((tf.nn, name) for name in ("max_pool", "avg_pool", "pool")),
+        (tf.image, "resize"),
+    )
+}
+
+
+def moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments` with right second derivatives.
+
+    TensorFlow stops the gradient of the mean inside the variance: the first derivative is
+    right (the mean's term vanishes), the second loses a term.
+    """
+    y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    mean = tf.reduce_mean(y, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(y - mean), axes, keepdims=keepdims)
+    mean = mean if keepdims else tf.squeeze(mean, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def softmax_cross_entropy_with_logits(labels, logits, axis=-1, name=None):
+    """`tf.nn.softmax_cross_entropy_with_logits` with right second derivatives.
+
+    TensorFlow's gradient by the logits does not know that it depends on the labels, and
+    learned label smoothing enters through them.
+    """
+    labels = tf.cast(labels, logits.dtype)
+    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits, axis), axis)
+
+
+def softsign(features, name=None):
+    """`tf.nn.softsign`, whose gradient has no gradient."""
+    return features / (1 + tf.abs(features))
+
+
+# ---------------------------------------------------------------------------------- resizing
+def resize(
+    images, size, method="bilinear", preserve_aspect_ratio=False, antialias=False, name=None
+):
+    """`tf.image.resize` as a product with one matrix an axis, which all its methods are.
+
+    TensorFlow's second derivative is zero for the method "bilinear", without a word, and
+    missing for the others.
+    """
+    if preserve_aspect_ratio or not images.dtype.is_floating:
+        return _STOCK["resize"](images, size, method, preserve_aspect_ratio, antialias)
+    dtype = tf.float64 if images.dtype == tf.float64 else tf.float32
+    lengths, size = tf.shape(images)[-3:-1], tf.convert_to_tensor(size)
+    rows, columns = (
+        tf.cast(_resizing_matrix(lengths[axis], size[axis], method, antialias), dtype)
+        for axis in (0, 1)
+    )
+    resized = tf.einsum("hi,...ijc->...hjc", rows, tf.cast(images, dtype))
+    resized = tf.einsum("wj,...hjc->...hwc", columns, resized)
+    static = tf.get_static_value(size)
+    static = [None, None] if static is None else list(static)
+    resized.set_shape([*images.shape[:-3], *static, images.shape[-1]])
+    return tf.cast(resized, images.dtype) if method == "nearest" else resized
+
+
+def _resizing_matrix(length, new_length, method, antialias):
+    """Float32 `[new_length, length]`: what an axis of that length is multiplied with."""
+    images = tf.eye(length)[:, :, tf.newaxis, tf.newaxis]
+    resized = _STOCK["resize"](images, [new_length, 1], method, False, antialias)
+    return tf.transpose(resized[:, :, 0, 0])
+
+
+# ----------------------------------------------------------------------------------- pooling
+def max_pool(input, ksize, strides, padding, data_format=None, name=None):
+    """`tf.nn.max_pool`, in three dimensions by `_pool_volume`."""
+    if _is_volume(input, data_format):
+        return _pool_volume("max_pool", input, ksize, strides, padding)
+    return _STOCK["max_pool"](input, ksize, strides, padding, data_format)
+
+
+def avg_pool(input, ksize, strides, padding, data_format=None, name=None):
+    """`tf.nn.avg_pool`, in three dimensions by `_pool_volume`."""
+    if _is_volume(input, data_format):
+        return _pool_volume("avg_pool", input, ksize, strides, padding)
+    return _STOCK["avg_pool"](input, ksize, strides, padding, data_format)
+
+
+def pool(
+    input,
+    window_shape,
+    pooling_type,
+    strides=None,
+    padding="VALID",
+    data_format=None,
+    dilations=None,
+    name=None,
+):
+    """`tf.nn.pool`, in three dimensions by `_pool_volume`."""
+    if _is_volume(input, data_format) and not dilations:
+        kind = f"{pooling_type.lower()}_pool"
+        return _pool_volume(kind, input, window_shape, strides or 1, padding)
+    return _STOCK["pool"](
+        input, window_shape, pooling_type, strides, padding, data_format, dilations
+    )
+
+
+def _is_volume(images, data_format):
+    return (
+        len(images.shape) == 5 and data_format in (None, "NDHWC") and None not in images.shape[1:]
+    )
+
+
+def _pool_volume(kind, volumes, ksize, strides, padding):
+    """Pools rows and columns, then depth. On a CPU TensorFlow has no 3D pooling in float64."""
+    ksize, strides = (_triple(sizes) for sizes in (ksize, strides))
+    pool_slices = functools.partial(_STOCK[kind], padding=padding)
+    depth, *sizes, channels = volumes.shape[1:]
+    slices = pool_slices(tf.reshape(volumes, [-1, *sizes, channels]), ksize[1:], strides[1:])
+    height, width = slices.shape[1:3]
+    rows = tf.reshape(slices, [-1, depth, height * width, channels])
+    pooled = pool_slices(rows, [ksize[0], 1], [strides[0], 1])
+    return tf.reshape(pooled, [-1, pooled.shape[1], height, width, channels])
+
+
+def _triple(sizes):
+    sizes = [sizes] * 3 if isinstance(sizes, int) else list(sizes)
+    return sizes[1:4] if len(sizes) == 5 else sizes
+
+
+# What stands in for the function of the same name, and where.
+REPLACEMENTS = (
+    *((tf.nn, each) for each in (moments, softmax_cross_entropy_with_logits, softsign)),
+    *((tf.nn, each) for each in (max_pool, avg_pool, pool)),
+    (tf.image, resize),
+)

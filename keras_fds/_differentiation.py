@@ -1,0 +1,96 @@
+"""Forward or adjoint mode: which one an unroll uses, and why."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fds import _data
+from keras_fds._adjoint import Adjoint
+from keras_fds._unroll import Unroll
+
+MODES = ("auto", "forward", "adjoint")
+DEFAULT_MEMORY = 2**30
+_MEBIBYTE = 2**20
+
+# Time of an inner step in plain training steps, see docs/benchmarks.md.
+_A_TANGENT, _ADJOINT, _ADJOINT_FROM_CHECKPOINTS = 1.2, 3.5, 4.5
+
+
+def make_unroll(model, batches, horizon, differentiation, adjoint_memory):
+    """The unroll for a model, in the mode asked for.
+
+    Args:
+        model: A model compiled with a `HyperOptimizer`.
+        batches: The training data's `ArrayBatches` or `DatasetBatches`.
+        horizon: Number of inner steps, the greatest one if there are several.
+        differentiation: `"forward"`, `"adjoint"` or `"auto"`.
+        adjoint_memory: Bytes that adjoint mode may keep.
+
+    Returns:
+        `(unroll, reason)`: an `Unroll` or an `Adjoint`, and a sentence that says why.
+
+    Raises:
+        ValueError: Adjoint mode cannot do what is asked for.
+    """
+    if differentiation not in MODES:
+        raise ValueError(
+            f"`differentiation` must be 'auto', 'forward' or 'adjoint'. "
+            f"Received: differentiation={differentiation!r}"
+        )
+    is_number = isinstance(adjoint_memory, (int, float)) and not isinstance(adjoint_memory, bool)
+    if not is_number or not adjoint_memory > 0:
+        raise ValueError(
+            "`adjoint_memory` must be a positive number of bytes. "
+            f"Received: adjoint_memory={adjoint_memory!r}"
+        )
+    if differentiation == "forward":
+        return Unroll(model, batches.spec), "Forward mode, as asked for."
+    obstacle = _obstacle(model.optimizer, batches)
+    if obstacle and differentiation == "adjoint":
+        raise ValueError(f"{obstacle} Use differentiation='forward'.")
+    if obstacle:
+        return Unroll(model, batches.spec), f"Forward mode: {obstacle}"
+    adjoint = Adjoint(model, batches.spec, adjoint_memory - _kept_batches(batches, horizon))
+    if differentiation == "adjoint":
+        adjoint.check_memory(horizon)
+        return adjoint, "Adjoint mode, as asked for."
+    backward, reason = _cheaper(adjoint, horizon)
+    return (adjoint if backward else Unroll(model, batches.spec)), reason
+
+
+def _obstacle(optimizer, batches):
+    """What keeps adjoint mode from being possible, a sentence, or nothing."""
+    if optimizer.tangent_clipvalue is not None:
+        return "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
+    specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
+    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+        return "Sparse and ragged batches cannot be replayed."
+    return ""
+
+
+def _kept_batches(batches, horizon):
+    """Bytes of the batches that are kept to be replayed: those of arrays already are."""
+    if isinstance(batches, _data.ArrayBatches):
+        return 0
+    return _data.size_in_bytes(next(iter(batches.dataset))) * horizon
+
+
+def _cheaper(adjoint, horizon):
+    """`(adjoint is cheaper, why)`."""
+    optimizer = adjoint.hyper_optimizer
+    opening = np.concatenate(
+        [np.zeros(0), *(h.opening_steps(horizon) for h in optimizer.hyperparameters)]
+    )
+    forward = 1 + _A_TANGENT * np.sum(1 - opening / horizon)
+    size = _data.size_in_bytes(adjoint.step.variables)
+    states, keeps_all = adjoint.states_kept(horizon)
+    backward = _ADJOINT if keeps_all else _ADJOINT_FROM_CHECKPOINTS
+    needed, allowed = states * size / _MEBIBYTE, adjoint.memory / _MEBIBYTE
+    if needed > allowed:
+        return False, f"Forward mode: adjoint mode needs {needed:.0f} MiB of {allowed:.0f} allowed."
+    better, worse = ("Adjoint", "forward") if backward < forward else ("Forward", "adjoint")
+    low, high = sorted((backward, forward))
+    return backward < forward, (
+        f"{better} mode: an inner step with {len(opening)} buckets costs about {low:.1f} plain "
+        f"training steps, {high:.1f} in {worse} mode; adjoint mode keeps {needed:.0f} MiB of "
+        f"{allowed:.0f} allowed."
+    )

@@ -1,0 +1,329 @@
+"""`check_hypergradients`: hypergradients against finite differences, and who is at fault."""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds import _checks, _data, _keras
+from keras_fds._layer_check import hessian_error, layer_error
+from keras_fds._twin import float64, float64_twin
+from keras_fds._unroll import Unroll
+
+# Relative steps, tried one after another while a bucket has not passed.
+_STEPS = (1e-4, 1e-5, 1e-6)
+_SMALLEST_VALUE = 0.1  # Coordinates below are moved as if they were this large.
+_SUSPECT = 1e-5
+_RIGHT, _WRONG, _NOT_SMOOTH = "right", "WRONG", "not smooth here"
+
+
+@dataclasses.dataclass(frozen=True)
+class HypergradientCheck:
+    """What `check_hypergradients` found; printed, it is a table.
+
+    Args:
+        passed: Whether every bucket is right.
+        forward: `{name: float64 [num_buckets]}`, the hypergradients as keras_fds computes them.
+        finite_differences: The same, by central finite differences.
+        errors: Their difference relative to the hyperparameter's largest one, same form.
+        verdicts: `{name: list of str}`: "right", "WRONG" or "not smooth here" (the validation
+            loss has a kink so near that finite differences cannot tell).
+        suspects: `{str: float}`: layers, regularizers and losses whose second derivatives are
+            wrong, with their relative errors; looked for only when something is wrong.
+
+    Example:
+
+    >>> check = keras_fds.check_hypergradients(model, train_data, validation_data)
+    >>> assert check.passed, check
+    """
+
+    passed: bool
+    forward: dict
+    finite_differences: dict
+    errors: dict
+    verdicts: dict
+    suspects: dict
+
+    def __str__(self):
+        width = max(map(len, self.forward))
+        lines = [
+            f"{'hyperparameter':{max(width, 14)}}  bucket       forward   differences    error"
+        ]
+        for name in self.forward:
+            rows = zip(self.forward[name], self.finite_differences[name], self.errors[name])
+            for bucket, ((value, expected, error), verdict) in enumerate(
+                zip(rows, self.verdicts[name])
+            ):
+                lines.append(
+                    f"{name:{max(width, 14)}}  {bucket:6}  {value:12.5e}  {expected:12.5e}  "
+                    f"{error:.1e}  {verdict}"
+                )
+        return "\n".join([*lines, *self._conclusion()])
+
+    def _conclusion(self):
+        verdicts = [each for verdicts in self.verdicts.values() for each in verdicts]
+        if self.passed:
+            return ["The hypergradients are right."]
+        lines = []
+        if _NOT_SMOOTH in verdicts:
+            lines.append(
+                "Where it is not smooth, finite differences cannot tell: try other batches, fewer "
+                "of them, or other values."
+            )
+        if _WRONG in verdicts and not self.suspects:
+            lines.append(
+                "Some hypergradients are wrong, though each layer by itself is right: look for "
+                "tf.stop_gradient or tf.custom_gradient in `compute_loss` and in the optimizer."
+            )
+        for suspect, error in self.suspects.items():
+            lines.append(
+                f"At fault: the {suspect}; its second derivatives are off by {error:.1e}. Look in "
+                "it for tf.stop_gradient, tf.custom_gradient, rounding and the like, and write "
+                "it without, or move it in front of the trainable layers."
+            )
+        return lines
+
+
+def check_hypergradients(
+    model,
+    train_data,
+    validation_data,
+    make_model=None,
+    validation_training=False,
+    tolerance=1e-5,
+    verbose=True,
+):
+    """Checks a model's hypergradients against finite differences, as torch's `gradcheck` does.
+
+    A layer whose second derivative is wrong makes hypergradients wrong without a word; this
+    finds out, and names the layer. All is computed in float64 on a twin of the model: the
+    model itself, its optimizer, Keras's dtype settings and random seeds stay as they are.
+    Training starts from the present weights and schedules, with fresh optimizer slots, and
+    costs some four to twelve unrolls a bucket: a few batches are enough.
+
+    Args:
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`. If it is not built
+            yet, newly drawn weights are checked.
+        train_data: A finite `tf.data.Dataset` of batches, such as `dataset.take(5)`; their
+            number is the horizon.
+        validation_data: A finite `tf.data.Dataset` of batches.
+        make_model: A function that returns a newly made model, compiled or not, for a model
+            that Keras cannot rebuild from its config. It is called while Keras's default dtype
+            policy is float64. Defaults to `None`.
+        validation_training: As for `keras_fds.hypergradients`. Defaults to `False`.
+        tolerance: Largest error, relative to the hyperparameter's largest hypergradient, that
+            passes. Defaults to `1e-5`.
+        verbose: Whether to print the result. Defaults to `True`.
+
+    Returns:
+        A `HypergradientCheck`: `passed`, and what was compared.
+
+    Raises:
+        ValueError: When model and data do not fit together, the model cannot be rebuilt, the
+            training loss stops being finite, or a layer is not twice differentiable.
+
+    Example:
+
+    >>> keras_fds.check_hypergradients(model, train_dataset.take(5), validation_dataset.take(2))
+    hyperparameter  bucket       forward   differences    error
+    learning_rate        0  -1.23450e-02  -1.23450e-02  3.1e-10  right
+    The hypergradients are right.
+    """
+    _checks.check_compiled(model)
+    if not model.optimizer.hyperparameters:
+        raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
+    with float64(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
+        train, validation = (
+            _data.DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
+            for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
+        )
+        _checks.check_buckets(model.optimizer, train.num_batches)
+        twin = float64_twin(model, make_model, train.spec)
+        runs = _Runs(twin, train, validation, validation_training)
+        forward, differences, errors, verdicts = _compared(runs, tolerance)
+        is_wrong = _WRONG in verdicts
+        suspects = _suspects(twin, next(iter(train.dataset))) if is_wrong else {}
+    by_name = twin.optimizer._by_name
+    result = HypergradientCheck(
+        passed=all(verdict == _RIGHT for verdict in verdicts),
+        forward=by_name(forward),
+        finite_differences=by_name(differences),
+        errors=by_name(errors),
+        verdicts={name: list(v) for name, v in by_name(np.array(verdicts, object)).items()},
+        suspects=suspects,
+    )
+    if verbose:
+        print(result)
+    return result
+
+
+def _cached(dataset):
+    """The dataset in float64, the same batches in every pass."""
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ValueError(
+            "The data must be finite tf.data.Datasets of batches, such as "
+            "tf.data.Dataset.from_tensor_slices((x, y)).batch(32).take(5). "
+            f"Received: {type(dataset).__name__}"
+        )
+
+    def cast(tensor):
+        return tf.cast(tensor, "float64") if tensor.dtype.is_floating else tensor
+
+    return dataset.map(lambda *batch: tf.nest.map_structure(cast, batch)).cache()
+
+
+# ----------------------------------------------------------------------------- finite differences
+class _Runs:
+    """Unrolls of a model from the same start, as a function of the coordinates."""
+
+    def __init__(self, model, train, validation, training):
+        self.unroll, self.training = Unroll(model, train.spec), training
+        self.train, self.validation = train, validation
+        self.optimizer = model.optimizer
+        self.variables = model.variables
+        self.start = [variable.numpy() for variable in model.variables]
+        self.coordinates = self.optimizer.outer_state["values"]
+        self.lengths = np.concatenate(
+            [h.bucket_lengths(train.num_batches) for h in self.optimizer.hyperparameters]
+        )
+
+    def __call__(self, coordinates):
+        """`(validation loss, hypergradients)`; a loss of NaN when training breaks down."""
+        for variable, value in zip(self.variables, self.start):
+            variable.assign(value)
+        self.optimizer.outer_state = {"values": coordinates}
+        self.unroll.reset(self.train.num_batches)
+        count = self.train.num_batches
+        _, finite = self.unroll.run(self.train.start(), 0, 0, count)
+        loss, values = self.unroll.validate(
+            self.validation.start(), self.validation.num_batches, self.training
+        )
+        return (loss if finite else np.nan), values
+
+    def difference(self, bucket, step, loss):
+        """`(derivative, doubt)` by a bucket's coordinate, from two step sizes."""
+        slopes, bends = [], []
+        for size in (step, step / 2):
+            moved = []
+            for sign in (1, -1):
+                coordinates = self.coordinates.copy()
+                coordinates[bucket] += sign * size
+                moved.append(self(coordinates)[0])
+            slopes.append((moved[0] - moved[1]) / (2 * size))
+            bends.append(abs(moved[0] - 2 * loss + moved[1]) / size)
+        # Right and left slope of a smooth loss differ by half as much at half the step.
+        kink = max(0.0, bends[1] - 0.75 * bends[0])
+        derivative = (4 * slopes[1] - slopes[0]) / 3
+        return derivative / self.lengths[bucket], (
+            abs(slopes[1] - slopes[0]) + kink
+        ) / self.lengths[bucket]
+
+
+def _compared(runs, tolerance):
+    """`(forward, differences, errors, verdicts)`, one entry a bucket each."""
+    loss, forward = runs(runs.coordinates)
+    if not np.isfinite(loss):
+        raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
+    steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
+    buckets = range(len(forward))
+    tried = [[runs.difference(k, _STEPS[0] * steps[k], loss)] for k in buckets]
+    # Rounding alone makes differences of this size uncertain by more than the tolerance.
+    rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
+    largest = np.maximum(np.abs(forward), [abs(each[0][0]) for each in tried])
+    scales = np.concatenate(
+        [
+            np.full(len(piece), max(np.nanmax(piece), rounding))
+            for piece in runs.optimizer._by_name(largest).values()
+        ]
+    )
+    differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
+    for k in buckets:
+
+        def error(derivative, k=k):
+            return abs(derivative - forward[k]) / scales[k]
+
+        for step in _STEPS[1:]:
+            if error(tried[k][-1][0]) <= tolerance:
+                break
+            tried[k].append(runs.difference(k, step * steps[k], loss))
+        closeness = [np.nan_to_num(error(derivative), nan=np.inf) for derivative, _ in tried[k]]
+        differences[k] = tried[k][int(np.argmin(closeness))][0]
+        errors[k] = error(differences[k])
+        settled = any(doubt <= tolerance * scales[k] for _, doubt in tried[k])
+        wrong = _WRONG if settled else _NOT_SMOOTH
+        verdicts.append(_RIGHT if errors[k] <= tolerance else wrong)
+    runs(runs.coordinates)
+    return forward, differences, errors, verdicts
+
+
+# ------------------------------------------------------------------------------ who is at fault
+def _suspects(model, batch):
+    """`{description: error}` of what has wrong second derivatives by itself."""
+    batch = keras.utils.unpack_x_y_sample_weight(batch)
+    generator = np.random.default_rng(0)
+    calls, outputs = _recorded_calls(model, batch[0])
+    found, faulty = {}, set()
+
+    def record(description, error, owner=None):
+        if error > _SUSPECT:
+            found[description] = error
+            faulty.add(id(owner))
+
+    for layer in reversed(_keras.layers_of(model)):
+        for variable in layer.trainable_variables if id(layer) in calls else ():
+            if variable.regularizer is not None and id(variable) not in faulty:
+
+                def penalty(weight, variable=variable):
+                    return [variable.regularizer(weight)], []
+
+                error = hessian_error(penalty, (variable.value,), generator)
+                record(f"regularizer of {variable.path!r}", error, variable)
+        parts = {id(part) for part in (*_keras.layers_of(layer), *layer.trainable_variables)}
+        if id(layer) in calls and not parts & faulty and not _keras.is_composition(layer):
+            inputs, keywords = calls[id(layer)]
+            error = layer_error(layer, *inputs, **keywords)
+            record(f"layer {layer.name!r} ({type(layer).__name__})", error, layer)
+
+    def loss(*outputs):
+        outputs = tf.nest.pack_sequence_as(structure, outputs)
+        nothing = [tf.zeros((), "float64")]
+        return [_keras.compiled_loss(model, _state(model), batch, outputs, nothing, True)], []
+
+    structure = outputs
+    name = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
+    record(f"loss {name!r}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
+    return found
+
+
+def _recorded_calls(model, inputs):
+    """`({id of a layer: (arguments, keywords)}, outputs)` of one call of a model."""
+    calls = {}
+
+    def recorded(layer):
+        stock = layer.call
+
+        def call(*arguments, **keywords):
+            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
+            if all(hasattr(t, "numpy") for t in tensors):
+                calls.setdefault(id(layer), (arguments, keywords))
+            return stock(*arguments, **keywords)
+
+        return call
+
+    layers = {id(layer): layer for layer in _keras.layers_of(model)}.values()
+    for layer in layers:
+        vars(layer)["call"] = recorded(layer)
+    try:
+        with _keras.twice_differentiable():
+            outputs, _, _ = _keras.call_model(model, _state(model), inputs, training=True)
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
+    return calls, outputs
+
+
+def _state(model):
+    return [(variable, variable.value) for variable in model.variables]

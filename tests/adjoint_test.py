@@ -1,0 +1,158 @@
+"""Adjoint mode gives the hypergradients of forward mode, from kept states or from checkpoints."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import unroll_test
+
+import keras_fds
+from keras_fds import _data
+from keras_fds._adjoint import Adjoint
+
+pytestmark = pytest.mark.usefixtures("float64")
+HORIZON = unroll_test.HORIZON
+ALL, CHECKPOINTS = 2**30, 0
+
+
+def backward(model, train, validation, memory, training=False, counts=(1, 4, 2)):
+    adjoint = Adjoint(model, train.spec, memory)
+    adjoint.reset(HORIZON)
+    if memory == CHECKPOINTS:
+        adjoint.keeps_all = False
+    source, done = train.start(), 0
+    for count in counts:
+        steps, finite = adjoint.run(source, done, done, count)
+        assert (steps, finite) == (count, True)
+        done += steps
+    loss, hypergradients = adjoint.validate(validation.start(), validation.num_batches, training)
+    return adjoint, loss, hypergradients
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["paper_sgd", "keras_nesterov", "adamw"])
+def test_equals_forward_mode(kind, training):
+    unroll, restart, run = unroll_test.compiled_unroll(kind, clipvalue=0.02)
+    forward_loss, forward = run(training=training)
+    after = [variable.numpy() for variable in unroll.model.model.variables]
+    train, validation = unroll_test.data()
+    for memory in (ALL, CHECKPOINTS):
+        restart()
+        model = unroll.model.model
+        adjoint, loss, hypergradients = backward(model, train, validation, memory, training)
+        assert adjoint.keeps_all == (memory == ALL)
+        assert loss == pytest.approx(forward_loss, rel=1e-12)
+        assert unroll_test.relative_error(hypergradients, forward) <= 1e-8
+        for variable, expected in zip(model.variables, after):
+            np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-12)
+
+
+def scalar_model():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4, "tanh", kernel_regularizer="l2", name="hidden"),
+            keras.layers.Dense(3),
+        ]
+    )
+    learned = {
+        "learning_rate": 0.1,
+        "hidden.kernel_regularizer.l2": 0.05,
+        "loss.label_smoothing": 0.1,
+        "hidden.learning_rate_multiplier": 0.8,
+    }
+    model.compile(
+        keras_fds.HyperOptimizer(
+            keras.optimizers.Adam(epsilon=1e-2),
+            [keras_fds.Hyperparameter(n, 2, v, scale="log") for n, v in learned.items()],
+        ),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def datasets(num_train=31):
+    (x, y, _), rng = unroll_test.data()[0].data, np.random.default_rng(4)
+    dataset = tf.data.Dataset.from_tensor_slices((x, tf.one_hot(y, 3, dtype="float64")))
+    train = dataset.take(num_train).shuffle(50, seed=int(rng.integers(99)))
+    return train.batch(5), dataset.skip(num_train).batch(8)
+
+
+def test_batches_of_a_dataset_are_replayed_even_when_it_shuffles_anew():
+    model, (train, validation) = scalar_model(), datasets()
+    batches = list(train.as_numpy_iterator())
+    fixed = tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature=train.element_spec
+    ).apply(tf.data.experimental.assert_cardinality(len(batches)))
+    before = model.get_weights()
+    forward = keras_fds.hypergradients(model, fixed, validation)
+    adjoint = keras_fds.hypergradients(model, fixed, validation, differentiation="adjoint")
+    for name, expected in forward.items():
+        np.testing.assert_allclose(adjoint[name], expected, rtol=1e-8, atol=1e-12)
+    assert len(batches) == 7
+    assert len(batches[-1][0]) == 1
+    per_step = keras_fds.hypergradients(model, fixed, validation, per_step=True)
+    for hyperparameter in model.optimizer.hyperparameters:
+        name, lengths = hyperparameter.name, hyperparameter.bucket_lengths(7)
+        means = np.add.reduceat(per_step[name], [0, lengths[0]]) / lengths
+        np.testing.assert_allclose(means, forward[name], rtol=1e-8, atol=1e-12)
+    for variable, expected in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(variable, expected)
+    shuffled = keras_fds.hypergradients(model, train, validation, differentiation="adjoint")
+    assert all(np.isfinite(values).all() for values in shuffled.values())
+
+
+def test_searches_are_the_same_in_either_mode(capsys):
+    x, y, _ = unroll_test.data()[0].data
+    losses = {}
+    for differentiation in ("forward", "adjoint", "auto"):
+        keras.utils.set_random_seed(1)
+        history = keras_fds.fit(
+            *(scalar_model(), x, tf.one_hot(y, 3)),
+            batch_size=8,
+            outer_steps=2,
+            validation_split=0.2,
+            differentiation=differentiation,
+            verbose=2,
+        )
+        losses[differentiation] = history.history["val_loss"]
+        printed = "costs about" in capsys.readouterr().out
+        assert printed == (differentiation == "auto")
+    assert losses["adjoint"] == pytest.approx(losses["forward"], rel=1e-6)
+    assert losses["auto"] == pytest.approx(losses["forward"], rel=1e-6)
+
+
+# ----------------------------------------------------------------------- what can be kept, refused
+def test_checkpoints_are_about_twice_the_root_of_the_horizon():
+    model = scalar_model()
+    spec = unroll_test.data()[0].spec
+    spec = (spec[0], tf.TensorSpec([None, 3], "float64"), None)
+    size = _data.size_in_bytes(Adjoint(model, spec, 0).step.variables)
+    adjoint = Adjoint(model, spec, 1000 * size)
+    assert adjoint.states_kept(1000) == (1000, True)
+    assert adjoint.states_kept(10000) == (200, False)
+    adjoint.check_memory(10000)
+    with pytest.raises(ValueError, match="2000 copies of the state"):
+        adjoint.check_memory(1000000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"differentiation": "backward"}, "'auto', 'forward' or 'adjoint'"),
+        ({"adjoint_memory": 0}, "positive number of bytes"),
+        ({"differentiation": "adjoint", "adjoint_memory": 2000}, "Raise `adjoint_memory`"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_fds.hypergradients(scalar_model(), *datasets(), **arguments)
+
+
+def test_clipped_tangents_need_forward_mode():
+    model = scalar_model()
+    model.optimizer.tangent_clipvalue = 1.0
+    with pytest.raises(ValueError, match="`tangent_clipvalue`.*differentiation='forward'"):
+        keras_fds.hypergradients(model, *datasets(), differentiation="adjoint")
+    keras_fds.hypergradients(model, *datasets(), differentiation="auto")
