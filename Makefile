@@ -1,29 +1,34 @@
-# Everything runs from .venv, which `make install` makes once and again when a pin or setup.py changes.
+# Everything runs from .venv, which `make install` makes once and again when a pin or setup.py changes;
+# `make test-oldest` from .venv-oldest, with the oldest versions of TensorFlow and Keras.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format benchmarks clean
+.PHONY: help install quickstart test test-oldest lint format benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PIP_INSTALL := $(BIN)/python -u -m pip --disable-pip-version-check install --progress-bar off
+INSTALLED_OLDEST := .venv-oldest/.installed
+PIP_INSTALL = $*/bin/python -u -m pip --disable-pip-version-check install --progress-bar off
 # One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
 PROGRESS := awk '/^ *(Collecting|Downloading|Using|Building|Installing)/ \
 	{ printf "\r\033[K%.78s", $$0; fflush() } END { print "\r\033[K" }'
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with everything in requirements.lock and this package.
 
-$(INSTALLED): requirements.lock setup.py pyproject.toml
-	@echo "Making .venv (TensorFlow is large: a few minutes the first time)"
-	@$(PYTHON) -m venv .venv
-	@$(PIP_INSTALL) -r requirements.lock | $(PROGRESS)
+$(INSTALLED): requirements.lock
+$(INSTALLED_OLDEST): requirements-oldest.lock
+
+$(INSTALLED) $(INSTALLED_OLDEST): %/.installed: setup.py pyproject.toml
+	@echo "Making $* (TensorFlow is large: a few minutes the first time)"
+	@$(PYTHON) -m venv $*
+	@$(PIP_INSTALL) -r $(filter %.lock,$^) | $(PROGRESS)
 	@$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
-	@echo "Installed in .venv"
+	@echo "Installed in $*"
 
 quickstart: install ## Learn schedules for a small network on digits, then train with them.
 	@run=runs/digits; n=1; \
@@ -38,6 +43,9 @@ quickstart: install ## Learn schedules for a small network on digits, then train
 test: install ## Run the tests.
 	@$(BIN)/python -m pytest -n 2
 
+test-oldest: $(INSTALLED_OLDEST) ## Run the tests with the oldest TensorFlow and Keras.
+	@.venv-oldest/bin/python -m pytest -n 2
+
 lint: install ## Check style and formatting.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -51,6 +59,6 @@ benchmarks: install ## Print the ratios that docs/benchmarks.md reports.
 	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.start
 
-clean: ## Remove caches and build outputs; .venv and runs/ stay.
+clean: ## Remove caches and build outputs; .venv, .venv-oldest and runs/ stay.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -22,6 +22,9 @@ def _long_description():
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
+# TensorBoard has the number of its TensorFlow. The two locks pin either end of these ranges.
+TENSORFLOW = ">=2.18,<2.22"
+KERAS = ">=3.10,<3.16"
 TRAINERS = [
     "importlib_resources",  # tensorflow-datasets imports it without declaring it
     "ml_collections",
@@ -42,16 +45,16 @@ setuptools.setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py",
-        "keras>=3.12,<3.16",
+        "keras" + KERAS,
         "matplotlib",
         "numpy>=1.26",
-        "tensorboard>=2.21,<2.22",
-        "tensorflow>=2.21,<2.22",
+        "tensorboard" + TENSORFLOW,
+        "tensorflow" + TENSORFLOW,
     ],
     extras_require={
         "trainers": TRAINERS,
         "test": TEST + TRAINERS,
-        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "gpu": ["tensorflow[and-cuda]" + TENSORFLOW],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
