@@ -189,8 +189,8 @@ for declare in (attention, recurrent, activations_and_noise):
 
 # Layers that act on data: of images with values between 0 and 1, and of others.
 IMAGE_LAYERS = {
-    "AugMix": {},
-    "AutoContrast": {},
+    "AugMix": {"value_range": (0, 1)},
+    "AutoContrast": {"value_range": (0, 1)},
     "ContrastLimitedAdaptiveHistogramEqualization": {"value_range": (0, 1)},
     "CutMix": {},
     "MixUp": {},
@@ -202,7 +202,7 @@ IMAGE_LAYERS = {
     "RandomContrast": {"factor": 0.2},
     "RandomCrop": {"height": 3, "width": 3},
     "RandomElasticTransform": {},
-    "RandomErasing": {},
+    "RandomErasing": {"value_range": (0, 1), "fill_value": 0.5},
     "RandomFlip": {},
     "RandomGaussianBlur": {},
     "RandomGrayscale": {"factor": 0.5},
