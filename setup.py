@@ -24,7 +24,7 @@ def _long_description():
 
 # TensorBoard has the number of its TensorFlow. The two locks pin either end of these ranges.
 TENSORFLOW = ">=2.18,<2.22"
-KERAS = ">=3.10,<3.16"
+KERAS = ">=3.14,<3.16"
 TRAINERS = [
     "importlib_resources",  # tensorflow-datasets imports it without declaring it
     "ml_collections",
@@ -42,7 +42,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["keras_fds", "trainers", "configs"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "absl-py",
         "keras" + KERAS,
@@ -62,7 +62,6 @@ setuptools.setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -123,6 +123,7 @@ REFUSED = {
     ("ScheduleFreeAdamW", "beta_1"): "cancels out",
 }
 WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer")
+NEW = {"keras.optimizers.MultiOptimizer"}  # The oldest Keras lacks it.
 # Numbers that cannot start at zero.
 POSITIVE = {
     ("Adam", "epsilon"),
@@ -290,7 +291,7 @@ class Problem:
             variable.assign(value)
         for variable, value in zip(self.optimizer.variables, self.fresh):
             variable.assign(value)
-        for tangent in self.unroll.tangents:
+        for tangent in tf.nest.flatten(self.unroll.tangents):
             tangent.assign(tf.zeros_like(tangent))
         self.optimizer.outer_state = {"values": values}
         assert self.unroll.run(self.train.start(), 0, 0, HORIZON) == (HORIZON, True)
@@ -428,8 +429,9 @@ def test_the_table_in_the_documents_is_true():
             rows[kind.strip("`")] = set(numbers.replace("`", "").split(", ")) - {"none"}, remarks
     kinds = {f"keras.optimizers.{k.__name__}": k for k in optimizer_classes()}
     kinds["keras_fds.optimizers.SGD"] = keras_fds.optimizers.SGD
-    assert rows.keys() == kinds.keys()
-    for name, (numbers, remarks) in rows.items():
+    assert rows.keys() - NEW == kinds.keys() - NEW
+    for name in kinds:
+        numbers, remarks = rows[name]
         assert numbers == covered(kinds[name]) - COMMON, name
         for owner, refused in [*REFUSED, *POSITIVE]:
             if owner == kinds[name].__name__ and owner != "Adam":
@@ -506,7 +508,11 @@ def test_a_number_that_no_step_uses_is_refused_before_any_compute():
         (lambda: _OF.SGD(gradient_accumulation_steps=2), "gradient_accumulation_steps=2"),
         (lambda: _OF.SGD(loss_scale_factor=8.0), "loss_scale_factor=8.0"),
         (lambda: _OF.LossScaleOptimizer(_OF.SGD()), "updates weights itself"),
-        (lambda: _OF.MultiOptimizer(_OF.OptimizerMap(_OF.SGD())), "learning_rate_multiplier"),
+        pytest.param(
+            lambda: _OF.MultiOptimizer(_OF.OptimizerMap(_OF.SGD())),
+            "learning_rate_multiplier",
+            marks=pytest.mark.skipif(not hasattr(_OF, "MultiOptimizer"), reason="not in Keras"),
+        ),
     ],
 )
 def test_optimizers_that_cannot_be_wrapped_are_refused(build, message):
