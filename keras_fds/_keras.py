@@ -71,8 +71,9 @@ def twice_differentiable():
         raise NotImplementedError
 
     with contextlib.ExitStack() as stack:
-        for owner, function in _derivatives.REPLACEMENTS:
-            stack.enter_context(_replaced(owner, **{function.__name__: function}))
+        for module, function in _derivatives.REPLACEMENTS:
+            for owner in _derivatives.owners(module):
+                stack.enter_context(_replaced(owner, **{function.__name__: function}))
         stack.enter_context(_replaced(tf, stop_gradient=stop_gradient))
         stack.enter_context(_replaced(keras_backend, lstm=no_cudnn, gru=no_cudnn))
         stack.enter_context(_replaced(keras.layers.Layer, __call__=call))

@@ -34,7 +34,7 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         leading axis K. Outputs that do not depend on the primals have zero products.
     """
     tf.nest.assert_same_structure(primals, tangents, check_types=False)
-    function = _always_alike(function)
+    function = always_alike(function)
     outputs, extra = function(*primals)
     one_product = functools.partial(_forward, function, primals)
     try:
@@ -57,7 +57,7 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
     return outputs, extra, products
 
 
-def _always_alike(function):
+def always_alike(function):
     """The function, with the same draws of Python's and NumPy's random numbers in every call.
 
     They are drawn when it is traced, and tangents need what the outputs had: Keras's AugMix

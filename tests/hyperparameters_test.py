@@ -279,6 +279,7 @@ def test_numbers_of_a_model_have_dotted_names(name):
         ("num_buckets", np.inf),
         ("initial", -0.5),
         ("initial", np.nan),
+        ("initial", np.inf),
         ("initial", [0.1, 0.2, 0.3]),
         ("initial", [[0.1, 0.2]]),
         ("initial", [0.1, np.nan]),
