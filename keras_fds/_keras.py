@@ -165,9 +165,7 @@ def _in_float64(config):
     if not isinstance(config, dict):
         return config
     kind = getattr(keras.layers, str(config.get("class_name")), None)
-    if kind in _FLOAT32_ONLY or (
-        isinstance(kind, type) and issubclass(kind, BaseImagePreprocessingLayer)
-    ):
+    if isinstance(kind, type) and issubclass(kind, _FLOAT32) and not issubclass(kind, _ANY_FLOAT):
         return config
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": "float64"}}
@@ -178,8 +176,9 @@ def _in_float64(config):
     return changed
 
 
-# Layers that Keras computes in float32 only; they act on data, as do image augmentations.
-_FLOAT32_ONLY = (keras.layers.MelSpectrogram,)
+# Layers that Keras computes in float32 only and that act on data; and exceptions.
+_FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
+_ANY_FLOAT = (keras.layers.Resizing, keras.layers.CenterCrop)
 
 
 def losses_in_float64(model):

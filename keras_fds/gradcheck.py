@@ -33,8 +33,8 @@ class HypergradientCheck:
         errors: Their difference relative to the hyperparameter's largest one, same form.
         verdicts: `{name: list of str}`: "right", "WRONG" or "not smooth here" (the validation
             loss has a kink so near that finite differences cannot tell).
-        suspects: `{str: float}`: layers, regularizers and losses whose second derivatives are
-            wrong, with their relative errors; looked for only when something is wrong.
+        suspects: `{str: float}`: layers, regularizers and losses whose derivatives, first or
+            second, are wrong, with their relative errors; looked for only when something is wrong.
 
     Example:
 
@@ -82,7 +82,7 @@ class HypergradientCheck:
             )
         for suspect, error in self.suspects.items():
             lines.append(
-                f"At fault: the {suspect}; its second derivatives are off by {error:.1e}. Look in "
+                f"At fault: the {suspect}; its derivatives are off by {error:.1e}. Look in "
                 "it for tf.stop_gradient, tf.custom_gradient, rounding and the like, and write "
                 "it without, or move it in front of the trainable layers."
             )
