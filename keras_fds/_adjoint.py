@@ -64,9 +64,8 @@ class Adjoint:
         if needed > self.memory:
             raise ValueError(
                 f"Adjoint mode over {horizon} steps keeps {states} copies of the state, "
-                f"{needed / 2**20:.1f} MiB, beside the batches of datasets. Raise "
-                "`adjoint_memory`, or use differentiation='forward'. Left for states: "
-                f"{max(self.memory, 0) / 2**20:.1f} MiB"
+                f"{needed} bytes, beside the batches of datasets. Raise `adjoint_memory`, or use "
+                f"differentiation='forward'. Left for states: {max(self.memory, 0)} bytes"
             )
 
     def reset(self, horizon):

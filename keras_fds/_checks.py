@@ -45,7 +45,9 @@ def check_compiled(model):
 
 def check_targets(model, x, y):
     """Raises a `ValueError` when arrays come without what the loss compares them to."""
-    if y is None and model.loss is not None and not isinstance(x, tf.data.Dataset):
+    holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
+    holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
+    if y is None and model.loss is not None and not holds_targets:
         raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
 
 

@@ -133,9 +133,18 @@ def _triple(sizes):
     return sizes[1:4] if len(sizes) == 5 else sizes
 
 
-# What stands in for the function of the same name, and where.
+# What stands in for the function of the same name, and where: a module of TensorFlow's.
 REPLACEMENTS = (
-    *((tf.nn, each) for each in (moments, softmax_cross_entropy_with_logits, softsign)),
-    *((tf.nn, each) for each in (max_pool, avg_pool, pool)),
-    (tf.image, resize),
+    *(("nn", each) for each in (moments, softmax_cross_entropy_with_logits, softsign)),
+    *(("nn", each) for each in (max_pool, avg_pool, pool)),
+    ("image", resize),
 )
+_MODULES = {"nn": tf.nn, "image": tf.image}
+
+
+def owners(name):
+    """The module objects that go by the name of a module of TensorFlow's.
+
+    `import tensorflow.nn`, by anybody at any time, makes a second object of `tf.nn`.
+    """
+    return {id(each): each for each in (_MODULES[name], getattr(tf, name))}.values()

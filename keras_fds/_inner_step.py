@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_fds import _data, _models, _stateless
+from keras_fds._tangents import always_alike
 
 
 class State(NamedTuple):
@@ -51,6 +52,7 @@ class InnerStep:
             self.optimizer.counters,
         )
         self.dtype = self.variables.weights[0].dtype
+        self._gradients = always_alike(self.model.gradients)
 
     def read(self):
         """The present `State`, as tensors."""
@@ -76,7 +78,7 @@ class InnerStep:
         counters))`."""
 
         def stage(weights, statistics, hyperparameters):
-            return self.model.gradients(weights, statistics, state.counters, hyperparameters, batch)
+            return self._gradients(weights, statistics, state.counters, hyperparameters, batch)
 
         return stage
 

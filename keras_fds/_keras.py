@@ -71,8 +71,9 @@ def twice_differentiable():
         raise NotImplementedError
 
     with contextlib.ExitStack() as stack:
-        for owner, function in _derivatives.REPLACEMENTS:
-            stack.enter_context(_replaced(owner, **{function.__name__: function}))
+        for module, function in _derivatives.REPLACEMENTS:
+            for owner in _derivatives.owners(module):
+                stack.enter_context(_replaced(owner, **{function.__name__: function}))
         stack.enter_context(_replaced(tf, stop_gradient=stop_gradient))
         stack.enter_context(_replaced(keras_backend, lstm=no_cudnn, gru=no_cudnn))
         stack.enter_context(_replaced(keras.layers.Layer, __call__=call))
@@ -164,9 +165,7 @@ def _in_float64(config):
     if not isinstance(config, dict):
         return config
     kind = getattr(keras.layers, str(config.get("class_name")), None)
-    if kind in _FLOAT32_ONLY or (
-        isinstance(kind, type) and issubclass(kind, BaseImagePreprocessingLayer)
-    ):
+    if isinstance(kind, type) and issubclass(kind, _FLOAT32) and not issubclass(kind, _ANY_FLOAT):
         return config
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": "float64"}}
@@ -177,8 +176,9 @@ def _in_float64(config):
     return changed
 
 
-# Layers that Keras computes in float32 only; they act on data, as do image augmentations.
-_FLOAT32_ONLY = (keras.layers.MelSpectrogram,)
+# Layers that Keras computes in float32 only and that act on data; and exceptions.
+_FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
+_ANY_FLOAT = (keras.layers.Resizing, keras.layers.CenterCrop)
 
 
 def losses_in_float64(model):

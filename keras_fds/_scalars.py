@@ -160,6 +160,7 @@ def places(model, name):
     if root == "loss":
         owners = {each.name: each.loss for each in losses}
         if len(path) > 1 and path[0] in owners:
+            _check_own_loss(name, path[0], owners)
             owners, path = {path[0]: owners[path[0]]}, path[1:]
         found = [_follow(owner, path) for owner in owners.values()]
     elif root == "loss_weights":
@@ -172,15 +173,31 @@ def places(model, name):
     elif root == "model":
         found = [_follow(model, path)]
     else:
-        owners = [each for each in _keras.layers_of(model) if fnmatch.fnmatchcase(each.name, root)]
-        _check_random_mask(name, owners, path)
-        found = [_follow(owner, path) for owner in owners]
+        parts = name.split(".")
+        for i in range(1, len(parts)):  # Layers' names may hold dots, too.
+            owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
+            _check_random_mask(name, owners, path)
+            found += [_follow(owner, path) for owner in owners]
     unique = {id(place[0]): place for place in found if place is not None}
     if not unique:
         raise ValueError(
             f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
         )
     return list(unique.values())
+
+
+def _layers_called(model, pattern):
+    return [each for each in _keras.layers_of(model) if fnmatch.fnmatchcase(each.name, pattern)]
+
+
+def _check_own_loss(name, output, losses):
+    sharing = [other for other, loss in losses.items() if loss is losses[output]]
+    if len(sharing) > 1:
+        raise ValueError(
+            f"{name!r} cannot be learned: the outputs {', '.join(map(repr, sharing))} share one "
+            "loss object. Give each its own in `compile(loss=...)`, or learn the number of all, "
+            f"{name.replace(f'.{output}.', '.')!r}."
+        )
 
 
 def _check_random_mask(name, owners, path):
@@ -259,7 +276,7 @@ def check_used(scalars):
 def multiplied_variables(model, name):
     """The trainable variables that `"<layer>.learning_rate_multiplier"` is a factor for."""
     pattern = name.removesuffix(f".{MULTIPLIER}")
-    owners = [each for each in _keras.layers_of(model) if fnmatch.fnmatchcase(each.name, pattern)]
+    owners = _layers_called(model, pattern)
     variables = {id(v): v for owner in owners for v in owner.trainable_variables}
     if not variables:
         raise ValueError(

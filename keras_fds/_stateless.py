@@ -4,6 +4,8 @@ Tensors go in, tensors come out, and no variable is assigned, so the functions c
 differentiated through.
 """
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -45,7 +47,8 @@ class StatelessModel:
             _, after, _ = self._call([v.value for v in self._trainable], before, batch, True)
             positions.extend(i for i, (a, b) in enumerate(zip(before, after)) if a is not b)
 
-        tf.function(trace, autograph=False).get_concrete_function(batch)
+        traced = tf.function(trace, autograph=False).get_concrete_function(batch)
+        _tell_of_unrepeatable(self.model, traced.graph.get_operations())
         return positions
 
     def _merged(self, statistics, counters):
@@ -131,6 +134,29 @@ class StatelessModel:
             for position, (variable, value) in enumerate(zip(mine, other)):
                 if mine is self._trainable or position in self._updated:
                     variable.assign(value)
+
+
+_PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
+_RANDOM = ("RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal")
+_RANDOM += ("RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial")
+
+
+def _tell_of_unrepeatable(model, operations):
+    """Raises for Python code in a training step, warns of random numbers drawn only once."""
+    for operation in operations:
+        if operation.type in _PYTHON:
+            raise ValueError(
+                f"The model {model.name!r} runs Python code (tf.py_function, tf.numpy_function) in "
+                f"{operation.name!r}, which cannot be differentiated twice. Write it with "
+                "TensorFlow, or move it into the data pipeline."
+            )
+        if operation.type in _RANDOM:
+            warnings.warn(
+                f"The model {model.name!r} draws random numbers in {operation.name!r} that cannot "
+                "be drawn again, so hypergradients are not exact. Draw them with keras.random and "
+                "a keras.random.SeedGenerator that the layer keeps.",
+                stacklevel=6,
+            )
 
 
 # --------------------------------------------------------------------------------- the optimizer

@@ -6,7 +6,7 @@ Keras tells an optimizer neither; the callback list of a `fit` knows both.
 import keras
 import tensorflow as tf
 
-from keras_fds import _keras, _scalars
+from keras_fds import _data, _keras, _scalars
 from keras_fds.hyper_optimizer import HyperOptimizer
 
 
@@ -41,7 +41,7 @@ def _use_learned_numbers(model):
         if not isinstance(optimizer, HyperOptimizer):
             return stock(data)
         with tf.init_scope():
-            specs = tf.nest.map_structure(tf.type_spec_from_value, data)
+            specs = _data.map_structure(tf.type_spec_from_value, data)
             _keras.build_model(model, keras.utils.unpack_x_y_sample_weight(specs))
         optimizer.multiplied(model)
         places = {name: _scalars.places(model, name) for name in optimizer.model_names}

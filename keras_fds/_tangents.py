@@ -4,7 +4,9 @@ The only file that opens a `tf.autodiff.ForwardAccumulator`.
 """
 
 import functools
+import random
 
+import numpy as np
 import tensorflow as tf
 
 from keras_fds import _keras, _vectorization
@@ -32,6 +34,7 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         leading axis K. Outputs that do not depend on the primals have zero products.
     """
     tf.nest.assert_same_structure(primals, tangents, check_types=False)
+    function = always_alike(function)
     outputs, extra = function(*primals)
     one_product = functools.partial(_forward, function, primals)
     try:
@@ -52,6 +55,22 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         except Exception:
             raise error  # noqa: B904
     return outputs, extra, products
+
+
+def always_alike(function):
+    """The function, with the same draws of Python's and NumPy's random numbers in every call.
+
+    They are drawn when it is traced, and tangents need what the outputs had: Keras's AugMix
+    chooses its augmentations so.
+    """
+    states = random.getstate(), np.random.get_state()
+
+    def alike(*primals):
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        return function(*primals)
+
+    return alike
 
 
 def _forward(function, primals, tangent):

@@ -53,12 +53,25 @@ def float64_twin(model, make_model, spec):
     optimizer = model.optimizer
     twin_optimizer = type(optimizer).from_config(optimizer.get_config())
     twin.compile(optimizer=twin_optimizer, **arguments)
-    with _keras.twice_differentiable():
-        _models.build(twin, spec)
+    _build(twin, spec, make_model)
     twin_optimizer.outer_state = {"values": optimizer.outer_state["values"]}
     if model.built:
         _copy_values(model, twin)
     return twin
+
+
+def _build(twin, spec, make_model):
+    try:
+        with _keras.twice_differentiable():
+            _models.build(twin, spec)
+    except Exception as error:
+        if make_model is not None:
+            raise
+        raise ValueError(
+            f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built. "
+            "Pass `make_model=` a function that returns a newly made model. "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _copy_values(model, twin):

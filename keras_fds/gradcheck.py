@@ -12,8 +12,11 @@ from keras_fds._layer_check import hessian_error, layer_error
 from keras_fds._twin import float64, float64_twin, in_float64
 from keras_fds._unroll import Unroll
 
-# Relative steps, tried one after another while a bucket has not passed.
-_STEPS = (1e-4, 1e-5, 1e-6)
+# Relative steps, tried one after another while a bucket has not passed: small ones for bends and
+# kinks, large ones for what computes in float32.
+_STEPS = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
+# A difference is trusted to tell a wrong hypergradient when its doubt is below this share of it.
+_TRUSTED = 0.1
 _SMALLEST_VALUE = 0.1  # Coordinates below are moved as if they were this large.
 _SUSPECT = 1e-5
 _RIGHT, _WRONG, _NOT_SMOOTH = "right", "WRONG", "not smooth here"
@@ -30,8 +33,8 @@ class HypergradientCheck:
         errors: Their difference relative to the hyperparameter's largest one, same form.
         verdicts: `{name: list of str}`: "right", "WRONG" or "not smooth here" (the validation
             loss has a kink so near that finite differences cannot tell).
-        suspects: `{str: float}`: layers, regularizers and losses whose second derivatives are
-            wrong, with their relative errors; looked for only when something is wrong.
+        suspects: `{str: float}`: layers, regularizers and losses whose derivatives, first or
+            second, are wrong, with their relative errors; looked for only when something is wrong.
 
     Example:
 
@@ -79,7 +82,7 @@ class HypergradientCheck:
             )
         for suspect, error in self.suspects.items():
             lines.append(
-                f"At fault: the {suspect}; its second derivatives are off by {error:.1e}. Look in "
+                f"At fault: the {suspect}; its derivatives are off by {error:.1e}. Look in "
                 "it for tf.stop_gradient, tf.custom_gradient, rounding and the like, and write "
                 "it without, or move it in front of the trainable layers."
             )
@@ -249,7 +252,10 @@ def _compared(runs, tolerance):
         closeness = [np.nan_to_num(error(derivative), nan=np.inf) for derivative, _ in tried[k]]
         differences[k] = tried[k][int(np.argmin(closeness))][0]
         errors[k] = error(differences[k])
-        settled = any(doubt <= tolerance * scales[k] for _, doubt in tried[k])
+        settled = any(
+            doubt <= max(tolerance * scales[k], _TRUSTED * abs(derivative - forward[k]))
+            for derivative, doubt in tried[k]
+        )
         wrong = _WRONG if settled else _NOT_SMOOTH
         verdicts.append(_RIGHT if errors[k] <= tolerance else wrong)
     runs(runs.coordinates)

@@ -25,7 +25,7 @@ _SCALES = {
 
 @keras.saving.register_keras_serializable("keras_fds")
 class Hyperparameter:
-    """A scalar of an optimizer, learned as one value for each bucket of the horizon.
+    """A number that training computes with, learned as one value for each bucket of the horizon.
 
     Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`.
 
@@ -133,7 +133,8 @@ class Hyperparameter:
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
                 f"one a bucket. Received: initial={self.initial!r}"
             )
-        if not np.all((values >= self.min_value) & (values <= self.max_value)):
+        in_range = (values >= self.min_value) & (values <= self.max_value) & np.isfinite(values)
+        if not np.all(in_range):
             raise ValueError(
                 f"`initial` of {self.name!r} must lie between {self.min_value} and "
                 f"{self.max_value}; change it, or min_value and max_value. "

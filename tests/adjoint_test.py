@@ -29,8 +29,7 @@ def backward(model, train, validation, memory, training=False, counts=(1, 4, 2))
     return adjoint, loss, hypergradients
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", ["paper_sgd", "keras_nesterov", "adamw"])
+@pytest.mark.parametrize(("kind", "training"), [("paper_sgd", True), ("adamw", False)])
 def test_equals_forward_mode(kind, training):
     unroll, restart, run = unroll_test.compiled_unroll(kind, clipvalue=0.02)
     forward_loss, forward = run(training=training)

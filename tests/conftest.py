@@ -13,6 +13,8 @@ gc.freeze()
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+# Most of the time is spent in tracing, some of that in making tracebacks shorter.
+tf.debugging.disable_traceback_filtering()
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 

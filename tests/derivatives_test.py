@@ -1,23 +1,36 @@
 """What stands in for functions of TensorFlow takes their arguments and gives their values."""
 
+import importlib
 import inspect
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_fds import _derivatives
+from keras_fds import _derivatives, _keras
 
 METHODS = ("bilinear", "nearest", "bicubic", "area", "lanczos3", "gaussian", "mitchellcubic")
 
 
 @pytest.mark.parametrize(
-    ("owner", "ours"), _derivatives.REPLACEMENTS, ids=lambda each: getattr(each, "__name__", "")
+    ("module", "ours"), _derivatives.REPLACEMENTS, ids=lambda each: getattr(each, "__name__", each)
 )
-def test_replaced_functions_have_tensorflows_arguments(owner, ours):
-    stock = getattr(owner, ours.__name__)
+def test_replaced_functions_have_tensorflows_arguments(module, ours):
+    stock = getattr(getattr(tf, module), ours.__name__)
     expected = [name.removesuffix("_v2") for name in inspect.signature(stock).parameters]
     assert list(inspect.signature(ours).parameters) == expected
+
+
+@pytest.mark.parametrize("module", ["nn", "image"])
+def test_functions_are_replaced_however_their_module_was_imported(module):
+    before = getattr(tf, module)
+    again = importlib.import_module(f"tensorflow.{module}")  # A second object for the module.
+    functions = [ours for name, ours in _derivatives.REPLACEMENTS if name == module]
+    with _keras.twice_differentiable():
+        for owner in (before, again, getattr(tf, module)):
+            assert all(getattr(owner, each.__name__) is each for each in functions)
+    for owner in (before, again, getattr(tf, module)):
+        assert not any(getattr(owner, each.__name__) is each for each in functions)
 
 
 @pytest.mark.parametrize("keepdims", [True, False])

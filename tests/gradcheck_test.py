@@ -125,6 +125,29 @@ def test_a_layer_that_stops_gradients_is_named():
     assert "At fault: the layer 'culprit' (Stopping)" in str(result)
 
 
+@keras.saving.register_keras_serializable("tests")
+class TooSteep(keras.layers.Layer):
+    def call(self, inputs):
+        @tf.custom_gradient
+        def sine(x):
+            return tf.sin(x), lambda upstream: 1.3 * upstream * tf.cos(x)
+
+        return sine(inputs)
+
+
+def test_a_layer_with_a_wrong_first_derivative_is_named():
+    result = check(compiled(network(TooSteep(name="culprit"))))
+    assert list(result.suspects) == ["layer 'culprit' (TooSteep)"]
+
+
+def test_resizing_is_checked_in_float64():
+    x, y = np.random.default_rng(0).normal(size=(20, 6, 6, 1)), np.zeros(20, "int64")
+    dataset = tf.data.Dataset.from_tensor_slices((x.astype("float32"), y)).batch(5)
+    layers = [keras.layers.Conv2D(2, 3), keras.layers.Resizing(3, 3), keras.layers.Flatten()]
+    model = compiled(keras.Sequential([keras.Input((6, 6, 1)), *layers, keras.layers.Dense(3)]))
+    assert check_hypergradients(model, dataset.take(3), dataset.skip(3), verbose=False).passed
+
+
 def test_a_regularizer_that_stops_gradients_is_named():
     result = check(compiled(network(kernel_regularizer=WrongRegularizer())))
     (suspect,) = result.suspects

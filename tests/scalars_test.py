@@ -7,7 +7,7 @@ import reference
 import tensorflow as tf
 
 import keras_fds
-from keras_fds import _data, _scalars
+from keras_fds import _data, _models, _scalars
 
 HORIZON = 6
 
@@ -274,6 +274,42 @@ def test_a_number_that_no_step_uses_is_refused():
     x, y, _ = arrays()
     with pytest.raises(ValueError, match="'model.unused' cannot be learned: no training step"):
         keras_fds.fit(model, x, y, validation_split=0.2, verbose=0)
+
+
+def test_outputs_that_share_a_loss_object_share_its_numbers():
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for name, message in (
+        ("loss.first.label_smoothing", "share one"),
+        ("loss.label_smoothing", ""),
+    ):
+        model = two_outputs()
+        model.compile(optimizer(keras_fds.Hyperparameter(name)), loss=[loss, loss])
+        spec = tf.TensorSpec([None, 4]), (tf.TensorSpec([None, 3]),) * 2, None
+        _models.build(model, spec)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                _scalars.places(model, name)
+        else:
+            assert len(_scalars.places(model, name)) == 1
+
+
+def test_names_of_layers_may_hold_dots():
+    regularizer = keras.regularizers.L2(0.1)
+    layer = keras.layers.Dense(3, name="de.nse", kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(loss="mse")
+    assert _scalars.places(model, "de.nse.kernel_regularizer.l2") == [(vars(regularizer), "l2")]
+
+
+def test_batches_can_be_trained_on_one_by_one_after_a_search():
+    x, y, _ = arrays()
+    model = network(kernel_regularizer=keras.regularizers.L2(1e-3))
+    learned = keras_fds.Hyperparameter("*.kernel_regularizer.l2", 2, 0.01, 0.5, scale="log")
+    model.compile(optimizer(learned), loss=CROSSENTROPY(from_logits=True))
+    keras_fds.fit(model, x, y, batch_size=20, outer_steps=2, validation_split=0.2, verbose=0)
+    before = model.get_weights()[0]
+    assert np.isfinite(model.train_on_batch(x[:8], y[:8]))
+    assert np.abs(model.get_weights()[0] - before).max() > 0
 
 
 @keras.saving.register_keras_serializable("tests")

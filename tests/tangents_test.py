@@ -1,5 +1,7 @@
 """Jacobian-vector products along many tangents."""
 
+import random
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -118,3 +120,13 @@ def test_gradients_through_loops_and_conditions_have_right_products(function):
     hessian = 6 * x * np.cos(x**3) - 9 * x**4 * np.sin(x**3)
     np.testing.assert_allclose(actual[0], along * hessian, rtol=1e-12)
     np.testing.assert_array_equal(actual[1], np.zeros(3))
+
+
+def test_random_numbers_of_python_are_the_same_in_outputs_and_products():
+    def scaled(x):
+        return x * (random.random() + np.random.random()), None
+
+    x, along = tf.constant(1.0, tf.float64), tf.constant([1.0, 1.0], tf.float64)
+    output, _, products = jacobian_vector_products(scaled, (x,), (along,))
+    np.testing.assert_array_equal(products, [output, output])
+    assert random.random() + np.random.random() != float(output)

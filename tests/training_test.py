@@ -332,6 +332,38 @@ def test_an_operation_without_second_gradient_names_its_layer(differentiation):
         quick_fit(model, x, y, differentiation=differentiation)
 
 
+@keras.saving.register_keras_serializable("tests")
+class InPython(keras.layers.Layer):
+    def call(self, inputs):
+        outputs = tf.py_function(lambda x: x + 1.0, [inputs], inputs.dtype)
+        return tf.ensure_shape(outputs, inputs.shape)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Noisy(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs + tf.random.normal(tf.shape(inputs))
+
+
+def test_python_code_in_a_model_is_refused_and_unrepeatable_noise_is_warned_of():
+    x, y = arrays()
+    for layer in (InPython(), Noisy()):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), layer])
+        stock = make_model()
+        model.compile(stock.optimizer, loss=stock.loss)
+        if isinstance(layer, InPython):
+            with pytest.raises(ValueError, match="runs Python code.*data pipeline"):
+                quick_fit(model, x, y)
+        else:
+            with pytest.warns(UserWarning, match="cannot be drawn again.*keras.random"):
+                quick_fit(model, x, y)
+
+
+def test_generators_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="from_generator"):
+        keras_fds.fit(make_model(), iter([arrays()]), steps_per_epoch=1, verbose=0)
+
+
 def test_history_can_be_written_as_json():
     json.dumps(quick_fit(make_model()).history)
 
