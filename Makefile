@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_OLDEST := .venv-oldest/.installed
 # What leans on Keras's and TensorFlow's internals; all tests twice would take too long.
-TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks derivatives hyper_optimizer keras layers \
+TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks derivatives forward_mode hyper_optimizer keras layers \
 	optimizer_contract public_api stateless tangents training unroll vectorization versions)
 PIP_INSTALL = $*/bin/python -u -m pip --disable-pip-version-check install --progress-bar off
 # One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
@@ -57,10 +57,9 @@ format: install ## Mend what ruff can mend.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-benchmarks: install ## Print the ratios that docs/benchmarks.md reports.
-	@$(BIN)/python -m benchmarks.inner_step
-	@$(BIN)/python -m benchmarks.memory
-	@$(BIN)/python -m benchmarks.start
+benchmarks: install ## Measure all that docs/benchmarks.md reports, PyTorch and JAX beside it (an hour).
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
+	@$(BIN)/python -m benchmarks.run
 
 clean: ## Remove caches and build outputs; .venv, .venv-oldest and runs/ stay.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _keras, _vectorization
+from keras_fds import _forward_mode, _keras, _vectorization
 
 _vectorization.register()
 
@@ -77,9 +77,8 @@ def _forward(function, primals, tangent):
     """One product in forward mode."""
     # Every primal a tensor of its own: an accumulator knows tensors by identity.
     fresh = tf.nest.map_structure(tf.identity, primals)
-    with tf.autodiff.ForwardAccumulator(
-        tf.nest.flatten(fresh), tf.nest.flatten(tangent)
-    ) as accumulator:
+    accumulator = tf.autodiff.ForwardAccumulator(tf.nest.flatten(fresh), tf.nest.flatten(tangent))
+    with accumulator, _forward_mode.in_place(accumulator):
         outputs, _ = function(*fresh)
     return tf.nest.map_structure(
         # A dense tensor, where the product of an embedding's gradient is sparse.

@@ -325,35 +325,15 @@ _LINEAR_INPUTS = {
     **{"Conv2DBackpropFilter": (0, 2), "Conv2DBackpropInput": (1, 2)},
 }
 
-# For each call of a function whose body is being converted, innermost last: the graph that calls,
-# and which of the arguments are zero.
-_calls = []
-
-
-def _convert_call(pfor_input, stock):
-    zeros = [_is_zero(x.t) for x in pfor_input.inputs]
-    _calls.append((_ops.get_default_graph(), zeros))
-    try:
-        return stock(pfor_input)
-    finally:
-        _calls.pop()
-
-
-_RULES.update(PartitionedCall=_convert_call, StatefulPartitionedCall=_convert_call)
-
 
 def _is_zero(tensor, depth=8):
     """Whether the last `depth` operations that lead to a tensor show that it is zero."""
-    operation, graph = tensor.op, tensor.graph
+    operation = tensor.op
     if depth == 0 or operation.type == "ZerosLike":
         return depth > 0
     is_short = operation.type == "Const" and tensor.shape.num_elements() < 1e4
     if is_short or operation.type == "Fill":
         value = tf.get_static_value(tensor if is_short else operation.inputs[1])
         return value is not None and value.dtype.kind in "fc" and not value.any()
-    if operation.type == "Placeholder" and _calls:
-        caller, zeros = _calls[-1]
-        if getattr(graph, "outer_graph", None) is caller:
-            return any(zero for argument, zero in zip(graph.inputs, zeros) if argument is tensor)
     inputs = (operation.inputs[i] for i in _LINEAR_INPUTS.get(operation.type, ()))
     return any(_is_zero(tensor, depth - 1) for tensor in inputs)

@@ -15,7 +15,7 @@ HORIZON = unroll_test.HORIZON
 ALL, CHECKPOINTS = 2**30, 0
 
 
-def backward(model, train, validation, memory, training=False, counts=(1, 4, 2)):
+def backward(model, train, validation, memory, training=False, counts=(1, 3, 1)):
     adjoint = Adjoint(model, train.spec, memory)
     adjoint.reset(HORIZON)
     if memory == CHECKPOINTS:

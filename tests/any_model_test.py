@@ -78,7 +78,7 @@ class OwnLoss(Subclassed):
 
 MODELS = {
     "recurrent": (
-        lambda: recurrent(layers.Bidirectional(layers.GRU(2, recurrent_dropout=0.2))),
+        lambda: recurrent(layers.SimpleRNN(2, recurrent_dropout=0.2)),
         *(TOKENS, LABELS),
     ),
     "attention": (attention, TOKENS, LABELS),

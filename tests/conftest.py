@@ -24,7 +24,8 @@ def _fresh_keras():
     """Every test starts from the same seed and leaves nothing behind."""
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    # Python collects garbage when there is much of it: after every test would take minutes.
+    keras.utils.clear_session(free_memory=False)
 
 
 @pytest.fixture

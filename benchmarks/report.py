@@ -1,0 +1,78 @@
+"""`results.md` and pictures from the results of `benchmarks.run`."""
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+STEPS = ("peers", "tangents", "batches", "networks", "horizons")
+MEMORY = ("memory_horizons", "memory_tangents")
+TITLES = {
+    "equality": "Greatest relative difference to forward mode's hypergradients, float64",
+    "peers": "Nine tangents, every engine",
+    "tangents": "Against the number of tangents: LeNet, batch 128",
+    "batches": "Against the batch size: LeNet, nine tangents",
+    "networks": "Against the network: nine tangents",
+    "horizons": "Against the horizon: LeNet, batch 32, nine tangents",
+    "start": "Seconds from the call of `fit` to the end of its first compiled call",
+    "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
+    "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
+}
+
+
+def write(results, folder):
+    """Writes `results.md` and a picture of each section that has a curve."""
+    lines = ["# Results", "", _machine(results["machine"]), ""]
+    for section, title in TITLES.items():
+        if section in results:
+            lines += [f"## {title}", "", *_table(section, results[section]), ""]
+    (folder / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    for section in ("tangents", "batches", "horizons", *MEMORY):
+        if section in results:
+            _draw(section, results[section]).savefig(folder / f"{section}.png", dpi=110)
+
+
+def _machine(machine):
+    return (
+        f"{machine['cores']} cores of {machine['processor']}, TensorFlow {machine['tensorflow']}, "
+        f"Keras {machine['keras']}. Medians; ratios are to plain steps of the same round."
+    )
+
+
+def _table(section, rows):
+    if section == "equality":
+        return [
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value:.1e} |" for name, value in rows.items()),
+        ]
+    engines = list(dict.fromkeys(engine for row in rows.values() for engine in row))
+    lines = ["| | " + " | ".join(engines) + " |", "|---" * (len(engines) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [_cell(section, row[engine]) if engine in row else "" for engine in engines]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(section, value):
+    if section in STEPS:
+        return f"{value['ratio']:.2f} ({value['milliseconds']:.1f} ms)"
+    return f"{value:.1f}" if section == "start" else f"{value:.0f}"
+
+
+def _draw(section, rows):
+    """A curve for each engine, against the number that names the row."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    in_steps = section in STEPS
+    for engine in dict.fromkeys(engine for row in rows.values() for engine in row):
+        points = [(float(name), row[engine]) for name, row in rows.items() if engine in row]
+        values = [value["ratio"] if in_steps else value for _, value in points]
+        axes.plot([x for x, _ in points], values, marker="o", label=engine)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(TITLES[section].split(":")[0].removeprefix("Peak megabytes ").capitalize())
+    axes.set_ylabel("plain steps" if in_steps else "peak memory, MB")
+    axes.set_title(TITLES[section].split(": ")[-1], fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

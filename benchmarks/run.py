@@ -1,0 +1,184 @@
+"""Measures everything that docs/benchmarks.md reports; `make benchmarks`.
+
+    python -m benchmarks.run --sections=equality,peers --output=runs/benchmarks
+
+Sections are measured one after the other; each is written to `results.json` when it is finished,
+beside those measured before. Then `results.md` and the pictures are drawn from all of them.
+"""
+
+import json
+import pathlib
+import platform
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks import report, turns
+
+_OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for the results.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often every kind of step is timed.")
+
+KERAS_FDS = ("forward", "adjoint")
+LENET = {"network": "lenet", "batch": 128, "horizon": 140, "steps_a_call": 10}
+WIDE_RESNET = {"network": "wrn_16_1", "batch": 64, "horizon": 28, "steps_a_call": 2}
+SMALL = {"batch": 8, "horizon": 9, "steps_a_call": 3}
+
+
+def equality():
+    """The greatest relative difference to forward mode's hypergradients, in float64."""
+    rows = {}
+    for network in ("lenet", "wrn_16_1"):
+        found = {}
+        for engine in ("forward", "adjoint", "checkpoints", "pytorch", "jax"):
+            found[engine] = turns.ask(
+                **SMALL, network=network, engine=engine, measure="hypergradients"
+            )
+        for engine in found:
+            rows[f"{network}, {engine}"] = max(
+                np.abs(np.subtract(found[engine][name], values)).max() / np.abs(values).max()
+                for name, values in found["forward"].items()
+            )
+        assert all(error < 1e-8 for error in rows.values()), rows
+    return rows
+
+
+def timed(kinds):
+    return turns.medians_and_ratios(turns.alternate(kinds, _ROUNDS.value), "plain")
+
+
+def peers():
+    """Every engine on LeNet and WRN-16-1, nine tangents."""
+    engines = ("plain", "stock", "forward", "adjoint", "checkpoints", "pytorch", "jax")
+    return {
+        problem["network"]: timed({e: {**problem, "engine": e} for e in engines})
+        for problem in (LENET, WIDE_RESNET)
+    }
+
+
+def compared(problems):
+    """`{label: {engine: ...}}` for `{label: (problem, engines)}`, plain steps among each."""
+    return {
+        label: timed({e: {**problem, "engine": e} for e in ("plain", *engines)})
+        for label, (problem, engines) in problems.items()
+    }
+
+
+def tangents():
+    """Against the number of tangents, LeNet."""
+    problems = {}
+    for number in (3, 9, 27, 81):
+        # As many calls with every bucket open, however short the buckets are.
+        horizon = 10 * 3 * (number - 2)
+        problem = {**LENET, "num_rate_buckets": number - 2, "horizon": horizon}
+        problems[number] = problem, KERAS_FDS if number < 81 else ("adjoint",)
+    horizon = {"horizon": 900, "num_rate_buckets": 898}
+    problems[900] = {**LENET, **horizon}, ("adjoint",)
+    return compared(problems)
+
+
+def batches():
+    """Against the batch size, LeNet, nine tangents."""
+    return compared({b: ({**LENET, "batch": b}, KERAS_FDS) for b in (32, 128, 512)})
+
+
+def networks():
+    """Against the network, nine tangents."""
+    wrn_10_1 = {**WIDE_RESNET, "network": "wrn_10_1"}
+    problems = ({**LENET, "network": "mlp"}, LENET, wrn_10_1, WIDE_RESNET)
+    return compared({problem["network"]: (problem, KERAS_FDS) for problem in problems})
+
+
+def horizons():
+    """Against the horizon, LeNet with batches of 32, nine tangents."""
+    problems = {}
+    for horizon in (100, 1000, 10000):
+        problem = {**LENET, "batch": 32, "horizon": 100, "passes": horizon // 100}
+        problems[horizon] = problem, (*KERAS_FDS, "checkpoints")
+    return compared(problems)
+
+
+def start():
+    """Seconds from the call of `fit` to the end of its first compiled call."""
+    return {
+        problem["network"]: {
+            engine: turns.ask(**problem, engine=engine, measure="start")
+            for engine in ("plain", *KERAS_FDS)
+        }
+        for problem in (LENET, WIDE_RESNET)
+    }
+
+
+def memory_horizons():
+    """Peak megabytes of a process that does one outer step, against the horizon; LeNet."""
+    problem = {**LENET, "batch": 32, "horizon": 100, "measure": "peak"}
+    return {
+        horizon: {
+            engine: turns.ask(**problem, engine=engine, passes=horizon // 100)
+            for engine in ("plain", *KERAS_FDS, "checkpoints")
+            # All states of the longest horizons would need more than adjoint mode may keep.
+            if engine != "adjoint" or horizon <= 1000
+        }
+        for horizon in (100, 300, 1000, 3000, 10000)
+    }
+
+
+def memory_tangents():
+    """Peak megabytes against the number of tangents; LeNet."""
+    problem = {**LENET, "horizon": 100, "measure": "peak"}
+    return {
+        number: {
+            engine: turns.ask(**problem, engine=engine, num_rate_buckets=number - 2)
+            for engine in KERAS_FDS
+        }
+        for number in (3, 9, 27, 81)
+    }
+
+
+SECTIONS = {
+    "equality": equality,
+    "peers": peers,
+    "tangents": tangents,
+    "batches": batches,
+    "networks": networks,
+    "horizons": horizons,
+    "start": start,
+    "memory_horizons": memory_horizons,
+    "memory_tangents": memory_tangents,
+}
+_SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "Which sections to measure.")
+
+
+def main(_):
+    unknown = set(_SECTIONS.value) - SECTIONS.keys()
+    if unknown:
+        raise app.UsageError(f"Unknown sections {sorted(unknown)}; there are {list(SECTIONS)}.")
+    folder = pathlib.Path(_OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in _SECTIONS.value:
+        logging.info("Measuring %s", name)
+        results[name] = SECTIONS[name]()
+        results["machine"] = machine()
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(results, folder)
+    print((folder / "results.md").read_text())
+
+
+def machine():
+    """What it was measured on."""
+    import keras
+    import tensorflow as tf
+
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line for line in lines if line.startswith("model name")]
+    return {
+        "processor": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
+        "cores": len(cpu),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+
+
+if __name__ == "__main__":
+    app.run(main)

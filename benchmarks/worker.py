@@ -1,0 +1,218 @@
+"""One engine in a process of its own: measures one thing and prints it as JSON.
+
+    python -m benchmarks.worker --engine=adjoint --network=lenet --batch=128 --num_rate_buckets=7
+
+Engines: `stock` (`model.fit` with keras_fds' SGD), `plain` (`keras_fds.fit` with nothing to
+learn), `forward`, `adjoint`, `checkpoints` (adjoint mode from √T checkpoints), and the peers
+`pytorch` and `jax`. What is measured: `turns`, for every line on standard input the seconds that a
+step takes (in forward mode with every tangent open, in adjoint mode of a whole outer step);
+`hypergradients` in float64; `start`, the seconds to the end of the first compiled call; `peak`,
+megabytes resident in memory at most over one outer step.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import importlib
+import json
+import resource
+import statistics
+import sys
+import time
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import problems
+
+_ENGINE = flags.DEFINE_string("engine", None, "Which engine.", required=True)
+_NETWORK = flags.DEFINE_enum("network", "lenet", list(problems.IMAGES), "Which network.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Examples in a batch.")
+_HORIZON = flags.DEFINE_integer("horizon", 140, "Inner steps in an outer step.")
+_NUM_RATE_BUCKETS = flags.DEFINE_integer("num_rate_buckets", 7, "Buckets of the learning rate.")
+_TANGENTS_PER_PASS = flags.DEFINE_integer("tangents_per_pass", None, "See HyperOptimizer.")
+_STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
+_PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
+_MEASURE = flags.DEFINE_enum(
+    "measure", "turns", ["turns", "hypergradients", "start", "peak"], "What is measured."
+)
+
+PEERS = ("pytorch", "jax")
+
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+
+def compiled(problem, learning=True):
+    """The network, compiled with a `HyperOptimizer`; with plain SGD where learning is `None`."""
+    import keras
+
+    import keras_fds
+
+    optimizer = keras_fds.optimizers.SGD(
+        *(float(values[0]) for values in problem.schedules.values())
+    )
+    if learning is not None:
+        hyperparameters = [
+            keras_fds.Hyperparameter(name, len(values), values)
+            for name, values in problem.schedules.items()
+        ]
+        optimizer = keras_fds.HyperOptimizer(
+            optimizer,
+            hyperparameters if learning else [],
+            outer=held_schedules(),
+            tangents_per_pass=_TANGENTS_PER_PASS.value,
+        )
+    model = problems.keras_model(problem)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss, steps_per_execution=_STEPS_A_CALL.value)
+    return model
+
+
+def held_schedules():
+    """An outer rule that moves nothing: every outer step costs the same."""
+    import keras_fds
+
+    class Hold(keras_fds.outer.SignDescent):
+        def update(self, state, hypergradients, loss, minimum, maximum):
+            return state
+
+        def converged(self, state, minimum, maximum):
+            return False
+
+    return Hold()
+
+
+def mode(problem, engine, bytes_of_batches=0):
+    """Arguments of keras_fds's functions for an engine, where datasets of batches are kept."""
+    if engine == "checkpoints":
+        # 2.5 √T copies of the state: weights and velocities, moving statistics, counters.
+        state = 2.1 * sum(w.nbytes for w in problems.keras_model(problem).get_weights())
+        memory = 2.5 * state * (problem.horizon * _PASSES.value) ** 0.5
+        return {"differentiation": "adjoint", "adjoint_memory": memory + bytes_of_batches}
+    return {"differentiation": "adjoint" if engine == "adjoint" else "forward"}
+
+
+def hypergradients(problem, engine):
+    """`{name: list}` over the whole horizon, in float64."""
+    if engine in PEERS:
+        peer = importlib.import_module(f"benchmarks.peers.{engine}")
+        result = peer.Engine(problem, "float64").hypergradients()
+    else:
+        import keras
+        import tensorflow as tf
+
+        import keras_fds
+
+        keras.config.set_floatx("float64")
+        x, y, *held_out = problem.data()
+        train = tf.data.Dataset.from_tensor_slices((x, y))
+        train = train.apply(tf.data.experimental.assert_cardinality(problem.horizon))
+        result = keras_fds.hypergradients(
+            compiled(problem),
+            train,
+            tf.data.Dataset.from_tensors(tuple(held_out)),
+            validation_training=True,
+            **mode(problem, engine, x.nbytes + y.nbytes),
+        )
+    return {name: np.asarray(values).tolist() for name, values in result.items()}
+
+
+def take_turns_with_peer(problem, engine):
+    peer = importlib.import_module(f"benchmarks.peers.{engine}").Engine(problem, "float32")
+    count = _STEPS_A_CALL.value
+    peer.steps(count)
+    say("ready")
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        peer.steps(count)
+        say((time.perf_counter() - start) / count)
+
+
+def fit(problem, engine, outer_steps, callback):
+    import keras_fds
+
+    x, y, *held_out = problem.data()
+    x, y = x.astype("float32").reshape(-1, *x.shape[2:]), y.reshape(-1)
+    arguments = {"batch_size": problem.batch, "verbose": 0, "callbacks": [callback]}
+    if engine == "stock":
+        compiled(problem, learning=None).fit(x, y, epochs=outer_steps, **arguments)
+        return
+    keras_fds.fit(
+        compiled(problem, learning=engine != "plain"),
+        *(x, y),
+        epochs=_PASSES.value,
+        outer_steps=outer_steps,
+        validation_data=tuple(held_out),
+        **mode(problem, engine),
+        **arguments,
+    )
+
+
+def take_turns(problem, engine):
+    import keras
+
+    class Turns(keras.callbacks.Callback):
+        """Waits for its turn at the start of each epoch but the first; reports at its end."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                say("ready")
+            if epoch and not sys.stdin.readline():
+                os._exit(0)
+            self.times = [time.perf_counter()]
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.times.append(time.perf_counter())
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds = (time.perf_counter() - self.times[0]) / (problem.horizon * _PASSES.value)
+            if engine not in ("adjoint", "checkpoints"):
+                last = self.times[-max(3, len(self.times) // _NUM_RATE_BUCKETS.value) :]
+                seconds = statistics.median(np.diff(last)) / _STEPS_A_CALL.value
+            if epoch:
+                say(seconds)
+
+    fit(problem, engine, 10**6, Turns())
+
+
+def measure_start(problem, engine):
+    import keras
+
+    class FirstCall(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            say(time.perf_counter() - start)
+            os._exit(0)
+
+    start = time.perf_counter()
+    fit(problem, engine, 1, FirstCall())
+
+
+def measure_peak(problem, engine):
+    import keras
+
+    fit(problem, engine, 1, keras.callbacks.Callback())
+    say(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(_):
+    problem = problems.problem(
+        _NETWORK.value, _BATCH.value, _HORIZON.value, _NUM_RATE_BUCKETS.value
+    )
+    engine, measure = _ENGINE.value, _MEASURE.value
+    if measure == "hypergradients":
+        say(hypergradients(problem, engine))
+    elif measure == "start":
+        measure_start(problem, engine)
+    elif measure == "peak":
+        measure_peak(problem, engine)
+    elif engine in PEERS:
+        take_turns_with_peer(problem, engine)
+    else:
+        take_turns(problem, engine)
+
+
+if __name__ == "__main__":
+    app.run(main)
