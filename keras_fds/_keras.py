@@ -138,10 +138,14 @@ def _keras_tensors(specs):
 
 
 def rebuilt(model):
-    """Another model of the same architecture, from the model's config."""
-    if isinstance(model, (keras.Sequential, Functional)):
+    """Another model of the same architecture, from the model's config; not compiled."""
+    if not isinstance(model, (keras.Sequential, Functional)):
+        return type(model).from_config(model.get_config())
+    was_compiled, model.compiled = model.compiled, False
+    try:  # Compiled as well, it would need every part of the optimizer registered with Keras.
         return keras.models.clone_model(model)
-    return type(model).from_config(model.get_config())
+    finally:
+        model.compiled = was_compiled
 
 
 def rebuilt_in_float64(model):

@@ -30,6 +30,17 @@ def test_a_model_that_cannot_be_rebuilt_says_what_to_do():
         _models.fresh_model(model, INPUTS)
 
 
+def test_a_model_is_rebuilt_whatever_its_optimizer_is_made_of():
+    class Unregistered(keras.optimizers.SGD):
+        pass
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(Unregistered(), loss="mse")
+    twin = _models.fresh_model(model, INPUTS)
+    assert not np.array_equal(twin.get_weights()[0], model.get_weights()[0])
+    assert model.compiled
+
+
 def unclonable(units=1):
     return Unclonable(keras.layers.Dense(units))
 
