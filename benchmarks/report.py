@@ -3,11 +3,12 @@
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-STEPS = ("peers", "tangents", "batches", "networks", "horizons")
+STEPS = ("peers_lenet", "peers_wide_resnet", "tangents", "batches", "networks", "horizons")
 MEMORY = ("memory_horizons", "memory_tangents")
 TITLES = {
     "equality": "Greatest relative difference to forward mode's hypergradients, float64",
-    "peers": "Nine tangents, every engine",
+    "peers_lenet": "Every engine: LeNet, batch 128, nine tangents",
+    "peers_wide_resnet": "Every engine: WRN-16-1, batch 64, nine tangents",
     "tangents": "Against the number of tangents: LeNet, batch 128",
     "batches": "Against the batch size: LeNet, nine tangents",
     "networks": "Against the network: nine tangents",
@@ -44,6 +45,8 @@ def _table(section, rows):
             "|---|---|",
             *(f"| {name} | {value:.1e} |" for name, value in rows.items()),
         ]
+    if section.startswith("peers"):
+        rows = {"plain steps": rows}
     engines = list(dict.fromkeys(engine for row in rows.values() for engine in row))
     lines = ["| | " + " | ".join(engines) + " |", "|---" * (len(engines) + 1) + "|"]
     for name, row in rows.items():

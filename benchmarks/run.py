@@ -1,6 +1,6 @@
 """Measures everything that docs/benchmarks.md reports; `make benchmarks`.
 
-    python -m benchmarks.run --sections=equality,peers --output=runs/benchmarks
+    python -m benchmarks.run --sections=equality,peers_lenet --output=runs/benchmarks
 
 Sections are measured one after the other; each is written to `results.json` when it is finished,
 beside those measured before. Then `results.md` and the pictures are drawn from all of them.
@@ -19,6 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for the re
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often every kind of step is timed.")
 
 KERAS_FDS = ("forward", "adjoint")
+MODES = (*KERAS_FDS, "checkpoints")
 LENET = {"network": "lenet", "batch": 128, "horizon": 140, "steps_a_call": 10}
 WIDE_RESNET = {"network": "wrn_16_1", "batch": 64, "horizon": 28, "steps_a_call": 2}
 SMALL = {"batch": 8, "horizon": 9, "steps_a_call": 3}
@@ -29,7 +30,7 @@ def equality():
     rows = {}
     for network in ("lenet", "wrn_16_1"):
         found = {}
-        for engine in ("forward", "adjoint", "checkpoints", "pytorch", "jax"):
+        for engine in (*MODES, "pytorch", "jax"):
             found[engine] = turns.ask(
                 **SMALL, network=network, engine=engine, measure="hypergradients"
             )
@@ -46,13 +47,18 @@ def timed(kinds):
     return turns.medians_and_ratios(turns.alternate(kinds, _ROUNDS.value), "plain")
 
 
-def peers():
-    """Every engine on LeNet and WRN-16-1, nine tangents."""
-    engines = ("plain", "stock", "forward", "adjoint", "checkpoints", "pytorch", "jax")
-    return {
-        problem["network"]: timed({e: {**problem, "engine": e} for e in engines})
-        for problem in (LENET, WIDE_RESNET)
-    }
+def peers(problem, *engines):
+    """Every engine, nine tangents."""
+    return timed({e: {**problem, "engine": e} for e in ("plain", "stock", *MODES, *engines)})
+
+
+def peers_lenet():
+    return peers(LENET, "pytorch", "jax")
+
+
+def peers_wide_resnet():
+    # JAX, which vectorises over kernels by convolutions in groups, takes a minute a step on a CPU.
+    return peers(WIDE_RESNET, "pytorch")
 
 
 def compared(problems):
@@ -93,7 +99,7 @@ def horizons():
     problems = {}
     for horizon in (100, 1000, 10000):
         problem = {**LENET, "batch": 32, "horizon": 100, "passes": horizon // 100}
-        problems[horizon] = problem, (*KERAS_FDS, "checkpoints")
+        problems[horizon] = problem, MODES
     return compared(problems)
 
 
@@ -114,7 +120,7 @@ def memory_horizons():
     return {
         horizon: {
             engine: turns.ask(**problem, engine=engine, passes=horizon // 100)
-            for engine in ("plain", *KERAS_FDS, "checkpoints")
+            for engine in ("plain", *MODES)
             # All states of the longest horizons would need more than adjoint mode may keep.
             if engine != "adjoint" or horizon <= 1000
         }
@@ -136,7 +142,8 @@ def memory_tangents():
 
 SECTIONS = {
     "equality": equality,
-    "peers": peers,
+    "peers_lenet": peers_lenet,
+    "peers_wide_resnet": peers_wide_resnet,
     "tangents": tangents,
     "batches": batches,
     "networks": networks,

@@ -23,8 +23,20 @@ def moments(x, axes, shift=None, keepdims=False, name=None):
     right (the mean's term vanishes), the second loses a term.
     """
     y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
-    mean = tf.reduce_mean(y, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(y - mean), axes, keepdims=keepdims)
+    # Sums are divided, where derivatives of `reduce_mean` divide all of `y`.
+    share = 1 / tf.reduce_prod(tf.cast(tf.gather(tf.shape(y), axes), y.dtype))
+    mean = share * tf.reduce_sum(y, axes, keepdims=True)
+
+    @tf.custom_gradient
+    def variance(y):
+        def gradient(upstream):
+            mean = share * tf.reduce_sum(y, axes, keepdims=True)
+            return (2 * share * upstream) * (y - mean)
+
+        return share * tf.reduce_sum(tf.square(y - mean), axes, keepdims=True), gradient
+
+    variance = variance(y)
+    variance = variance if keepdims else tf.squeeze(variance, axes)
     mean = mean if keepdims else tf.squeeze(mean, axes)
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 

@@ -60,6 +60,9 @@ def _rule(*operation_types, when=None):
         def convert(pfor_input, _):
             if when is not None and [x.is_stacked for x in pfor_input.inputs] not in when:
                 return None
+            for stacked, single in zip(pfor_input.inputs, pfor_input.op.inputs):
+                if stacked.is_stacked and single.shape.rank is not None:
+                    stacked.t.set_shape([None, *single.shape])
             result = function(pfor_input, *(x.t for x in pfor_input.inputs))
             return _pfor.wrap(result, True) if isinstance(result, tf.Tensor) else result
 
@@ -288,52 +291,13 @@ def _sum_over_axes(pfor_input, stacked, axes):
     return tf.reshape(total, [count, *output_shape])
 
 
-def _before_broadcast(tensor):
-    """What a `Tile` of axes of length one repeats, which a sum can broadcast; else the tensor."""
-    tile = tensor.op
-    while tile.type == "Identity":
-        tile = tile.inputs[0].op
-    if tile.type != "Tile" or None in (tile.inputs[0].shape.rank, tensor.shape.rank):
-        return tensor
-    pairs = zip(tile.inputs[0].shape.as_list(), tensor.shape.as_list())
-    # The leading axis, that of the tangents, is never repeated, and may be unknown.
-    is_broadcast = all(a == 1 or (a == b and (b or i == 0)) for i, (a, b) in enumerate(pairs))
-    return tile.inputs[0] if is_broadcast else tensor
-
-
 @_rule("AddN")
 def _sum_of_terms(pfor_input, *terms):
-    """What all tangents share is summed once, then broadcast, as are biases; zeros are skipped."""
+    """What all tangents share is summed once, then broadcast."""
     if terms[0].dtype == tf.variant:
         return None
-    stacked = [(x.t, _before_broadcast(x.t)) for x in pfor_input.inputs if x.is_stacked]
-    shared = [x.t for x in pfor_input.inputs if not x.is_stacked and not _is_zero(x.t)]
-    full = [term for term, source in stacked if source is term]
-    small = [source for term, source in stacked if source is not term]
-    if not full:
-        full, small = [term for term, _ in stacked], []
-    shared = [tf.add_n(shared)] if shared else []
-    return functools.reduce(tf.add, small + shared, tf.add_n(full))
-
-
-# Zeros stand for the tangents of constants. An operation is zero where one of these inputs is
-# (as long as the others are finite).
-_LINEAR_INPUTS = {
-    **dict.fromkeys(("Identity", "Neg", "Reshape", "Sum", "Tile", "BiasAddGrad", "ReluGrad"), (0,)),
-    **dict.fromkeys(("Conv2D", "MatMul", "Mul"), (0, 1)),
-    **dict.fromkeys(("MaxPoolGrad", "MaxPoolGradGrad"), (2,)),
-    **{"Conv2DBackpropFilter": (0, 2), "Conv2DBackpropInput": (1, 2)},
-}
-
-
-def _is_zero(tensor, depth=8):
-    """Whether the last `depth` operations that lead to a tensor show that it is zero."""
-    operation = tensor.op
-    if depth == 0 or operation.type == "ZerosLike":
-        return depth > 0
-    is_short = operation.type == "Const" and tensor.shape.num_elements() < 1e4
-    if is_short or operation.type == "Fill":
-        value = tf.get_static_value(tensor if is_short else operation.inputs[1])
-        return value is not None and value.dtype.kind in "fc" and not value.any()
-    inputs = (operation.inputs[i] for i in _LINEAR_INPUTS.get(operation.type, ()))
-    return any(_is_zero(tensor, depth - 1) for tensor in inputs)
+    stacked, shared = (
+        [x.t for x in pfor_input.inputs if x.is_stacked == kind] for kind in (True, False)
+    )
+    total = tf.add_n(stacked)
+    return total + tf.add_n(shared) if shared else total

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
     ("hyperparameters", "schedules", "optimizers", "outer", "_data"),
-    ("_vectorization", "_compilation", "_derivatives", "_forward_mode"),
+    ("_vectorization", "_compilation", "_derivatives", "_products"),
+    ("_forward_mode",),
     ("_keras",),
     ("_scalars",),
     ("_learnable", "_stateless", "_models", "_tangents"),
@@ -31,7 +32,7 @@ LEVELS = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
 KERAS_INTERNALS = {"_keras"}
-TENSORFLOW_INTERNALS = {"_vectorization", "_compilation", "_forward_mode"}
+TENSORFLOW_INTERNALS = {"_vectorization", "_compilation", "_forward_mode", "_products"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)
 
