@@ -61,6 +61,8 @@ def _obstacle(optimizer, batches):
     """What keeps adjoint mode from being possible, a sentence, or nothing."""
     if optimizer.tangent_clipvalue is not None:
         return "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
+    if optimizer.pruning:
+        return "Tangents, which `pruning` is to skip, exist in forward mode only."
     specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
     if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
         return "Sparse and ragged batches cannot be replayed."

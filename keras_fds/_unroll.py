@@ -41,6 +41,9 @@ class Unroll:
         self._validate = compiled(self._validate_in_graph)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
+        # The hyperparameter that each bucket belongs to.
+        numbers = [h.num_buckets for h in self.hyper_optimizer.hyperparameters]
+        self._owners = np.repeat(np.arange(len(numbers)), numbers)
 
     def reset(self, horizon):
         """Fresh optimizer slots and zero tangents, for a horizon of that many inner steps."""
@@ -83,22 +86,29 @@ class Unroll:
         """One inner step; returns the training loss."""
         state = self.step.read()
         hyperparameters = self.step.hyperparameters(inner_step, horizon)
+        moving = self._moving(inner_step, horizon)
+
+        def plain():
+            return self.step(state, hyperparameters, batch)
+
+        def with_tangents():
+            rates = self._hyperparameter_tangents(inner_step, horizon, moving)
+            return self._step_with_tangents(state, hyperparameters, batch, moving, rates)
+
         if not self.num_tangents:
-            after, loss, outputs = self.step(state, hyperparameters, batch)
+            after, loss, outputs = plain()
+        elif not self.hyper_optimizer.pruning:
+            after, loss, outputs = with_tangents()
         else:
-            after, loss, outputs = self._step_with_tangents(
-                state, hyperparameters, batch, inner_step, horizon
-            )
+            after, loss, outputs = tf.cond(tf.size(moving) > 0, with_tangents, plain)
         self.step.assign(after)
         self.step.model.update_metrics(batch, loss, outputs)
         return loss
 
-    def _step_with_tangents(self, state, hyperparameters, batch, inner_step, horizon):
-        num_open = tf.reduce_sum(tf.cast(self._opening <= inner_step, "int32"))
+    def _step_with_tangents(self, state, hyperparameters, batch, moving, rates):
         of_weights, of_statistics, of_slots = tf.nest.map_structure(
-            lambda tangent: tangent[:num_open], self.tangents
+            lambda tangent: tf.gather(tangent, moving), self.tangents
         )
-        rates = self._hyperparameter_tangents(inner_step, horizon, num_open)
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
@@ -116,17 +126,28 @@ class Unroll:
         after = State(weights, statistics, slots, counters, optimizer_counters)
         new_tangents = tf.nest.flatten((of_weights, of_statistics, of_slots))
         for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
-            variable[:num_open].assign(value)
+            variable.scatter_update(tf.IndexedSlices(value, moving))
         return after, loss, outputs
 
     def _push(self, function, primals, tangents):
         size = self.hyper_optimizer.tangents_per_pass
         return jacobian_vector_products(function, primals, tangents, size)
 
-    def _hyperparameter_tangents(self, inner_step, horizon, num_open):
-        """`{name: [num_open]}`, one-hot: the bucket that the step falls in moves by itself."""
+    def _moving(self, inner_step, horizon):
+        """The tangents that move at a step: those open, but for what pruning skips."""
+        is_moving = self._opening <= inner_step
+        if self.hyper_optimizer.pruning:
+            kept = [
+                self.hyper_optimizer.pruning.keeps(h, inner_step, horizon)
+                for h in self.hyper_optimizer.hyperparameters
+            ]
+            is_moving &= tf.gather(tf.stack(kept), tf.gather(self._owners, self._order))
+        return tf.where(is_moving)[:, 0]
+
+    def _hyperparameter_tangents(self, inner_step, horizon, moving):
+        """`{name: [moving]}`, one-hot: the bucket that the step falls in moves by itself."""
         positions = self.hyper_optimizer.buckets_at(inner_step, horizon)
-        order, dtype = self._order[:num_open], self.step.dtype
+        order, dtype = tf.gather(self._order, moving), self.step.dtype
         return {name: tf.cast(order == position, dtype) for name, position in positions.items()}
 
     def _clipped(self, tangents):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _learnable, _scalars, _stateless
+from keras_fds import _learnable, _pruning, _scalars, _stateless
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.outer import SignDescent
 from keras_fds.schedules import BucketedSchedule
@@ -27,6 +27,10 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             optimizer's `clipvalue`.)
         tangents_per_pass: How many buckets' tangents are pushed through a training step at once;
             fewer need less memory and more time. Defaults to `None`, all.
+        pruning: `"alternate"` or `"truncate"`: in forward mode, tangents stay as they are at a
+            part of the steps, spread evenly or the first ones of every bucket. Cheaper, and no
+            longer exact. Defaults to `None`.
+        pruning_ratio: That part, in (0, 1). Defaults to `0.5`.
         name: Defaults to `"hyper_optimizer"`.
 
     Raises:
@@ -54,6 +58,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         outer=None,
         tangent_clipvalue=None,
         tangents_per_pass=None,
+        pruning=None,
+        pruning_ratio=0.5,
         name=None,
     ):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
@@ -67,6 +73,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.outer = SignDescent() if outer is None else outer
         self.tangent_clipvalue = tangent_clipvalue
         self.tangents_per_pass = tangents_per_pass
+        self.pruning = _pruning.Pruning(pruning, pruning_ratio)
+        self.pruning_ratio = pruning_ratio
         self._check_arguments()
         step_sizes = [np.full(h.num_buckets, h.step_size) for h in self.hyperparameters]
         initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
@@ -221,7 +229,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             sums: Float64 `[total_buckets]`.
             horizon: Number of inner steps.
         """
-        lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
+        lengths = _concatenated(self.pruning.kept_steps(h, horizon) for h in self.hyperparameters)
         return sums * self.derivatives() / lengths
 
     def per_step(self, derivatives):
@@ -348,6 +356,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             "outer": serialize(self.outer),
             "tangent_clipvalue": self.tangent_clipvalue,
             "tangents_per_pass": self.tangents_per_pass,
+            "pruning": self.pruning.mode,
+            "pruning_ratio": self.pruning_ratio,
         }
 
     @classmethod

@@ -184,7 +184,7 @@ def test_fit_takes_what_model_fit_takes():
         (
             "HyperOptimizer",
             "(optimizer, hyperparameters, outer=None, tangent_clipvalue=None, "
-            "tangents_per_pass=None, name=None)",
+            "tangents_per_pass=None, pruning=None, pruning_ratio=0.5, name=None)",
         ),
         (
             "hypergradients",
