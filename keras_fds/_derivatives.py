@@ -24,8 +24,9 @@ def moments(x, axes, shift=None, keepdims=False, name=None):
     """
     y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
     # Sums are divided, where derivatives of `reduce_mean` divide all of `y`.
-    share = 1 / tf.reduce_prod(tf.cast(tf.gather(tf.shape(y), axes), y.dtype))
-    mean = share * tf.reduce_sum(y, axes, keepdims=True)
+    total = tf.reduce_sum(y, axes, keepdims=True)
+    share = tf.cast(tf.size(total), y.dtype) / tf.cast(tf.size(y), y.dtype)
+    mean = share * total
 
     @tf.custom_gradient
     def variance(y):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import keras_fds
@@ -48,6 +48,8 @@ few = settings(
     max_examples=int(os.environ.get("KERAS_FDS_EXAMPLES", "2")),
     deadline=None,
     derandomize=True,
+    # An example takes seconds, and a smaller one tells little more.
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -60,7 +60,7 @@ def quadratic(num_buckets, horizon, kept):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("mode", "kept"),
-    [("alternate", lambda t: t % 5 in (0, 2, 4)), ("truncate", lambda t: t % 5 > 1)],
+    [("alternate", lambda t: t % 5 in (0, 1, 3)), ("truncate", lambda t: t % 5 > 1)],
 )
 def test_tangents_stay_as_they_are_at_skipped_steps(mode, kept):
     """Loss w²/2 on one example; two buckets of five steps."""
