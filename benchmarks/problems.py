@@ -4,8 +4,10 @@ import dataclasses
 import re
 
 import numpy as np
+import sklearn.datasets
 
 IMAGES = {
+    "digits_cnn": (8, 8, 1),
     "mlp": (28, 28, 1),
     "lenet": (28, 28, 1),
     "wrn_10_1": (32, 32, 3),
@@ -15,7 +17,9 @@ IMAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Random images, random labels, and the paper's SGD without clipping.
+    """Images and labels, and the paper's SGD without clipping.
+
+    The images of `digits_cnn` are handwritten digits, those of the other networks random numbers.
 
     Attributes:
         network: a key of `IMAGES`.
@@ -38,6 +42,11 @@ class Problem:
         """`(x, y, x_validation, y_validation)`: `[horizon, batch, ...]` and one batch."""
         rng = np.random.default_rng(0)
         shape = (self.horizon + 1, self.batch)
+        if self.network == "digits_cnn":
+            digits = sklearn.datasets.load_digits()
+            drawn = rng.integers(0, len(digits.images), shape)
+            x, y = digits.images[drawn][..., np.newaxis] / 16, digits.target[drawn]
+            return x[:-1], y[:-1], x[-1], y[-1]
         x = rng.normal(size=(*shape, *IMAGES[self.network]))
         y = rng.integers(0, 10, shape)
         return x[:-1], y[:-1], x[-1], y[-1]
@@ -78,12 +87,12 @@ def keras_model(problem):
     """The network with its first weights, always the same in whatever precision."""
     from trainers import networks
 
-    name, *depth = problem.network.split("_")
     shape = IMAGES[problem.network]
-    if depth:
-        model = networks.wide_resnet(shape, 10, depth=int(depth[0]), width=int(depth[1]))
+    if problem.network.startswith("wrn"):
+        depth, width = map(int, problem.network.split("_")[1:])
+        model = networks.wide_resnet(shape, 10, depth=depth, width=width)
     else:
-        model = networks.build(name, shape, 10)
+        model = networks.build(problem.network, shape, 10)
     rng = np.random.default_rng(1)
     for kernel in (w for w in model.trainable_weights if len(w.shape) > 1):
         values = rng.normal(size=kernel.shape) / np.prod(kernel.shape[:-1]) ** 0.5

@@ -13,6 +13,7 @@ TITLES = {
     "batches": "Against the batch size: LeNet, nine tangents",
     "networks": "Against the network: nine tangents",
     "horizons": "Against the horizon: LeNet, batch 32, nine tangents",
+    "pruning": "Pruned forward mode: whole runs on handwritten digits, nine tangents",
     "start": "Seconds from the call of `fit` to the end of its first compiled call",
     "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
@@ -58,7 +59,8 @@ def _table(section, rows):
 def _cell(section, value):
     if section in STEPS:
         return f"{value['ratio']:.2f} ({value['milliseconds']:.1f} ms)"
-    return f"{value:.1f}" if section == "start" else f"{value:.0f}"
+    digits = {"start": 1, "pruning": 2}.get(section, 0)
+    return f"{value:.{digits}f}"
 
 
 def _draw(section, rows):

@@ -43,8 +43,8 @@ def equality():
     return rows
 
 
-def timed(kinds):
-    return turns.medians_and_ratios(turns.alternate(kinds, _ROUNDS.value), "plain")
+def timed(kinds, rounds=None):
+    return turns.medians_and_ratios(turns.alternate(kinds, rounds or _ROUNDS.value), "plain")
 
 
 def peers(problem, *engines):
@@ -57,14 +57,14 @@ def peers_lenet():
 
 
 def peers_wide_resnet():
-    # JAX, which vectorises over kernels by convolutions in groups, takes a minute a step on a CPU.
+    # Without JAX: on a CPU it takes minutes to compile this, with `vmap` or with a loop.
     return peers(WIDE_RESNET, "pytorch")
 
 
-def compared(problems):
+def compared(problems, rounds=3):
     """`{label: {engine: ...}}` for `{label: (problem, engines)}`, plain steps among each."""
     return {
-        label: timed({e: {**problem, "engine": e} for e in ("plain", *engines)})
+        label: timed({e: {**problem, "engine": e} for e in ("plain", *engines)}, rounds)
         for label, (problem, engines) in problems.items()
     }
 
@@ -74,7 +74,7 @@ def tangents():
     problems = {}
     for number in (3, 9, 27, 81):
         # As many calls with every bucket open, however short the buckets are.
-        horizon = 10 * 3 * (number - 2)
+        horizon = 10 * 2 * max(number - 2, 5)
         problem = {**LENET, "num_rate_buckets": number - 2, "horizon": horizon}
         problems[number] = problem, KERAS_FDS if number < 81 else ("adjoint",)
     horizon = {"horizon": 900, "num_rate_buckets": 898}
@@ -88,19 +88,40 @@ def batches():
 
 
 def networks():
-    """Against the network, nine tangents."""
+    """Against the network, nine tangents; LeNet and WRN-16-1 are among the peers."""
     wrn_10_1 = {**WIDE_RESNET, "network": "wrn_10_1"}
-    problems = ({**LENET, "network": "mlp"}, LENET, wrn_10_1, WIDE_RESNET)
+    problems = ({**LENET, "network": "mlp"}, wrn_10_1)
     return compared({problem["network"]: (problem, KERAS_FDS) for problem in problems})
 
 
 def horizons():
     """Against the horizon, LeNet with batches of 32, nine tangents."""
     problems = {}
-    for horizon in (100, 1000, 10000):
+    for horizon in (100, 1000):
         problem = {**LENET, "batch": 32, "horizon": 100, "passes": horizon // 100}
         problems[horizon] = problem, MODES
-    return compared(problems)
+    return compared(problems, rounds=1)
+
+
+def pruning():
+    """Cost and error of pruned forward mode: handwritten digits, nine tangents, whole runs."""
+    digits = {"network": "digits_cnn", "batch": 64, "horizon": 140, "engine": "forward"}
+    kinds = {"exact": digits}
+    for mode in ("alternate", "truncate"):
+        for ratio in (0.25, 0.5, 0.75):
+            kinds[f"{mode} {ratio}"] = {**digits, "pruning": mode, "pruning_ratio": ratio}
+    seconds = turns.alternate({k: {**v, "whole": True} for k, v in kinds.items()}, _ROUNDS.value)
+    found = {k: turns.ask(**v, measure="hypergradients") for k, v in kinds.items()}
+    found = {kind: np.concatenate(list(parts.values())) for kind, parts in found.items()}
+    exact, costs = found["exact"], turns.medians_and_ratios(seconds, "exact")
+    return {
+        kind: {
+            "cost": costs[kind]["ratio"],
+            "cosine": values @ exact / np.linalg.norm(values) / np.linalg.norm(exact),
+            "same signs": float(np.mean(np.sign(values) == np.sign(exact))),
+        }
+        for kind, values in found.items()
+    }
 
 
 def start():
@@ -148,6 +169,7 @@ SECTIONS = {
     "batches": batches,
     "networks": networks,
     "horizons": horizons,
+    "pruning": pruning,
     "start": start,
     "memory_horizons": memory_horizons,
     "memory_tangents": memory_tangents,

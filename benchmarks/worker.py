@@ -32,8 +32,11 @@ _BATCH = flags.DEFINE_integer("batch", 128, "Examples in a batch.")
 _HORIZON = flags.DEFINE_integer("horizon", 140, "Inner steps in an outer step.")
 _NUM_RATE_BUCKETS = flags.DEFINE_integer("num_rate_buckets", 7, "Buckets of the learning rate.")
 _TANGENTS_PER_PASS = flags.DEFINE_integer("tangents_per_pass", None, "See HyperOptimizer.")
+_PRUNING = flags.DEFINE_string("pruning", None, "See HyperOptimizer.")
+_PRUNING_RATIO = flags.DEFINE_float("pruning_ratio", 0.5, "See HyperOptimizer.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
+_WHOLE = flags.DEFINE_boolean("whole", False, "Time whole outer steps, whatever the engine.")
 _MEASURE = flags.DEFINE_enum(
     "measure", "turns", ["turns", "hypergradients", "start", "peak"], "What is measured."
 )
@@ -64,6 +67,8 @@ def compiled(problem, learning=True):
             hyperparameters if learning else [],
             outer=held_schedules(),
             tangents_per_pass=_TANGENTS_PER_PASS.value,
+            pruning=_PRUNING.value,
+            pruning_ratio=_PRUNING_RATIO.value,
         )
     model = problems.keras_model(problem)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -169,7 +174,7 @@ def take_turns(problem, engine):
 
         def on_epoch_end(self, epoch, logs=None):
             seconds = (time.perf_counter() - self.times[0]) / (problem.horizon * _PASSES.value)
-            if engine not in ("adjoint", "checkpoints"):
+            if engine not in ("adjoint", "checkpoints") and not _WHOLE.value:
                 last = self.times[-max(3, len(self.times) // _NUM_RATE_BUCKETS.value) :]
                 seconds = statistics.median(np.diff(last)) / _STEPS_A_CALL.value
             if epoch:

@@ -77,7 +77,9 @@ def _convolve(x, kernel, stride=1, padding="VALID"):
 
 
 def _max_pool(x):
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    # Quicker than `reduce_window`, whose derivatives are slow under `vmap` on a CPU.
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
 def _lenet(weights, x):
