@@ -19,14 +19,21 @@ from keras_fds._inner_step import InnerStep, steps_while_finite
 from keras_fds._tangents import jacobian_vector_products
 
 
-class _Block(NamedTuple):
-    """A few steps that one compiled call ran, and what it takes to go back over them."""
+class _Piece(NamedTuple):
+    """The steps that one compiled call ran."""
 
     source: Any
     position: int
     inner_step: int
     count: int
-    states: list  # At every step, `[count, …]` each; or at the first step alone.
+    states: list  # At every step, `[count, …]` each, where they are kept.
+
+
+class _Block(NamedTuple):
+    """Steps between two checkpoints, or, where all states are kept, those of one call."""
+
+    checkpoint: list | None  # The state at the first step.
+    pieces: list
 
 
 class Adjoint:
@@ -47,7 +54,7 @@ class Adjoint:
         self._run = compiled(self._run_in_graph)
         self._run_keeping = compiled(self._run_keeping_in_graph)
         self._sweep = compiled(self._sweep_in_graph)
-        self._replay = compiled(self._replay_in_graph)
+        self._run_again = compiled(self._run_keeping_in_graph)
         self._validate = compiled(self._validate_in_graph)
 
     def states_kept(self, horizon):
@@ -85,20 +92,23 @@ class Adjoint:
             wanted = count - done
             if not self.keeps_all:
                 wanted = min(wanted, self.stride - first % self.stride)
-            steps, finite = self._run_block(source, position + done, first, wanted)
+            steps, finite = self._run_piece(source, position + done, first, wanted)
             done += steps
         return done, finite
 
-    def _run_block(self, source, position, inner_step, count):
+    def _run_piece(self, source, position, inner_step, count):
         with _data.telling_of_the_end("`steps_per_epoch`"):
             if isinstance(source, tf.data.Iterator):
                 source, position = _data.keep(source, count), 0
-        states = None if self.keeps_all else tf.nest.flatten(self.step.read())
+        # Calls may be shorter than the stride: one checkpoint serves several of them.
+        if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
+            state = None if self.keeps_all else tf.nest.flatten(self.step.read())
+            self.blocks.append(_Block(state, []))
         run = self._run_keeping if self.keeps_all else self._run
         steps, finite, kept = run(source, *_constants(position, inner_step, count, self.horizon))
-        states = kept if self.keeps_all else states
-        self.blocks.append(_Block(source, position, inner_step, int(steps), states))
-        return int(steps), bool(finite)
+        piece = _Piece(source, position, inner_step, int(steps), kept)
+        self.blocks[-1].pieces.append(piece)
+        return piece.count, bool(finite)
 
     def _one_step(self, source, position, inner_step, horizon):
         batch = _data.take(source, position)
@@ -117,14 +127,17 @@ class Adjoint:
 
         return *steps_while_finite(count, one_step), []
 
-    def _run_keeping_in_graph(self, source, position, inner_step, count, horizon):
+    def _run_keeping_in_graph(self, source, position, inner_step, count, horizon, again=False):
+        """Also returns the state at every step; run again, it leaves the metrics alone."""
+
         def one_step(i, arrays):
             arrays = self._written(arrays, i)
             after, loss, outputs, batch = self._one_step(
                 source, position + i, inner_step + i, horizon
             )
             self.step.assign(after)
-            self.step.model.update_metrics(batch, loss, outputs)
+            if not again:
+                self.step.model.update_metrics(batch, loss, outputs)
             return loss, arrays
 
         steps, finite, arrays = steps_while_finite(count, one_step, self._arrays(count))
@@ -164,45 +177,33 @@ class Adjoint:
         per_step = np.zeros([self.horizon, len(self.hyper_optimizer.names)])
         after = None if self.keeps_all else self.step.read()
         for block in reversed(self.blocks):
-            numbers = _constants(block.position, block.inner_step, block.count, self.horizon)
-            back = self._sweep if self.keeps_all else self._replay
-            cotangents, derivatives = back(block.source, *numbers, block.states, cotangents)
-            per_step[block.inner_step : block.inner_step + block.count] = derivatives.numpy()
+            pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
+            while pieces:
+                piece = pieces.pop()  # Whose states may go as soon as they are swept.
+                cotangents, derivatives = self._sweep(
+                    piece.source, *self._numbers(piece), piece.states, cotangents
+                )
+                first = piece.inner_step
+                per_step[first : first + piece.count] = derivatives.numpy()
         if after is not None:
             self.step.assign(after)
         return float(loss), per_step
+
+    def _kept_again(self, block):
+        """The pieces of a block with all their states, computed again from its checkpoint."""
+        self.step.assign(tf.nest.pack_sequence_as(self.step.variables, block.checkpoint))
+        return [
+            piece._replace(states=self._run_again(piece.source, *self._numbers(piece), True)[2])
+            for piece in block.pieces
+        ]
+
+    def _numbers(self, piece):
+        return _constants(piece.position, piece.inner_step, piece.count, self.horizon)
 
     def _validate_in_graph(self, source, num_batches, training):
         return self.step.validation_gradients(source, num_batches, training)
 
     def _sweep_in_graph(self, source, position, inner_step, count, horizon, states, cotangents):
-        def state_at(i):
-            return [stacked[i] for stacked in states]
-
-        return self._back(source, position, inner_step, count, horizon, state_at, cotangents)
-
-    def _replay_in_graph(self, source, position, inner_step, count, horizon, state, cotangents):
-        self.step.assign(tf.nest.pack_sequence_as(self.step.variables, state))
-
-        def one_step(i, arrays):
-            arrays = self._written(arrays, i)
-            after, *_ = self._one_step(source, position + i, inner_step + i, horizon)
-            self.step.assign(after)
-            return i + 1, arrays
-
-        _, arrays = tf.while_loop(
-            lambda i, _: i < count,
-            one_step,
-            [tf.constant(0, "int64"), self._arrays(count)],
-            parallel_iterations=1,
-        )
-
-        def state_at(i):
-            return [array.read(tf.cast(i, "int32")) for array in arrays]
-
-        return self._back(source, position, inner_step, count, horizon, state_at, cotangents)
-
-    def _back(self, source, position, inner_step, count, horizon, state_at, cotangents):
         """Vector-Jacobian products from the last of `count` steps to the first.
 
         Returns:
@@ -212,7 +213,8 @@ class Adjoint:
         derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
 
         def one_step(i, cotangents, derivatives):
-            state = tf.nest.pack_sequence_as(self.step.variables, state_at(i))
+            state = [stacked[i] for stacked in states]
+            state = tf.nest.pack_sequence_as(self.step.variables, state)
             batch = _data.take(source, position + i)
             values = self.step.hyperparameters(inner_step + i, horizon)
             inputs = [*tf.nest.flatten(state.differentiable), *(values[name] for name in names)]

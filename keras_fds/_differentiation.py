@@ -12,7 +12,7 @@ DEFAULT_MEMORY = 2**30
 _MEBIBYTE = 2**20
 
 # Time of an inner step in plain training steps, see docs/benchmarks.md.
-_A_TANGENT, _ADJOINT, _ADJOINT_FROM_CHECKPOINTS = 1.2, 3.5, 4.5
+_A_TANGENT, _ADJOINT, _ADJOINT_FROM_CHECKPOINTS = 1.3, 4.0, 5.0
 
 
 def make_unroll(model, batches, horizon, differentiation, adjoint_memory):

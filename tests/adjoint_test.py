@@ -123,6 +123,14 @@ def test_searches_are_the_same_in_either_mode(capsys):
 
 
 # ----------------------------------------------------------------------- what can be kept, refused
+def test_short_calls_share_checkpoints():
+    model = unroll_test.compiled_unroll("paper_sgd")[0].model.model
+    train, validation = unroll_test.data()
+    adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
+    assert [len(block.pieces) for block in adjoint.blocks] == [3, 2]
+    assert all(not piece.states for block in adjoint.blocks for piece in block.pieces)
+
+
 def test_checkpoints_are_about_twice_the_root_of_the_horizon():
     model = scalar_model()
     spec = unroll_test.data()[0].spec

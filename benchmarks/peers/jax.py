@@ -1,4 +1,4 @@
-"""The paper's recursion in JAX: `jvp` of the whole step, `vmap` over the tangents, `scan`."""
+"""The paper's recursion in JAX: `jvp` of the whole step, `vmap` over the tangents."""
 
 import functools
 
@@ -25,7 +25,8 @@ class Engine:
         steps = range(problem.horizon)
         self.values = to_device(np.array([problem.values_at(t) for t in steps]))
         self.one_hot = to_device(np.array([problem.one_hot_at(t).T for t in steps]))
-        self.run = jax.jit(self._run)
+        # Not `lax.scan`: on a CPU, XLA's convolutions in a loop take one thread and longer.
+        self.one_step = jax.jit(self._one_step)
         self.reset()
 
     def reset(self):
@@ -44,29 +45,31 @@ class Engine:
         v = jax.tree.map(lambda v, g, w: b * v + g + decay * w, v, g, w)
         return jax.tree.map(lambda w, v: w - a * v, w, v), v
 
-    def _run(self, carry, batches):
-        def one_step(carry, batch):
-            (state, tangents), (x, y, values, one_hot) = carry, batch
-            step = functools.partial(self.step, x, y)
+    def _one_step(self, carry, batch):
+        (state, tangents), (x, y, values, one_hot) = carry, batch
+        step = functools.partial(self.step, x, y)
 
-            def push(tangent, of_values):
-                return jax.jvp(step, (state, values), (tangent, of_values))
+        def push(tangent, of_values):
+            return jax.jvp(step, (state, values), (tangent, of_values))
 
-            return jax.vmap(push, out_axes=(None, 0))(tangents, one_hot), None
+        return jax.vmap(push, out_axes=(None, 0))(tangents, one_hot)
 
-        return lax.scan(one_step, carry, batches)[0]
+    def run(self, steps):
+        for t in steps:
+            batch = self.x[t], self.y[t], self.values[t], self.one_hot[t]
+            self.carry = self.one_step(self.carry, batch)
+        jax.block_until_ready(self.carry)
 
     def hypergradients(self):
         self.reset()
-        (w, _), (z, _) = self.run(self.carry, (self.x, self.y, self.values, self.one_hot))
+        self.run(range(self.problem.horizon))
+        (w, _), (z, _) = self.carry
         gradients = jax.grad(self.loss)(w, self.x_validation, self.y_validation)
         products = jax.tree.map(lambda z, g: (z * g).reshape(len(z), -1).sum(1), z, gradients)
         return self.problem.means(sum(jax.tree.leaves(products)))
 
     def steps(self, count):
-        last = (self.x, self.y, self.values, self.one_hot)
-        self.carry = self.run(self.carry, jax.tree.map(lambda a: a[-count:], last))
-        jax.block_until_ready(self.carry)
+        self.run(range(self.problem.horizon - count, self.problem.horizon))
 
 
 def _convolve(x, kernel, stride=1, padding="VALID"):
