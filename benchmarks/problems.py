@@ -25,8 +25,7 @@ class Problem:
         network: a key of `IMAGES`.
         batch: examples in a batch.
         horizon: number of inner steps, each with a batch of its own.
-        schedules: `{name: values}` of learning_rate, momentum and weight_decay, one value a
-            bucket; `None` in place of the values: a fixed number, nothing to learn.
+        schedules: `{name: values}` of learning_rate, momentum and weight_decay, one value a bucket.
     """
 
     network: str

@@ -37,7 +37,7 @@ def in_place(accumulator):
 
 
 def _register():
-    """Puts `_product` before TensorFlow's own way, once; False where that is not possible."""
+    """Puts `_products.product` before TensorFlow's own way; False where that is not possible."""
     try:
         stock = _forwardprop._jvp_dispatch
         used = _forwardprop_util.pack_tangents, _forwardprop.ForwardAccumulator._push_accumulator

@@ -72,16 +72,16 @@ def _same_operation(attributes, inputs, output):
 
 
 def _sum_or_difference(sign, inputs, output, tangents):
-    left, right = (None if is_zero(tangent) else tangent for tangent in tangents)
-    if left is not None and right is not None:
+    left, right = tangents
+    if not is_zero(left) and not is_zero(right):
         return [left + right if sign > 0 else left - right]
-    for tangent, other, factor in ((left, inputs[1], 1), (right, inputs[0], sign)):
-        if tangent is not None:
-            tangent = tangent if factor > 0 else -tangent
-            if not _broadcasts_to(other.shape, tangent.shape):
-                tangent = tf.broadcast_to(tangent, tf.shape(output))
-            return [tangent]
-    return []
+    if is_zero(left) and is_zero(right):
+        return []
+    only, other = (left, inputs[1]) if is_zero(right) else (right, inputs[0])
+    if only is right and sign < 0:
+        only = -only
+    is_whole = _broadcasts_to(other.shape, only.shape)
+    return [only if is_whole else tf.broadcast_to(only, tf.shape(output))]
 
 
 def _broadcasts_to(shape, larger):

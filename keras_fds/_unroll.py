@@ -86,7 +86,6 @@ class Unroll:
         """One inner step; returns the training loss."""
         state = self.step.read()
         hyperparameters = self.step.hyperparameters(inner_step, horizon)
-        moving = self._moving(inner_step, horizon)
 
         def plain():
             return self.step(state, hyperparameters, batch)
@@ -97,10 +96,12 @@ class Unroll:
 
         if not self.num_tangents:
             after, loss, outputs = plain()
-        elif not self.hyper_optimizer.pruning:
-            after, loss, outputs = with_tangents()
         else:
-            after, loss, outputs = tf.cond(tf.size(moving) > 0, with_tangents, plain)
+            moving = self._moving(inner_step, horizon)
+            if self.hyper_optimizer.pruning:
+                after, loss, outputs = tf.cond(tf.size(moving) > 0, with_tangents, plain)
+            else:
+                after, loss, outputs = with_tangents()
         self.step.assign(after)
         self.step.model.update_metrics(batch, loss, outputs)
         return loss

@@ -96,6 +96,14 @@ def test_wrong_arguments_are_refused(arguments, message):
         keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), [], **arguments)
 
 
+def test_with_nothing_to_learn_there_is_nothing_to_prune():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    sgd = keras_fds.optimizers.SGD()
+    model.compile(keras_fds.HyperOptimizer(sgd, [], pruning="alternate"), loss="mse")
+    data = tf.data.Dataset.from_tensors(([[1.0]], [[0.0]]))
+    assert keras_fds.hypergradients(model, data, data) == {}
+
+
 def test_pruning_needs_forward_mode():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     rate = keras_fds.Hyperparameter("learning_rate", 1, 0.1)
