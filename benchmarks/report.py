@@ -75,9 +75,10 @@ def _draw(section, rows):
         axes.plot([x for x, _ in points], values, marker="o", label=engine)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(TITLES[section].split(":")[0].removeprefix("Peak megabytes ").capitalize())
+    against = TITLES[section].split(":")[0].lower().split("against the ")[1]
+    axes.set_xlabel(against)
     axes.set_ylabel("plain steps" if in_steps else "peak memory, MB")
     axes.set_title(TITLES[section].split(": ")[-1], fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     return figure
