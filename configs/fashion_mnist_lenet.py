@@ -45,7 +45,7 @@ def get_config():
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.1},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
     ]
-    config.outer = {"name": "SignDescent", "shrink": 0.5, "tolerance": 0.02}
+    config.outer = {"name": "TrustRegionDescent"}
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 5

@@ -172,7 +172,10 @@ class Adjoint:
             values (not their coordinates).
         """
         with _data.telling_of_the_end("`validation_steps`"):
-            loss, gradients = self._validate(source, tf.constant(num_batches, "int64"), training)
+            loss, error, gradients = self._validate(
+                source, tf.constant(num_batches, "int64"), training
+            )
+        self.validation_error = float(error)
         cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
         per_step = np.zeros([self.horizon, len(self.hyper_optimizer.names)])
         after = None if self.keeps_all else self.step.read()

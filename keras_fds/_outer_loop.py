@@ -106,7 +106,7 @@ class OuterLoop:
     def finish(self, outer_step, logs, loss, values):
         """Records what an outer step measured."""
         self.optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss)
-        if loss < self.best["loss"]:
+        if self.optimizer.judge() == "best":
             self.best = {
                 "loss": loss,
                 "outer_step": outer_step,

@@ -128,7 +128,7 @@ def make_optimizer(config, schedules=None):
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         if name != "Optimizer"
     }
-    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if isinstance(v, type)}
+    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if hasattr(v, "judge")}
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),
         [_call(keras_fds.Hyperparameter, each) for each in hyperparameters],
@@ -184,8 +184,8 @@ def check_hypergradients(config, arrays):
 
     model = make_model(config, arrays)
     optimizer = model.optimizer
-    state = optimizer.outer_state
-    moved = np.clip(state["values"] + state["step_sizes"], *optimizer.ranges)
+    state, ranges = optimizer.outer_state, optimizer.ranges
+    moved = np.clip(state["values"] + state["step_sizes"], ranges.minimum, ranges.maximum)
     optimizer.outer_state = {"values": moved}
     horizon = max(4, *(each.num_buckets for each in optimizer.hyperparameters))
     data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))
