@@ -105,6 +105,8 @@ def test_wrong_input_leaves_an_empty_workdir(tmp_path, data_dir):
         "`optimizer` of the config must name": {"optimizer": {"name": "nope"}},
         "more buckets than the horizon": {"batch_size": 1438},
         "`validation_split` between 0 and 1": {"validation_split": 1.5},
+        "`differentiation` must be 'auto'": {"differentiation": "reverse"},
+        "Raise `adjoint_memory`": {"differentiation": "adjoint", "adjoint_memory": 1000},
     }.items():
         with pytest.raises(ValueError, match=message):
             search.search(small_config(data_dir, **field), tmp_path, verbose=0)

@@ -30,8 +30,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 _COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
 _FIELDS = (
     *_COUNTS,
-    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split"),
+    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
     *("validation_training", "optimizer", "tangent_clipvalue", "hyperparameters", "outer"),
+    "differentiation",
 )
 _RESULTS = (
     *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
@@ -46,7 +47,7 @@ def check_config(config):
         config: A `ml_collections.ConfigDict` like those of `configs/`.
 
     Raises:
-        ValueError: A field is missing, or a number is below 1; or the file could not be loaded.
+        ValueError: A field is missing or cannot be meant; or the file could not be loaded.
     """
     try:
         missing = [name for name in _FIELDS if not hasattr(config, name)]
@@ -54,11 +55,15 @@ def check_config(config):
         raise ValueError(f"--config cannot be loaded. {error}") from error
     if missing:
         raise ValueError(f"The config has no {', '.join(missing)}.")
-    for name in _COUNTS:
+    for name in _COUNTS if config.adjoint_memory is None else (*_COUNTS, "adjoint_memory"):
         if not _is_count(config[name]):
             raise ValueError(
                 f"`{name}` must be a whole number of at least 1. Received: {name}={config[name]!r}"
             )
+    if (mode := config.differentiation) not in ("auto", "forward", "adjoint"):
+        raise ValueError(
+            f"`differentiation` must be 'auto', 'forward' or 'adjoint'. Received: {mode!r}"
+        )
 
 
 def _is_count(value):
