@@ -24,6 +24,7 @@ NAMES = [
     "Hyperparameter",
     "callbacks",
     "check_hypergradients",
+    "export",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -33,6 +34,7 @@ NAMES = [
 ]
 SUBMODULES = {
     "callbacks": ["ScheduleExport", "TensorBoard", "draw_schedules"],
+    "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
     "outer": ["SignDescent"],
 }
@@ -146,7 +148,10 @@ def test_public_methods_have_docstrings(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["BucketedSchedule", "HyperOptimizer", "Hyperparameter", "optimizers.SGD", "outer.SignDescent"],
+    [
+        *("BucketedSchedule", "HyperOptimizer", "Hyperparameter", "export.keras_schedules"),
+        *("export.python_snippet", "optimizers.SGD", "outer.SignDescent"),
+    ],
 )
 def test_examples_run(name):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
@@ -200,6 +205,8 @@ def test_fit_takes_what_model_fit_takes():
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),
         ("load_schedules", "(path)"),
+        ("export.keras_schedules", "(schedules)"),
+        ("export.python_snippet", "(schedules, optimizer)"),
         ("outer.SignDescent", "(shrink=0.5, tolerance=0.02)"),
         (
             "optimizers.SGD",
