@@ -38,10 +38,12 @@ class ScheduledNumber(float):
     def __tf_tensor__(self, dtype=None, name=None):
         return tf.cast(self.now(), dtype or self.dtype)
 
+    def __neg__(self):
+        return -tf.convert_to_tensor(self)
+
     dtype = property(lambda self: keras.config.floatx())
     __bool__ = __ne__ = __gt__ = lambda self, other=0.0: True
     __hash__ = float.__hash__
-    __neg__ = lambda self: -tf.convert_to_tensor(self)  # noqa: E731
     __add__, __radd__ = tensor_operator(operator.add)
     __sub__, __rsub__ = tensor_operator(operator.sub)
     __mul__, __rmul__ = tensor_operator(operator.mul)

@@ -162,6 +162,6 @@ def _definitions(code):
         used += [_snippet.tensor_operator, _snippet.ScheduledNumber]
     # The documentation of arguments stays here: its example imports keras_fds.
     return [
-        re.sub(r'\n *Args:\n.*?(?=\n *""")', "", inspect.getsource(each), flags=re.DOTALL).strip()
+        re.sub(r'\n\n *Args:\n.*?(?=\n *""")', "", inspect.getsource(each), flags=re.DOTALL).strip()
         for each in used
     ]
