@@ -222,7 +222,7 @@ def draw_hypergradients(rows):
             panel.plot(steps, curve, color=_color(k, most), marker="o", markersize=3, label=f"{k}")
         sizes = sorted(abs(v) for each in values for v in each if v and math.isfinite(v))
         if sizes and sizes[-1] > 30 * sizes[len(sizes) // 2]:
-            panel.set_yscale("symlog", linthresh=sizes[len(sizes) // 4])
+            panel.set_yscale("symlog", linthresh=sizes[len(sizes) // 2])
         else:
             panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
         panel.axhline(0, color="black", linewidth=0.8)
@@ -279,8 +279,8 @@ def _color(number, count):
 
 # --------------------------------------------------------------------------------- the history
 def _numbers(row):
-    """A row with numbers only: an empty cell is none at all."""
-    return {column: float(value) for column, value in row.items() if value not in ("", None)}
+    """A row's numbers: where a CSV file has nothing, Keras writes NA."""
+    return {column: float(value) for column, value in row.items() if value not in ("", "NA", None)}
 
 
 def _finite(value):
