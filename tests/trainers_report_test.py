@@ -102,11 +102,12 @@ def test_what_the_outer_rule_rejected_is_marked():
     assert best[0] == "9" and best[-1] == "accepted"
     (panel,) = report.draw_validation([report._numbers(row) for row in history(**NOISY)]).axes
     labels = panel.get_legend_handles_labels()[1]
-    assert labels == ["validation loss", "± one standard error", "rejected", "best: 0.2222"]
+    shown = ["validation loss", "± one standard error", "rejected", "not finite", "best: 0.2222"]
+    assert labels == shown
     lowest, highest = panel.get_ylim()
     assert lowest < 2.0 / 9 - 0.5 / 9 and highest > 2.5
-    (panel,) = report.draw_validation(history()).axes
-    assert panel.get_legend_handles_labels()[1] == ["validation loss", "best: 0.2222"]
+    (panel,) = report.draw_validation(history(num_steps=5)).axes
+    assert panel.get_legend_handles_labels()[1] == ["validation loss", "best: 0.4"]
 
 
 def test_rows_may_be_strings_as_a_csv_file_gives_them():

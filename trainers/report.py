@@ -25,7 +25,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 img { max-width: 100%; display: block; margin: 1rem auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; }
 tr.best td { background: #e8f5e9; font-weight: 600; } tr.rejected td { color: #a33; }
@@ -180,6 +180,10 @@ def draw_validation(rows):
         markeredgewidth=2,
         label="rejected" if rejected else None,
     )
+    broken = [step for step, loss in zip(steps, losses) if math.isnan(loss)]
+    if broken:
+        top = {"transform": panel.get_xaxis_transform(), "clip_on": False}
+        panel.plot(broken, [1.0] * len(broken), "v", color=_RED, label="not finite", **top)
     best = best_row(rows)
     if best:
         panel.plot(
@@ -222,7 +226,8 @@ def draw_hypergradients(rows):
             panel.plot(steps, curve, color=_color(k, most), marker="o", markersize=3, label=f"{k}")
         sizes = sorted(abs(v) for each in values for v in each if v and math.isfinite(v))
         if sizes and sizes[-1] > 30 * sizes[len(sizes) // 2]:
-            panel.set_yscale("symlog", linthresh=sizes[len(sizes) // 2])
+            threshold = max(sizes[len(sizes) // 2], sizes[-1] / 1e3)
+            panel.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(threshold)))
         else:
             panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
         panel.axhline(0, color="black", linewidth=0.8)
@@ -295,7 +300,7 @@ def _buckets(row, prefix=""):
     """`{name: [value of every bucket]}` of the columns `prefix + name[k]`."""
     buckets = {}
     for column, value in row.items():
-        match = re.fullmatch(r"(hypergradient/|)(.+)\[\d+\]", column)
+        match = re.fullmatch(r"(.+/|)([^/]+)\[\d+\]", column)
         if match and match[1] == prefix:
             buckets.setdefault(match[2], []).append(value)
     return buckets
@@ -347,6 +352,7 @@ def _outer_steps_table(rows, best):
         lines.append([f"{row['outer_step']:.0f}", *cells, *(verdict if judged else ())])
         classes.append("best" if row is best else "rejected" if _rejected(row) else "")
     names = [c.replace("val_", "validation ").replace("_", " ") for c in present]
+    names = ["± error" if name == "validation loss error" else name for name in names]
     return _table(["outer step", *names, *(["outer rule"] if judged else ())], lines, classes)
 
 
