@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_py_dataset", "_pruning"),
-    ("_data", "_vectorization", "_compilation", "_derivatives", "_products"),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
+    ("_data", "export", "_vectorization", "_compilation", "_derivatives", "_products"),
     ("_forward_mode",),
     ("_keras",),
     ("_scalars",),

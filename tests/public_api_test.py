@@ -24,6 +24,7 @@ NAMES = [
     "Hyperparameter",
     "callbacks",
     "check_hypergradients",
+    "export",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -33,6 +34,7 @@ NAMES = [
 ]
 SUBMODULES = {
     "callbacks": ["ScheduleExport", "TensorBoard", "draw_schedules"],
+    "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
     "outer": ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"],
 }
@@ -147,11 +149,8 @@ def test_public_methods_have_docstrings(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "BucketedSchedule",
-        "HyperOptimizer",
-        "Hyperparameter",
-        "optimizers.SGD",
-        "outer.SignDescent",
+        *("BucketedSchedule", "HyperOptimizer", "Hyperparameter", "export.keras_schedules"),
+        *("export.python_snippet", "optimizers.SGD", "outer.SignDescent"),
         "outer.TrustRegionDescent",
     ],
 )
@@ -207,6 +206,8 @@ def test_fit_takes_what_model_fit_takes():
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),
         ("load_schedules", "(path)"),
+        ("export.keras_schedules", "(schedules)"),
+        ("export.python_snippet", "(schedules, optimizer)"),
         ("outer.SignDescent", "(shrink=0.5)"),
         ("outer.TrustRegionDescent", "(tolerance=0.02, growth=1.2, shrink=0.5, alarm=5.0)"),
         (

@@ -36,7 +36,7 @@ _FIELDS = (
 )
 _RESULTS = (
     *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
-    "test.json",
+    *("test.json", "schedules.py", "report.html"),
 )
 
 

@@ -4,14 +4,18 @@
 
 Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
 config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
-(a row an outer step), schedules.png and tensorboard/.
+(a row an outer step), schedules.png and tensorboard/; then schedules.py, which makes the optimizer
+with its schedules in programs without keras_fds, and report.html. Ctrl-C leaves what is finished.
 """
 
+import contextlib
+import json
 import pathlib
 
 from absl import flags
 
 from trainers import experiment
+from trainers import report as pages
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 flags.adopt_module_key_flags(experiment)
@@ -71,6 +75,37 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     return history
 
 
+def write_report(config, workdir):
+    """Writes `schedules.py` and `report.html` from what a search has left in its folder.
+
+    Where numbers of the model are learned there is no `schedules.py`: no optimizer has them.
+    """
+    import keras_fds
+
+    rows = experiment.read_history(workdir)
+    if not rows:
+        return
+    lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
+    if (workdir / "schedules.json").exists():
+        schedules = keras_fds.load_schedules(workdir / "schedules.json")
+        best = experiment.best_row(rows)
+        lead = (
+            f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
+            f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
+        )
+        if not any("." in name for name in schedules):
+            optimizer = experiment.make_optimizer(config, schedules).optimizer
+            code = keras_fds.export.python_snippet(schedules, optimizer)
+            (workdir / "schedules.py").write_text(code, encoding="utf-8")
+    command = experiment.command(
+        *("python", "-m", "trainers.search", *experiment.config_arguments()),
+        f"--workdir={workdir}",
+    )
+    sections = [*pages.search_sections(rows), pages.origin_section(command, config.seed)]
+    title = f"Search: {config.network} on {config.dataset}"
+    (workdir / "report.html").write_text(pages.page(title, lead, sections), encoding="utf-8")
+
+
 def report(workdir):
     """What to tell about a finished search, a string; `workdir` is a `pathlib.Path`."""
     import keras_fds
@@ -89,15 +124,29 @@ def report(workdir):
         f"Its schedules, over a horizon of {best['horizon']} inner steps:\n\n"
         f"{experiment.table(keras_fds.load_schedules(schedules))}\n\n"
         f"Picture of all outer steps' schedules: {workdir / 'schedules.png'}\n"
+        f"The whole report: {workdir / 'report.html'}\n"
         f"To train with them, type:\n  {train}\n"
         f"To see the search in TensorBoard, type:\n  {tensorboard}"
     )
 
 
+def _is_of(workdir, config):
+    """Whether a folder holds results of this config: refused ones leave older results alone."""
+    with contextlib.suppress(OSError, ValueError):
+        written = json.loads((workdir / "config.json").read_text())
+        return written == json.loads(json.dumps(config.to_dict()))
+    return False
+
+
 def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
-    search(experiment.CONFIG.value, workdir, experiment.OVERWRITE.value, check=CHECK.value)
+    config = experiment.CONFIG.value
+    try:
+        search(config, workdir, experiment.OVERWRITE.value, check=CHECK.value)
+    finally:
+        if _is_of(workdir, config):
+            write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
         raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
     print(report(workdir))
