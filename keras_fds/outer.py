@@ -235,11 +235,16 @@ class TrustRegionDescent(_Rule):
             state.update(values=state["best_values"], signs=state["best_signs"])
             signs = state["signs"]
         else:
-            signs = np.where(alarms, 0.0, np.nan_to_num(np.sign(measurement.hypergradients)))
-            agreement = signs * state["signs"]
+            signs = np.nan_to_num(np.sign(measurement.hypergradients))
+            agreement = np.where(alarms, -1.0, signs * state["signs"])
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
             state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+            if verdict == "best" and alarms.any():  # Nothing calm to return to.
+                signs = np.where(alarms, 1.0, signs)
+            elif alarms.any():
+                state["values"] = np.where(alarms, state["best_values"], state["values"])
+                signs = np.where(alarms, state["best_signs"], signs)
             state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
             state.update(

@@ -1,0 +1,179 @@
+"""Learned schedules against a tuned cosine decay: `python -m benchmarks.quality`.
+
+    python -m benchmarks.quality --dataset=fashion_mnist --part=search --seeds=0,1,2,3,4
+    python -m benchmarks.quality --dataset=fashion_mnist --part=cosine --seeds=0,1,2,3,4
+    python -m benchmarks.quality
+
+The first searches from zero with a config and a seed, trains with what was learned on the whole
+training split, and tests once. The second chooses the best of a grid of cosine decays on a part of
+the training split that is held out, then trains and tests in the same way, from the same initial
+weights. Both end in the same number of epochs. Every seed is written to `--output` when it
+is finished, and not run again. Without `--part`, the results are compared.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks.run import machine
+
+_DATASET = flags.DEFINE_enum("dataset", None, ["digits", "mnist", "fashion_mnist"], "Which data.")
+_PART = flags.DEFINE_enum("part", None, ["search", "cosine"], "What to run; None: compare.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
+_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/quality", "Folder for the results.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quality", "Folder for the searches.")
+
+CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion_mnist_lenet"}
+RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
+GRID_SEEDS = (100, 101)
+# An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
+ADJOINT, DIVERGED = 4.0, 0.5
+
+
+def load_config(dataset):
+    import importlib
+
+    return importlib.import_module(f"configs.{CONFIGS[dataset]}").get_config()
+
+
+def search(dataset, seed):
+    """A search and a training with what it learned."""
+    import keras_fds
+    from trainers.search import search
+    from trainers.train import train
+
+    config = load_config(dataset)
+    config.seed = seed
+    folder = pathlib.Path(_WORKDIR.value) / dataset / f"seed_{seed}"
+    history = search(config, folder, overwrite=True, verbose=0)
+    config.seed, config.train_seeds = 1000 + seed, 1
+    path = folder / "schedules.json"
+    tested = train(config, path, folder.with_name(f"seed_{seed}_train"), overwrite=True, verbose=0)
+    schedules = keras_fds.load_schedules(path)
+    return {
+        "val_loss": history.history["val_loss"],
+        "schedules": {name: each.values.tolist() for name, each in schedules.items()},
+        "test_accuracy": tested["accuracy"],
+        "plain_epochs": ADJOINT * sum(epochs_run(config, len(history.epoch))),
+    }
+
+
+def epochs_run(config, outer_steps):
+    from trainers import experiment
+
+    return experiment.epochs_of_outer_steps(config)[:outer_steps]
+
+
+def cosine(dataset, seed):
+    """A training with the cosine decay that was best on held-out data, which seed 0 finds."""
+    config, (x, y), test = load_config(dataset), *arrays(dataset)
+    path = pathlib.Path(_OUTPUT.value) / f"{dataset}_grid.json"
+    if not path.exists():
+        order = np.random.default_rng(0).permutation(len(x))
+        held_out, rest = np.split(order, [round(config.validation_split * len(x))])
+        grid = {
+            f"{rate:g}, {decay:g}": [
+                trained(
+                    config, rate, decay, grid_seed, (x[rest], y[rest]), (x[held_out], y[held_out])
+                )
+                for grid_seed in GRID_SEEDS
+            ]
+            for rate in RATES
+            for decay in DECAYS
+        }
+        write(path, grid)
+    grid = json.loads(path.read_text())
+    chosen = max(grid, key=lambda key: np.mean(grid[key]))
+    rate, decay = map(float, chosen.split(", "))
+    return {
+        "learning_rate": rate,
+        "weight_decay": decay,
+        "test_accuracy": trained(config, rate, decay, 1000 + seed, (x, y), test),
+        "plain_epochs": config.train_epochs * len(grid),
+    }
+
+
+def arrays(dataset):
+    from trainers import data
+
+    return [(a.x, a.y) for a in (data.load_arrays(dataset, split) for split in ("train", "test"))]
+
+
+def trained(config, rate, decay, seed, data, held_out):
+    """The accuracy on held-out data after training with a cosine decay."""
+    import keras
+
+    import keras_fds
+    from trainers import networks
+
+    keras.utils.set_random_seed(seed)
+    x, y = data
+    horizon = -(-len(x) // config.batch_size) * config.train_epochs
+    arguments = {k: v for k, v in config.optimizer.items() if k != "name"}
+    optimizer = keras_fds.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(rate, horizon), MOMENTUM, decay, **arguments
+    )
+    model = networks.build(config.network, x.shape[1:], 10)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.fit(x, y, batch_size=config.batch_size, epochs=config.train_epochs, verbose=0)
+    return model.evaluate(*held_out, batch_size=500, verbose=0, return_dict=True)["accuracy"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run(dataset, part, seeds):
+    """Runs what is not there yet."""
+    path = pathlib.Path(_OUTPUT.value) / f"{dataset}_{part}.json"
+    for seed in seeds:
+        results = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
+        if seed not in results:
+            results[seed] = {"search": search, "cosine": cosine}[part](dataset, int(seed))
+            write(path, results)
+            print(dataset, part, seed, results[seed]["test_accuracy"], flush=True)
+
+
+def compared(dataset):
+    """A row of the comparison, text; the interval is Student's t over the seeds' differences."""
+    from scipy import stats
+
+    folder = pathlib.Path(_OUTPUT.value)
+    learned, tuned = (
+        {k: v for k, v in json.loads((folder / f"{dataset}_{part}.json").read_text()).items()}
+        for part in ("search", "cosine")
+    )
+    seeds = [seed for seed in learned if seed in tuned and seed != "machine"]
+    accuracies = 100 * np.array([[r[s]["test_accuracy"] for s in seeds] for r in (learned, tuned)])
+    difference = accuracies[0] - accuracies[1]
+    half = stats.sem(difference) * stats.t.ppf(0.975, len(seeds) - 1)
+    searched = [seed for seed in learned if seed != "machine"]
+    diverged = sum(learned[seed]["test_accuracy"] < DIVERGED for seed in searched)
+    cost = np.mean([learned[seed]["plain_epochs"] for seed in searched])
+    return (
+        f"| {dataset} | {accuracies[0].mean():.2f} | {accuracies[1].mean():.2f} "
+        f"| {difference.mean():+.2f} ({difference.mean() - half:+.2f} to "
+        f"{difference.mean() + half:+.2f}) | {len(seeds)} | {diverged} of {len(searched)} "
+        f"| {cost:.0f} | {tuned[seeds[0]]['plain_epochs']} |"
+    )
+
+
+def main(_):
+    if _PART.value:
+        run(_DATASET.value, _PART.value, _SEEDS.value)
+        return
+    print(
+        "| data | learned | tuned cosine | difference (95%) | seeds | diverged "
+        "| search, plain epochs | grid, plain epochs |\n|---|---|---|---|---|---|---|---|"
+    )
+    for dataset in CONFIGS:
+        if (pathlib.Path(_OUTPUT.value) / f"{dataset}_search.json").exists():
+            print(compared(dataset))
+
+
+if __name__ == "__main__":
+    app.run(main)
