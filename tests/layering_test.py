@@ -12,8 +12,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_pruning"),
-    ("_vectorization", "_compilation", "_derivatives", "_products"),
+    (
+        "hyperparameters",
+        "optimizers",
+        "outer",
+        "_data",
+        "_files",
+        "_pictures",
+        "_pruning",
+        "_search",
+    ),
+    ("schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
     ("_forward_mode",),
     ("_keras",),
     ("_scalars",),
@@ -23,7 +32,7 @@ LEVELS = (
     ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
-    ("_outer_loop",),
+    ("_checkpoint", "_outer_loop"),
     ("training",),
     ("gradcheck",),
     ("callbacks",),

@@ -4,14 +4,17 @@
 
 Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
 config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
-(a row an outer step), schedules.png and tensorboard/.
+(a row an outer step), schedules.png, tensorboard/ and checkpoints/.
+
+Interrupted or killed, it goes on when the same command is started again, and ends as if it had not
+been; a finished search goes on with a greater --config.outer_steps.
 """
 
 import pathlib
 
 from absl import flags
 
-from trainers import experiment
+from trainers import experiment, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 flags.adopt_module_key_flags(experiment)
@@ -23,7 +26,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     Args:
         config: A `ml_collections.ConfigDict` like those of `configs/`.
         workdir: Folder, made when it does not exist.
-        overwrite: Whether to replace older results there. Defaults to `False`.
+        overwrite: Whether to replace older results there. Defaults to `False`: a search of this
+            config goes on, anything else in the folder is refused.
         verbose: As in `model.fit`. Defaults to `"auto"`.
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
 
@@ -32,7 +36,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
 
     Raises:
         ValueError: Before any training, when something in the config is unknown or does not fit,
-            the workdir is not empty or cannot be written to, or the check fails.
+            the workdir holds something else than a search of this config or cannot be written to,
+            or the check fails.
 
     Example:
 
@@ -44,15 +49,24 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     from keras_fds import callbacks
 
     experiment.check_config(config)
-    workdir = experiment.check_workdir(workdir, overwrite)
+    going_on = not overwrite and workdirs.holds_search(workdir, config)
+    workdir = workdirs.check_workdir(workdir, overwrite or going_on)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
-    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
-    begin = experiment.on_train_begin(workdir, config)
+
+    def begin(logs):
+        workdirs.begin_search(workdir, config, going_on)
+
+    keeping = [
+        keras.callbacks.LambdaCallback(on_train_begin=begin),
+        callbacks.Checkpoint(workdir / workdirs.CHECKPOINTS, workdirs.search_config(config)),
+        callbacks.ScheduleExport(workdir),
+        callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+    ]
     history = keras_fds.fit(
         model,
         *(arrays.x, arrays.y),
@@ -63,9 +77,11 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
         verbose=verbose,
-        callbacks=[begin, callbacks.ScheduleExport(workdir), board],
+        callbacks=keeping,
+        seed=config.seed,
     )
-    model.save(workdir / "model.keras")
+    with workdirs.replacement(workdir / "model.keras") as path:
+        model.save(path)
     return history
 
 
@@ -74,8 +90,8 @@ def report(workdir):
     import keras_fds
 
     schedules = workdir / "schedules.json"
-    rows = experiment.read_history(workdir)
-    best = experiment.best_row(rows)
+    rows = workdirs.read_history(workdir)
+    best = workdirs.best_row(rows)
     train = experiment.command(
         *("python", "-m", "trainers.train", *experiment.config_arguments()),
         *(f"--schedules={schedules}", f"--workdir={workdir}-train"),

@@ -13,7 +13,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment
+from trainers import experiment, workdirs
 
 _SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json that a search wrote.")
 flags.mark_flag_as_required("schedules")
@@ -49,7 +49,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     experiment.check_config(config)
     learned = keras_fds.load_schedules(schedules)
     experiment.make_optimizer(config, learned)
-    workdir = experiment.check_workdir(workdir, overwrite)
+    workdir = workdirs.check_workdir(workdir, overwrite)
     if workdir.resolve() == pathlib.Path(schedules).resolve().parent:
         raise ValueError("--workdir must not be the folder that holds --schedules.")
     arrays, test = (experiment.load_arrays(config, split) for split in ("train", "test"))
@@ -60,7 +60,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         keras.utils.set_random_seed(seed)
         model = experiment.make_model(config, arrays, learned)
         if not results:
-            experiment.begin_workdir(workdir, config)
+            workdirs.begin_workdir(workdir, config)
             keras_fds.save_schedules(workdir / "schedules.json", stretched)
             draw_schedules([stretched]).savefig(workdir / "schedules.png", dpi=150)
         history = keras.callbacks.CSVLogger(workdir / "history.csv", append=True)
@@ -72,7 +72,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         if len(results) == 1:
             model.save(workdir / "model.keras")
     summary = experiment.summarise(results)
-    experiment.write_json(workdir / "test.json", summary)
+    workdirs.write_json(workdir / "test.json", summary)
     return summary
 
 
