@@ -3,17 +3,17 @@
 import json
 import pathlib
 import warnings
+import zipfile
 
-import h5py
 import keras
+import numpy as np
 
 from keras_fds._checks import check_searching
 from keras_fds._data import whole_number
 from keras_fds._files import replacement, writable_directory
+from keras_fds._search import Search
 
-_ENTRY = "keras_fds_checkpoint"
 _VERSION = 1
-_SUFFIX = ".weights.h5"
 _KEPT = 2
 
 
@@ -55,12 +55,12 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         check_searching(self)
         writable_directory(self.directory, "directory")
-        for partial in self.directory.glob(f"*.partial{_SUFFIX}"):
+        for partial in self.directory.glob("*.partial"):
             partial.unlink()
         for path in reversed(self._files()):
             try:
-                description = _read(path)
-            except (OSError, KeyError, ValueError) as error:
+                entries = _read(path)
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
                 warnings.warn(
                     f"The checkpoint {str(path)!r} is damaged, and the one before it is tried. "
                     f"Reason: {error}",
@@ -68,22 +68,26 @@ class Checkpoint(keras.callbacks.Callback):
                     stacklevel=2,
                 )
             else:
-                self._restore(path, description)
+                self._restore(path, entries)
                 break
 
     def on_epoch_end(self, epoch, logs=None):
-        done = len(self.model.optimizer.search.records)
+        search = self.model.optimizer.search
+        done = len(search.records)
         if done % self.every:
             return
-        description = {"version": _VERSION, "config": self.config}
+        description = json.dumps({"version": _VERSION, "config": self.config})
+        entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
+        entries.update(search.to_arrays())
+        # NumPy's files know no bfloat16; as float32 it is the same number.
+        entries = {k: a.astype("float32") if a.dtype.kind == "V" else a for k, a in entries.items()}
         try:
-            with replacement(self.directory / f"outer_step_{done:06d}{_SUFFIX}", _SUFFIX) as path:
-                self.model.save_weights(path)
-                with h5py.File(path, "r+") as file:
-                    file[_ENTRY] = json.dumps(description)
+            path = self.directory / f"outer_step_{done:06d}.npz"
+            with replacement(path) as partial, open(partial, "wb") as file:
+                np.savez(file, description=description, **entries)
             for path in self._files()[:-_KEPT]:
                 path.unlink()
-        except (OSError, RuntimeError) as error:  # The latter from HDF5, when it closes a file.
+        except OSError as error:
             warnings.warn(
                 f"No checkpoint could be written to {str(self.directory)!r}, and the search goes "
                 f"on; the one before it stays. Reason: {error}",
@@ -92,9 +96,15 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _files(self):
-        return sorted(self.directory.glob(f"outer_step_??????{_SUFFIX}"))
+        return sorted(self.directory.glob("outer_step_??????.npz"))
 
-    def _restore(self, path, description):
+    def _variables(self):
+        metrics = {id(variable) for variable in self.model.metrics_variables}
+        of_model = [v for v in self.model.variables if id(v) not in metrics]
+        return of_model + self.model.optimizer.variables
+
+    def _restore(self, path, entries):
+        description = json.loads(entries.pop("description").item())
         if description["version"] > _VERSION:
             raise ValueError(
                 f"The checkpoint {str(path)!r} has version {description['version']}; this "
@@ -106,26 +116,26 @@ class Checkpoint(keras.callbacks.Callback):
                 f"remove the checkpoints in this one. Received: config={self.config}, the "
                 f"checkpoint's is {description['config']}"
             )
-        try:
-            self.model.load_weights(path)
-        except ValueError as error:
+        search, variables = Search.taken_out_of(entries), self._variables()
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [array.shape for array in entries.values()] != shapes:
             raise ValueError(
                 f"The checkpoint {str(path)!r} is of another model or of other hyperparameters. "
-                f"Choose another directory, or remove the checkpoints in this one. Reason: {error}"
-            ) from error
+                "Choose another directory, or remove the checkpoints in this one."
+            )
+        for variable, array in zip(variables, entries.values()):
+            variable.assign(array)
+        self.model.optimizer.search = search
 
 
 def _read(path):
-    """The description in a checkpoint, all of which is read, so that damage shows.
+    """The entries of a checkpoint, `{name: array}`, in the order they were written.
 
     Raises:
-        OSError, KeyError, ValueError: The file is damaged.
+        OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile: The file is damaged.
     """
-
-    def read(name, item):
-        if isinstance(item, h5py.Dataset):
-            item[()]
-
-    with h5py.File(path, "r") as file:
-        file.visititems(read)
-        return json.loads(file[_ENTRY][()])
+    with np.load(path) as file:  # Which holds a checksum of every entry.
+        entries = dict(file)
+    if "description" not in entries:
+        raise ValueError("It holds no description.")
+    return entries

@@ -7,14 +7,10 @@ import tempfile
 
 
 @contextlib.contextmanager
-def replacement(path, suffix=""):
+def replacement(path):
     """A path to write to, whose file becomes `path` in one move once it is on the disk.
 
     Whatever interrupts the writing, `path` is the older file or the newer one.
-
-    Args:
-        path: The file to be.
-        suffix: What the path to write to must end with. Defaults to `""`: it ends with `.partial`.
 
     Example:
 
@@ -22,7 +18,7 @@ def replacement(path, suffix=""):
     ...     partial.write_text("outer_step\\n")
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.partial{suffix}")
+    partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
         with open(partial, "rb") as file:

@@ -149,7 +149,8 @@ class OuterLoop:
             "hypergradients": optimizer.hypergradients,
             "step_sizes": optimizer.step_sizes,
         }
-        record = {"outer_step": outer_step + 1, "horizon": optimizer.horizon, "logs": dict(logs)}
+        record = {"outer_step": outer_step + 1, "horizon": optimizer.horizon}
+        record["logs"] = dict(sorted(logs.items()))  # As callbacks get them.
         for kind, of_names in measured.items():
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
         search.records.append(record)

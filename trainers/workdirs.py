@@ -80,7 +80,7 @@ def begin_workdir(workdir, config):
     """Removes what an older run of these programs left there, and writes config.json."""
     for name in _RESULTS:
         (workdir / name).unlink(missing_ok=True)
-    for path in (workdir / CHECKPOINTS).glob("*.weights.h5"):
+    for path in (workdir / CHECKPOINTS).glob("outer_step_*.npz*"):
         path.unlink()
     for path in (workdir / "tensorboard").rglob("events.out.tfevents.*"):
         path.unlink()

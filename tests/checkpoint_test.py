@@ -1,0 +1,305 @@
+"""A search that was interrupted ends as if it had not been."""
+
+import json
+import resource
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_problem import arrays, make_model
+
+import keras_fds
+from keras_fds.callbacks import Checkpoint
+
+OUTER_STEPS = 4
+BATCHES = 10
+
+
+class Killed(BaseException):
+    """What no one catches."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Ends a search at an outer step, both counted from 0, at or after an inner step."""
+
+    def __init__(self, outer_step, inner_step):
+        super().__init__()
+        self.when = (outer_step, inner_step)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) >= self.when:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (self.epoch, BATCHES) >= self.when:
+            raise Killed
+
+
+def search(callbacks=(), model_seed=0, x=None, y=None, **arguments):
+    """A search on a model that is made anew, as in a new process."""
+    keras.utils.set_random_seed(model_seed)
+    model = arguments.pop("model", None) or make_model(initial=0.1, steps_per_execution=3)
+    if x is None:
+        x, y = arrays()
+        arguments.setdefault("validation_split", 0.2)
+    defaults = {"batch_size": 10, "epochs": 2, "outer_steps": OUTER_STEPS, "seed": 7, "verbose": 0}
+    history = keras_fds.fit(model, x, y, callbacks=list(callbacks), **{**defaults, **arguments})
+    return model, history
+
+
+def results(model, history):
+    """All that a search ends with; equal for two of them to the last bit, or not."""
+    optimizer = model.optimizer
+    return {
+        "history": history.history,
+        "epoch": history.epoch,
+        "records": optimizer.search.records,
+        "weights": [weight.tolist() for weight in model.get_weights()],
+        "schedules": {name: s.get_config() for name, s in optimizer.schedules.items()},
+        "outer_state": {key: value.tolist() for key, value in optimizer.outer_state.items()},
+    }
+
+
+def assert_same(one, other):
+    """Equal, and not a number where the other is not."""
+    assert json.dumps(one, indent=1) == json.dumps(other, indent=1)
+
+
+def killed(callbacks, when, **arguments):
+    with pytest.raises(Killed):
+        search([*callbacks, Kill(*when)], **arguments)
+
+
+MODES = pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+MOMENTS = [(0, 2), (1, 0), (1, BATCHES), (2, 8), (OUTER_STEPS - 1, BATCHES)]
+CALLBACKS = {
+    "checkpoint": lambda folder: Checkpoint(folder, config={"name": "stripes"}),
+    "backup": lambda folder: keras.callbacks.BackupAndRestore(folder, double_checkpoint=True),
+    "backup in the middle": lambda folder: keras.callbacks.BackupAndRestore(folder, save_freq=3),
+}
+
+
+@pytest.fixture(scope="module", params=["forward", "adjoint"])
+def uninterrupted(request):
+    return request.param, results(*search(differentiation=request.param))
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_it_ends_the_same_wherever_it_was_interrupted(uninterrupted, kind, tmp_path):
+    mode, expected = uninterrupted
+    for model_seed, when in enumerate(MOMENTS):
+        killed([CALLBACKS[kind](tmp_path)], when, differentiation=mode, model_seed=model_seed)
+    found = results(*search([CALLBACKS[kind](tmp_path)], differentiation=mode, model_seed=99))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"initial_weights": "same"},
+        {"initial_weights": lambda: make_model(compiled=False)},
+        {"epochs": [1, 2, 3, 1]},
+        {"validation_training": True, "validation_batch_size": 4},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_so_does_one_with_other_arguments(arguments, tmp_path):
+    expected = results(*search(**arguments))
+    for when in ((1, 3), (2, 5)):
+        killed([Checkpoint(tmp_path)], when, **arguments)
+    assert_same(results(*search([Checkpoint(tmp_path)], model_seed=5, **arguments)), expected)
+
+
+def dropout_model():
+    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3)])
+    stock = make_model(initial=0.1)
+    model.compile(stock.optimizer, loss=stock.loss, metrics=["accuracy"])
+    return model
+
+
+def test_so_does_one_with_dropout_and_moving_statistics(tmp_path):
+    expected = results(*search(model=dropout_model()))
+    killed([Checkpoint(tmp_path)], (2, 1), model=dropout_model())
+    found = results(*search([Checkpoint(tmp_path)], model=dropout_model(), model_seed=3))
+    assert_same(found, expected)
+
+
+def datasets(endless):
+    train = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=1).batch(10)
+    validation = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=2).batch(20).take(2)
+    more = {"steps_per_epoch": 4} if endless else {}
+    return {"x": train.repeat() if endless else train, "validation_data": validation, **more}
+
+
+@pytest.mark.parametrize("endless", [False, True])
+@MODES
+def test_so_does_one_on_datasets_that_shuffle(endless, differentiation, tmp_path):
+    mode = {"differentiation": differentiation}
+    expected = results(*search(**datasets(endless), **mode))
+    killed([Checkpoint(tmp_path)], (1, 2), **datasets(endless), **mode)
+    killed([Checkpoint(tmp_path)], (3, 2), **datasets(endless), **mode)
+    found = results(*search([Checkpoint(tmp_path)], **datasets(endless), **mode))
+    assert_same(found, expected)
+
+
+class Diverge(keras.callbacks.Callback):
+    def __init__(self, outer_steps):
+        super().__init__()
+        self.outer_steps = outer_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch in self.outer_steps:
+            self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+
+@pytest.mark.filterwarnings("ignore:Outer step")
+@pytest.mark.parametrize("outer_steps", [[0], [1], [1, 2]])
+def test_so_does_one_with_outer_steps_that_diverge(outer_steps, tmp_path):
+    breaking = Diverge(outer_steps)
+    expected = results(*search([breaking], initial_weights="same"))
+    if outer_steps != [0]:
+        killed([Checkpoint(tmp_path), breaking], (2, 1), initial_weights="same")
+    for _ in range(2):
+        found = results(*search([Checkpoint(tmp_path), breaking], initial_weights="same"))
+        assert_same(found, expected)
+
+
+def test_one_that_has_converged_stays_so(tmp_path, capsys):
+    model = make_model(initial=1.0)
+    model.optimizer.outer_state = {"step_sizes": np.full(3, 1e-6)}
+    model.optimizer.outer_state = {"values": np.full(3, 0.5)}
+    first = search([Checkpoint(tmp_path)], model=model, verbose=2)[1]
+    again = search([Checkpoint(tmp_path)], verbose=2)[1]
+    assert first.history == again.history and len(first.epoch) == 1
+    assert capsys.readouterr().out.count("The search has converged") == 2
+
+
+def test_a_finished_search_is_left_as_it_is_or_goes_on_with_more_outer_steps(tmp_path, capsys):
+    expected = results(*search([Checkpoint(tmp_path, every=2)]))
+    assert len(list(tmp_path.iterdir())) == 2
+    again = results(*search([Checkpoint(tmp_path)], model_seed=1, verbose=2))
+    assert_same(again, expected)
+    assert f"All {OUTER_STEPS} outer steps are done already." in capsys.readouterr().out
+    longer = {"outer_steps": OUTER_STEPS + 2}
+    more = results(*search([Checkpoint(tmp_path)], verbose=2, **longer))
+    assert f"Going on after outer step {OUTER_STEPS} of 6." in capsys.readouterr().out
+    assert_same(more, results(*search(**longer)))
+
+
+def test_a_broken_off_outer_step_is_run_again(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = len(self.model.optimizer.search.records) == 2
+
+    expected = results(*search())
+    search([Checkpoint(tmp_path), Stop()])
+    assert_same(results(*search([Checkpoint(tmp_path)], model_seed=1)), expected)
+
+
+# ------------------------------------------------------------------------------ what is refused
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    search([Checkpoint(folder, config={"batch_size": 10})], outer_steps=3)
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        f"outer_step_00000{n}.npz" for n in (2, 3)
+    ]
+    return folder
+
+
+def test_another_config_is_refused(checkpoints):
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    for config in (None, {"batch_size": 20}):
+        with pytest.raises(ValueError, match="of another config.*'batch_size': 10"):
+            search([Checkpoint(checkpoints, config)])
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_another_model_is_refused(checkpoints):
+    model = make_model(num_buckets=5)
+    with pytest.raises(ValueError, match="of another model or of other hyperparameters"):
+        search([Checkpoint(checkpoints, {"batch_size": 10})], model=model)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_checkpoint_is_passed_over(checkpoints, part, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    newest = folder / "outer_step_000003.npz"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(part * len(content))])
+    (folder / "outer_step_000004.npz.partial").write_bytes(content[:99])
+    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged, and the one before"):
+        found = results(*search([Checkpoint(folder, {"batch_size": 10})], model_seed=1))
+    assert_same(found, results(*search()))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"outer_step_00000{n}.npz" for n in (3, 4)
+    ]
+
+
+def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    monkeypatch.setattr("keras_fds._checkpoint._VERSION", 0)
+    with pytest.raises(ValueError, match="has version 1.*up to 0. Install a newer keras_fds."):
+        search([Checkpoint(folder, {"batch_size": 10})])
+
+
+@pytest.mark.parametrize("every", [0, 1.5, "epoch"])
+def test_wrong_arguments_are_refused(every, tmp_path):
+    with pytest.raises(ValueError, match="`every` must be a whole number"):
+        Checkpoint(tmp_path, every=every)
+
+
+def test_stock_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Checkpoint is for keras_fds.fit"):
+        make_model().fit(*arrays(), callbacks=[Checkpoint(tmp_path)], verbose=0)
+
+
+def test_going_on_in_another_mode_is_told(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    with pytest.warns(RuntimeWarning, match="Pass differentiation='adjoint' to go on"):
+        search([Checkpoint(folder, {"batch_size": 10})], differentiation="forward")
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path):
+    class Fill(keras.callbacks.Callback):
+        """Allows files of 4 KiB from an outer step on, less than a checkpoint needs."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+    expected, limits = results(*search()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.warns(RuntimeWarning, match="No checkpoint could be written.*goes on"):
+            found = results(*search([Checkpoint(tmp_path), Fill()]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert_same(found, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["outer_step_000001.npz"]
+    assert_same(results(*search([Checkpoint(tmp_path)], model_seed=1)), expected)
+
+
+def test_seeds(tmp_path):
+    one, same, other = (
+        results(*search(seed=seed, model_seed=n)) for n, seed in enumerate([1, 1, 2])
+    )
+    assert_same(one, same)
+    assert one["history"]["val_loss"] != other["history"]["val_loss"]
+    for seed in (-1, 1.5, "a", True):
+        with pytest.raises(ValueError, match="`seed` must be None or a whole number from 0"):
+            search(seed=seed)
+
+
+def test_a_finished_model_holds_no_search(tmp_path):
+    model, _ = search([Checkpoint(tmp_path)])
+    model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").optimizer.search is None
