@@ -4,6 +4,7 @@ import json
 import pathlib
 import warnings
 import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -15,6 +16,16 @@ from keras_fds._search import Search
 
 _VERSION = 1
 _KEPT = 2
+# What NumPy and its archives raise when they read a damaged file.
+DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -60,7 +71,7 @@ class Checkpoint(keras.callbacks.Callback):
         for path in reversed(self._files()):
             try:
                 entries = _read(path)
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            except DAMAGE as error:
                 warnings.warn(
                     f"The checkpoint {str(path)!r} is damaged, and the one before it is tried. "
                     f"Reason: {error}",
@@ -132,7 +143,7 @@ def _read(path):
     """The entries of a checkpoint, `{name: array}`, in the order they were written.
 
     Raises:
-        OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile: The file is damaged.
+        One of `DAMAGE`.
     """
     with np.load(path) as file:  # Which holds a checksum of every entry.
         entries = dict(file)
