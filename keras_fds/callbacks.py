@@ -26,7 +26,8 @@ __all__ = ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"]
 
 # TensorBoard keeps every point of a curve of this length.
 _MOST_POINTS = 400
-# The end of the names of event files that are replaced when a search goes on.
+# Where event files are that a search replaces, and how their names end.
+_RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
 _SUFFIX = ".keras_fds"
 
 
@@ -43,10 +44,10 @@ class TensorBoard(keras.callbacks.Callback):
     - `epoch_loss` and the metrics over outer steps: runs `train` and `validation`.
 
     The beginning writes the optimizer's configuration and `config` as text, and an entry of the
-    HParams table: the start values, to be compared by the best validation loss. A `fit` that goes
-    on with a search (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps anew,
-    in place of this callback's older files in the folder. When they cannot be written, as on a
-    full disk, it warns, and the search goes on.
+    HParams table: the start values, to be compared by the best validation loss. A search's files
+    take the place of this callback's older ones in the folder; a `fit` that goes on with a search
+    (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps anew. When they cannot
+    be written, as on a full disk, it warns, and the search goes on.
 
     Args:
         log_dir: Folder for the event files; made when it does not exist. Defaults to `"logs"`.
@@ -93,9 +94,9 @@ class TensorBoard(keras.callbacks.Callback):
         try:
             if self._shown is None:
                 self._shown = 0
-                older = self.log_dir.rglob(f"events.out.tfevents.*{_SUFFIX}")
-                for path in older if records else ():
-                    path.unlink()
+                for run in _RUNS:
+                    for path in self.log_dir.glob(f"{run}/events.out.tfevents.*{_SUFFIX}"):
+                        path.unlink()
                 self._begin()
             while self._shown < len(records):
                 self._shown += 1

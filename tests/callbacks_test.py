@@ -314,14 +314,15 @@ def test_what_is_shown_of_an_interrupted_search_is_what_is_shown_of_another(tmp_
 
 
 def test_only_own_event_files_are_replaced(tmp_path):
-    other = tmp_path / "logs" / "train" / "events.out.tfevents.1.host.v2"
-    other.parent.mkdir(parents=True)
-    other.touch()
-    for outer_steps in (1, 2):
-        checkpoint = callbacks.Checkpoint(tmp_path / "checkpoints")
-        fit(make_model(), [checkpoint, callbacks.TensorBoard(tmp_path / "logs")], outer_steps)
-    assert other.exists()
-    assert len(list(other.parent.iterdir())) == 2
+    mine, other = tmp_path / "train", tmp_path / "other" / "train"
+    for folder, ending in ((mine, ".v2"), (mine, ".keras_fds"), (other, ".keras_fds")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"events.out.tfevents.1.host{ending}").touch()
+    fit(make_model(), [callbacks.TensorBoard(tmp_path)], outer_steps=1)
+    assert (mine / "events.out.tfevents.1.host.v2").exists()
+    assert not (mine / "events.out.tfevents.1.host.keras_fds").exists()
+    assert len(list(mine.iterdir())) == 2
+    assert (other / "events.out.tfevents.1.host.keras_fds").exists()
 
 
 @pytest.mark.parametrize("kind", ["ScheduleExport", "TensorBoard"])

@@ -184,7 +184,7 @@ def test_a_finished_search_goes_on_with_more_outer_steps(searched, data_dir, tmp
 
 def test_overwrite_starts_anew(searched, data_dir, tmp_path):
     workdir = shutil.copytree(searched[0], tmp_path / "run")
-    config = small_config(data_dir, batch_size=256, outer_steps=1)
+    config = small_config(data_dir, batch_size=64, outer_steps=1)
     history = search.search(config, workdir, overwrite=True, verbose=0)
     assert len(history.history["val_loss"]) == 1
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["outer_step_000001.npz"]
