@@ -108,6 +108,8 @@ def results(workdir):
     """What a search ended with, as `{name: something to be compared}`."""
     import keras
 
+    import keras_fds  # noqa: F401, for Keras to know its classes
+
     workdir = pathlib.Path(workdir)
     names = ("config.json", "schedules.json", "history.csv", "schedules.png")
     model = keras.models.load_model(workdir / "model.keras")
