@@ -81,10 +81,10 @@ def held_schedules():
     import keras_fds
 
     class Hold(keras_fds.outer.SignDescent):
-        def update(self, state, hypergradients, loss, minimum, maximum):
+        def update(self, state, measurement, ranges):
             return state
 
-        def converged(self, state, minimum, maximum):
+        def converged(self, state, ranges):
             return False
 
     return Hold()

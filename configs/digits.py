@@ -34,12 +34,14 @@ def get_config():
     config.validation_training = False
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
+    config.differentiation = "auto"  # Or "forward", "adjoint".
+    config.adjoint_memory = config_dict.placeholder(int)  # Bytes; None: 1 GiB.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.1},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.1},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
     ]
-    config.outer = {"name": "SignDescent", "shrink": 0.5, "tolerance": 0.02}
+    config.outer = {"name": "TrustRegionDescent"}
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 30

@@ -40,12 +40,14 @@ def get_config():
     config.validation_training = True
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
     config.tangent_clipvalue = 1.0  # None: exact hypergradients.
+    config.differentiation = "auto"  # Forward mode, as tangents are clipped.
+    config.adjoint_memory = config_dict.placeholder(int)  # Bytes; None: 1 GiB.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.1},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.1},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
     ]
-    config.outer = {"name": "SignDescent", "shrink": 0.5, "tolerance": 0.02}
+    config.outer = {"name": "TrustRegionDescent"}
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 5

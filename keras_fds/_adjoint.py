@@ -174,22 +174,33 @@ class Adjoint:
             values (not their coordinates).
         """
         with _data.telling_of_the_end("`validation_steps`"):
-            loss, gradients = self._validate(source, tf.constant(num_batches, "int64"), training)
+            loss, error, gradients = self._validate(
+                source, tf.constant(num_batches, "int64"), training
+            )
+        self.validation_error = float(error)
         cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
         per_step = np.zeros([self.horizon, len(self.hyper_optimizer.names)])
         after = None if self.keeps_all else self.step.read()
         for block in reversed(self.blocks):
-            pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
-            while pieces:
-                piece = pieces.pop()  # Whose states may go as soon as they are swept.
-                cotangents, derivatives = self._sweep(
-                    piece.source, *self._numbers(piece), piece.states, cotangents
-                )
-                first = piece.inner_step
-                per_step[first : first + piece.count] = derivatives.numpy()
+            cotangents = self._sweep_block(block, cotangents, per_step)
         if after is not None:
             self.step.assign(after)
         return float(loss), per_step
+
+    def _sweep_block(self, block, cotangents, per_step):
+        """Cotangents at the start of a block, whose derivatives are written into `per_step`.
+
+        States that were computed again are gone when it returns: those of one block at a time.
+        """
+        pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
+        while pieces:
+            piece = pieces.pop()
+            cotangents, derivatives = self._sweep(
+                piece.source, *self._numbers(piece), piece.states, cotangents
+            )
+            first = piece.inner_step
+            per_step[first : first + piece.count] = derivatives.numpy()
+        return cotangents
 
     def _kept_again(self, block):
         """The pieces of a block with all their states, computed again from its checkpoint."""

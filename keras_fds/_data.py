@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds._py_dataset import PyDatasetPasses
+
 
 class ArraySource(NamedTuple):
     """Arrays and the order of their examples, as tensors for a compiled loop."""
@@ -42,13 +44,18 @@ def keep(iterator, count):
     """The next `count` batches of an iterator as a `KeptSource`, from which they can be replayed.
 
     Raises:
-        ValueError: When the batches are sparse or ragged.
+        ValueError: When the batches are sparse or ragged, or of shapes that cannot be joined.
     """
     batches = [keras.utils.unpack_x_y_sample_weight(next(iterator)) for _ in range(count)]
     flat = [tf.nest.flatten(batch) for batch in batches]
     if not all(tensor is None or tf.is_tensor(tensor) for tensor in flat[0]):
         raise ValueError(
             "Sparse and ragged batches cannot be replayed. Use differentiation='forward'."
+        )
+    if len({tuple(t if t is None else tuple(t.shape[1:]) for t in each) for each in flat}) > 1:
+        raise ValueError(
+            "Batches that differ in more than their number of examples cannot be joined, to be "
+            "replayed. Use differentiation='forward'."
         )
     joined = [None if t[0] is None else tf.concat(t, 0) for t in zip(*flat)]
     sizes = [next(len(t) for t in tensors if t is not None) for tensors in flat]
@@ -86,6 +93,18 @@ def telling_of_the_end(argument):
         ) from error
 
 
+@contextlib.contextmanager
+def raising_errors_of(*batches):
+    """Raises what a `PyDataset` raised, where TensorFlow raises an error of its own instead."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for each in batches:
+            if isinstance(each, DatasetBatches) and each.passes and each.passes.error:
+                raise each.passes.error from error
+        raise
+
+
 class ArrayBatches:
     """Batches of in-memory arrays.
 
@@ -95,6 +114,8 @@ class ArrayBatches:
         examples: Positions to use, an int array. Defaults to all.
         generator: A `numpy.random.Generator` that shuffles every pass, or `None` for order.
     """
+
+    bytes_to_keep = 0  # To replay a batch takes no more memory.
 
     def __init__(self, data, batch_size, examples=None, generator=None):
         self.data = data
@@ -126,7 +147,7 @@ class ArrayBatches:
 
 
 class DatasetBatches:
-    """Batches of a `tf.data.Dataset`, prefetched.
+    """Batches of a `tf.data.Dataset` or a `keras.utils.PyDataset`, prefetched.
 
     Args:
         dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
@@ -135,7 +156,9 @@ class DatasetBatches:
     """
 
     def __init__(self, dataset, num_batches=None, what=("The dataset", "steps_per_epoch")):
-        cardinality = int(dataset.cardinality())
+        is_python = isinstance(dataset, keras.utils.PyDataset)
+        self.passes = PyDatasetPasses(dataset, what[0]) if is_python else None
+        cardinality = int((self.passes or dataset).cardinality())
         if num_batches is not None:
             num_batches = whole_number(what[1], num_batches)
         if num_batches is None and cardinality < 0:
@@ -153,12 +176,27 @@ class DatasetBatches:
         self._endless = cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = None
         self.begun = 0  # Passes.
+        if self.passes:
+            dataset = self.passes.dataset(self.num_batches)
         self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
 
     @property
     def spec(self):
         """The batches' `tf.TensorSpec`s."""
         return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
+
+    @property
+    def bytes_to_keep(self):
+        """Memory of a batch that is kept to be replayed, by the first one."""
+        if self.passes:
+            return self.passes.bytes_of_a_batch
+        return size_in_bytes(next(iter(self.dataset)))
+
+    def shuffled(self, generator):
+        """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
+        if self.passes:
+            self.passes.generator = generator
+        return self
 
     def start(self):
         """A source for one pass; an endless dataset goes on where the last pass ended."""
@@ -182,7 +220,8 @@ class SplitData:
         train, validation: `ArrayBatches` or `DatasetBatches`; `validation` may be `None`.
         split: Fraction of the training arrays to hold out when there is no `validation`.
         validation_batch_size: Batch size of what is held out; `None` for that of training.
-        shuffle: Whether training arrays are shuffled every pass.
+        shuffle: Whether training arrays, or the batches of a `PyDataset`, are shuffled every
+            pass.
     """
 
     def __init__(self, train, validation, split, validation_batch_size, shuffle):
@@ -220,9 +259,10 @@ class SplitData:
         )
 
     def _shuffled(self, batches, generator, examples=None):
-        if not isinstance(batches, ArrayBatches):
-            return batches
-        return batches.subset(examples, generator=generator if self.shuffle else None)
+        generator = generator if self.shuffle else None
+        if isinstance(batches, ArrayBatches):
+            return batches.subset(examples, generator=generator)
+        return batches.shuffled(generator)
 
     @property
     def begun(self):
@@ -250,16 +290,17 @@ def make_batches(data, batch_size, steps, what, class_weight=None):
         ValueError: When data are missing, empty, or shorter than `steps`.
     """
     x, y, sample_weight = data
-    if isinstance(x, tf.data.Dataset):
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
         if y is not None or sample_weight is not None:
             raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
         if class_weight is not None:
             raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
         return DatasetBatches(x, steps, what)
-    if hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+    if hasattr(x, "__next__"):
         raise ValueError(
-            f"{what[0]} must be arrays or a tf.data.Dataset (tf.data.Dataset.from_generator makes "
-            f"one of a generator). Received: {type(x).__name__}"
+            f"{what[0]} must be arrays, a tf.data.Dataset or a keras.utils.PyDataset "
+            "(tf.data.Dataset.from_generator makes a dataset of a generator). "
+            f"Received: {type(x).__name__}"
         )
     if x is None or not tf.nest.flatten(x):
         raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")

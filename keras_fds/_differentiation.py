@@ -1,4 +1,9 @@
-"""Forward or adjoint mode: which one an unroll uses, and why."""
+"""Forward or adjoint mode: which one an unroll uses, and why.
+
+`"auto"` goes by the number of tangents, the horizon, the size of the state and the memory allowed,
+with costs as measured in docs/benchmarks.md. It does not time the model at hand: the modes differ
+in the last digits, and by a stopwatch two searches of one seed could take different ones.
+"""
 
 import numpy as np
 import tensorflow as tf
@@ -10,9 +15,14 @@ from keras_fds._unroll import Unroll
 MODES = ("auto", "forward", "adjoint")
 DEFAULT_MEMORY = 2**30
 _MEBIBYTE = 2**20
+_NOT_JOINABLE = (
+    "batches whose shapes may differ cannot be joined, to be replayed; where they do not, "
+    "differentiation='adjoint' is possible."
+)
 
-# Time of an inner step in plain training steps, see docs/benchmarks.md.
-_A_TANGENT, _ADJOINT, _ADJOINT_FROM_CHECKPOINTS = 1.3, 4.0, 5.0
+# Time of an inner step in plain training steps, see docs/benchmarks.md. A tangent costs 1.3 to 2.2;
+# 1.6 with three of them on a small network, about the number at which the modes cost the same.
+_A_TANGENT, _ADJOINT, _ADJOINT_FROM_CHECKPOINTS = 1.6, 4.0, 5.0
 
 
 def make_unroll(model, batches, horizon, differentiation, adjoint_memory):
@@ -49,7 +59,10 @@ def make_unroll(model, batches, horizon, differentiation, adjoint_memory):
         raise ValueError(f"{obstacle} Use differentiation='forward'.")
     if obstacle:
         return Unroll(model, batches.spec), f"Forward mode: {obstacle}"
-    adjoint = Adjoint(model, batches.spec, adjoint_memory - _kept_batches(batches, horizon))
+    if differentiation == "auto" and not _joinable(batches):
+        return Unroll(model, batches.spec), f"Forward mode: {_NOT_JOINABLE}"
+    kept_batches = batches.bytes_to_keep * horizon
+    adjoint = Adjoint(model, batches.spec, adjoint_memory - kept_batches)
     if differentiation == "adjoint":
         adjoint.check_memory(horizon)
         return adjoint, "Adjoint mode, as asked for."
@@ -69,11 +82,10 @@ def _obstacle(optimizer, batches):
     return ""
 
 
-def _kept_batches(batches, horizon):
-    """Bytes of the batches that are kept to be replayed: those of arrays already are."""
-    if isinstance(batches, _data.ArrayBatches):
-        return 0
-    return _data.size_in_bytes(next(iter(batches.dataset))) * horizon
+def _joinable(batches):
+    """Whether batches are known to differ in their number of examples only."""
+    specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
+    return all(spec.shape[1:].is_fully_defined() for spec in specs)
 
 
 def _cheaper(adjoint, horizon):

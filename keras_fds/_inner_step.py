@@ -109,15 +109,16 @@ class InnerStep:
         """The validation loss and its gradient by the present state; in a graph.
 
         Returns:
-            `(loss, gradients)`: a float64 scalar and a list of tensors, one for each of the
-            weights and statistics, means over the batches.
+            `(loss, error, gradients)`: a float64 scalar, its standard error over the batches (NaN
+            for one batch), and a list of tensors, one for each of the weights and statistics;
+            loss and gradients are means over the batches.
         """
         model = self.model
         state = [v.read_value() for v in model.weights + model.statistics]
         num_weights = len(model.weights)
         counters = [v.read_value() for v in model.counters]
 
-        def one_batch(i, total, sums, counters):
+        def one_batch(i, losses, sums, counters):
             batch = _data.take(source, i)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(state)
@@ -127,21 +128,25 @@ class InnerStep:
             gradients = tape.gradient(loss, state, unconnected_gradients="zero")
             sums = [a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients)]
             model.update_metrics(batch, loss, outputs)
-            return i + 1, total + tf.cast(loss, total.dtype), sums, counters
+            losses = losses.write(tf.cast(i, "int32"), tf.cast(loss, "float64"))
+            return i + 1, losses, sums, counters
 
-        _, total, sums, _ = tf.while_loop(
+        _, losses, sums, _ = tf.while_loop(
             lambda i, *_: i < num_batches,
             one_batch,
             [
                 tf.constant(0, "int64"),
-                tf.zeros((), state[0].dtype),
+                tf.TensorArray("float64", tf.cast(num_batches, "int32"), element_shape=[]),
                 [tf.zeros_like(s) for s in state],
                 counters,
             ],
             parallel_iterations=1,
         )
         count = tf.cast(num_batches, "float64")
-        return tf.cast(total, "float64") / count, [s / tf.cast(count, s.dtype) for s in sums]
+        losses = losses.stack()
+        loss = tf.reduce_sum(losses) / count
+        error = tf.sqrt(tf.reduce_sum(tf.square(losses - loss)) / (count - 1) / count)
+        return loss, error, [s / tf.cast(count, s.dtype) for s in sums]
 
 
 def steps_while_finite(count, one_step, *carried):

@@ -153,9 +153,10 @@ class OuterLoop:
         record["logs"] = dict(sorted(logs.items()))  # As callbacks get them.
         for kind, of_names in measured.items():
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
+        record["verdict"] = optimizer.judge()
         search.records.append(record)
         search.passes = self.data.begun
-        if loss < search.best["loss"]:
+        if record["verdict"] == "best" or np.isfinite(loss) > np.isfinite(search.best["loss"]):
             search.best = {
                 "loss": loss,
                 "outer_step": outer_step,

@@ -27,7 +27,9 @@ def float64():
 
 
 def in_float64(dataset):
-    """A `tf.data.Dataset` whose floating-point tensors are float64."""
+    """A dataset whose floats are float64; those of a `PyDataset` become `floatx` anyway."""
+    if isinstance(dataset, keras.utils.PyDataset):
+        return dataset
 
     def cast(tensor):
         return tf.cast(tensor, "float64") if tensor.dtype.is_floating else tensor

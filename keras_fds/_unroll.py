@@ -171,20 +171,24 @@ class Unroll:
         Returns:
             `(loss, hypergradients)`: a float and a float64 array `[total_buckets]`, in the
             optimizer's order, each the mean over the steps of its bucket of the derivative
-            by the value's coordinate.
+            by the value's coordinate. `validation_error` is then the loss's standard error over
+            the batches, NaN for one batch.
         """
         with _data.telling_of_the_end("`validation_steps`"):
-            loss, products = self._validate(source, tf.constant(num_batches, "int64"), training)
+            loss, error, products = self._validate(
+                source, tf.constant(num_batches, "int64"), training
+            )
+        self.validation_error = float(error)
         hypergradients = np.zeros(self.num_tangents)
         hypergradients[self._order.numpy()] = products.numpy()
         return float(loss), self.hyper_optimizer.means_over_buckets(hypergradients, self.horizon)
 
     def _validate_in_graph(self, source, num_batches, training):
-        loss, gradients = self.step.validation_gradients(source, num_batches, training)
+        loss, error, gradients = self.step.validation_gradients(source, num_batches, training)
         products = tf.zeros([self.num_tangents], "float64")
         of_weights, of_statistics, _ = self.tangents
         for tangent, gradient in zip(of_weights + of_statistics, gradients):
             rows = tf.reshape(tangent, [self.num_tangents, -1])
             product = tf.linalg.matvec(rows, tf.reshape(gradient, [-1]))
             products += tf.cast(product, "float64")
-        return loss, products
+        return loss, error, products

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_fds import _learnable, _pruning, _scalars, _stateless
 from keras_fds._search import Search
 from keras_fds.hyperparameters import Hyperparameter
-from keras_fds.outer import SignDescent
+from keras_fds.outer import Measurement, Ranges, TrustRegionDescent
 from keras_fds.schedules import BucketedSchedule
 
 
@@ -21,7 +21,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     Args:
         optimizer: The `keras.optimizers.Optimizer` to wrap.
         hyperparameters: List of `keras_fds.Hyperparameter`, names all different.
-        outer: The outer update rule. Defaults to `keras_fds.outer.SignDescent()`.
+        outer: The outer update rule. Defaults to `keras_fds.outer.TrustRegionDescent()`.
         tangent_clipvalue: When set, the gradient's tangents (the products H·Z of the paper)
             are clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no
             longer exact. Defaults to `None`. (The gradient itself is clipped by the wrapped
@@ -71,7 +71,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 f"Received: hyperparameters={hyperparameters!r}"
             )
         self.hyperparameters = list(hyperparameters)
-        self.outer = SignDescent() if outer is None else outer
+        self.outer = TrustRegionDescent() if outer is None else outer
         self.tangent_clipvalue = tangent_clipvalue
         self.tangents_per_pass = tangents_per_pass
         self.pruning = _pruning.Pruning(pruning, pruning_ratio)
@@ -110,8 +110,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         clip = self.tangent_clipvalue
         if not hasattr(self.outer, "initial_state"):
             raise ValueError(
-                "`outer` must be an outer update rule such as keras_fds.outer.SignDescent(). "
-                f"Received: outer={self.outer!r}"
+                "`outer` must be an outer update rule, such as "
+                f"keras_fds.outer.TrustRegionDescent(). Received: outer={self.outer!r}"
             )
         if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
@@ -189,13 +189,22 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         loss = np.inf if np.isnan(loss) else loss
         self.outer_state = {"hypergradients": hypergradients, "loss": loss}
 
+    def judge(self):
+        """What was recorded last is to the search: `"best"`, `"accepted"` or `"rejected"`."""
+        return self.outer.judge(*self._measured())
+
     def update_schedules(self):
         """Moves the bucket values by what was recorded last. Nothing recorded, nothing moves."""
-        state = self.outer_state
-        hypergradients, loss = state.pop("hypergradients"), state.pop("loss")
-        if not np.isnan(loss):
-            self.outer_state = self.outer.update(state, hypergradients, float(loss), *self.ranges)
+        if not np.isnan(self._outer_state["loss"].numpy()):
+            self.outer_state = self.outer.update(*self._measured())
             self.outer_state = {"loss": np.nan}
+
+    def _measured(self):
+        """What the outer rule judges and updates by: its state, a `Measurement`, the `Ranges`."""
+        state, horizon = self.outer_state, self.horizon
+        hypergradients, loss = state.pop("hypergradients"), float(state.pop("loss"))
+        lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
+        return state, Measurement(hypergradients, loss, lengths, horizon), self.ranges
 
     @property
     def converged(self):
@@ -205,20 +214,22 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         state["values"] = _concatenated(self._values().values())
         moved = self._values(coordinates + state["step_sizes"])
         state["step_sizes"] = np.abs(_concatenated(moved.values()) - state["values"])
-        ends = [_concatenated(self._values(end).values()) for end in self.ranges]
-        return self.outer.converged(state, *ends)
+        ends = [_concatenated(self._values(end).values()) for end in self.ranges[:2]]
+        return self.outer.converged(state, self.ranges._replace(minimum=ends[0], maximum=ends[1]))
 
     @property
     def ranges(self):
-        """Least and greatest coordinates allowed, two float64 `[total_buckets]`."""
+        """The `keras_fds.outer.Ranges` of the coordinates."""
         with np.errstate(divide="ignore"):
-            return tuple(
+            ends = [
                 _concatenated(
                     h.coordinates(np.full(h.num_buckets, getattr(h, end)))
                     for h in self.hyperparameters
                 )
                 for end in ("min_value", "max_value")
-            )
+            ]
+        linear = [np.full(h.num_buckets, h.scale == "linear") for h in self.hyperparameters]
+        return Ranges(*ends, _concatenated(linear).astype(bool))
 
     def derivatives(self):
         """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
@@ -352,9 +363,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        if self.searching:
-            for key, array in self.search.to_arrays().items():
-                store[key] = array
+        for key, array in self.search.to_arrays().items() if self.searching else ():
+            store[key] = array
 
     def load_own_variables(self, store):
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, no mapping in Keras

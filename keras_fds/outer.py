@@ -1,59 +1,97 @@
-"""Outer update rules: hypergradients in, new bucket values out.
+"""Outer update rules: what an outer step measured in, new bucket values out.
 
 A rule sees all buckets of all hyperparameters as one vector and keeps its state in a
 dictionary of float64 arrays, so that whoever owns the state can save it.
 """
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 
 
+class Measurement(NamedTuple):
+    """What an outer step measured at the present values.
+
+    Attributes:
+        hypergradients: By coordinates, means over the steps of each bucket, float64
+            `[total_buckets]`.
+        loss: Validation loss; not finite when the inner loop broke down.
+        lengths: Inner steps in each bucket, `[total_buckets]`.
+        horizon: Inner steps in all.
+    """
+
+    hypergradients: np.ndarray
+    loss: float
+    lengths: np.ndarray
+    horizon: int
+
+
+class Ranges(NamedTuple):
+    """Where coordinates may lie, arrays of `[total_buckets]`.
+
+    Attributes:
+        minimum, maximum: The ends, float64, which may be infinite.
+        linear: Whether a coordinate is the value itself, bool.
+    """
+
+    minimum: np.ndarray
+    maximum: np.ndarray
+    linear: np.ndarray
+
+
+class _Rule:
+    """What the rules share."""
+
+    # The search has converged when every step is below this fraction of its value.
+    converged_fraction = 0.05
+
+    def converged(self, state, ranges):
+        """Whether every step size is below 5% of its value.
+
+        A value that its last sign holds at an end of its range counts as settled.
+        """
+        values, signs = state["values"], state["signs"]
+        small = state["step_sizes"] < self.converged_fraction * np.abs(values)
+        held = (values <= ranges.minimum) & (signs > 0)
+        held |= (values >= ranges.maximum) & (signs < 0)
+        return bool(np.all(small | held))
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
 @keras.saving.register_keras_serializable("keras_fds")
-class SignDescent:
-    """Steps along the sign of the hypergradient, halved when the sign flips.
+class SignDescent(_Rule):
+    """The paper's rule: steps along the sign of the hypergradient, halved when the sign flips.
 
     For bucket k with value λ_k, step size δ_k and hypergradient h_k:
 
         δ_k ← shrink · δ_k   if sign(h_k) differs from the previous sign (both not zero)
         λ_k ← clip(λ_k − sign(h_k) δ_k, minimum, maximum)
 
-    NaN counts as sign 0. The paper has no more than that. With `tolerance` set, a point whose
-    validation loss is not finite, or worse than the best one's by more than that fraction, is
-    not continued from: the search returns to the best point, halves every step size, and
-    takes from there the step that the best point's hypergradients ask for.
+    NaN counts as sign 0. Nothing but the range holds it back: it can overshoot and diverge.
 
     Args:
         shrink: Factor on a step size when its sign flips. Defaults to `0.5`.
-        tolerance: Relative worsening of the validation loss that is still accepted. `None`
-            gives the paper's rule, which can diverge. Defaults to `0.02`.
 
     Raises:
-        ValueError: When `shrink` is outside (0, 1) or `tolerance` is negative.
+        ValueError: When `shrink` is outside (0, 1).
 
     Example:
 
     >>> optimizer = keras_fds.HyperOptimizer(
     ...     keras_fds.optimizers.SGD(),
     ...     hyperparameters=[keras_fds.Hyperparameter("learning_rate", num_buckets=7)],
-    ...     outer=keras_fds.outer.SignDescent(tolerance=None),
+    ...     outer=keras_fds.outer.SignDescent(),
     ... )
 
     Reference: Micaelli & Storkey (2021), section 5 and its public settings.
     """
 
-    # The search has converged when every step is below this fraction of its value.
-    converged_fraction = 0.05
-
-    def __init__(self, shrink=0.5, tolerance=0.02):
-        if not (isinstance(shrink, (int, float)) and 0 < shrink < 1):
-            raise ValueError(f"`shrink` must lie in (0, 1). Received: shrink={shrink!r}")
-        is_number = isinstance(tolerance, (int, float))
-        if tolerance is not None and not (is_number and tolerance >= 0):
-            raise ValueError(
-                f"`tolerance` must be None or not negative. Received: tolerance={tolerance!r}"
-            )
-        self.shrink = shrink
-        self.tolerance = tolerance
+    def __init__(self, shrink=0.5):
+        self.shrink = _fraction("shrink", shrink)
 
     def initial_state(self, values, step_sizes):
         """The state before the first outer step.
@@ -63,65 +101,209 @@ class SignDescent:
             step_sizes: First step sizes, float64 `[total_buckets]`.
 
         Returns:
-            Dictionary of float64 arrays; `values` and `step_sizes` are among them.
+            Dictionary of float64 arrays; `values`, `step_sizes`, `best_values` and `best_loss`
+            are among them.
         """
-        zeros = np.zeros_like(values)
         return {
             "values": np.array(values, "float64"),
             "step_sizes": np.array(step_sizes, "float64"),
-            "signs": zeros,
+            "signs": np.zeros(np.shape(values)),
             "best_values": np.array(values, "float64"),
-            "best_signs": zeros,
             "best_loss": np.array(np.inf),
         }
 
-    def update(self, state, hypergradients, loss, minimum, maximum):
+    def judge(self, state, measurement, ranges):
+        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        if not np.isfinite(measurement.loss):
+            return "rejected"
+        return "best" if measurement.loss < state["best_loss"] else "accepted"
+
+    def update(self, state, measurement, ranges):
         """One outer step.
 
         Args:
             state: What `initial_state` or the last `update` returned; not changed.
-            hypergradients: Float64 `[total_buckets]`, measured at `state["values"]`.
-            loss: Validation loss measured there.
-            minimum, maximum: The range of every value, float64 `[total_buckets]`.
+            measurement: A `Measurement` at `state["values"]`.
+            ranges: The `Ranges` of the coordinates.
 
         Returns:
             The new state.
         """
-        state = dict(state)
-        loss = loss if np.isfinite(loss) else np.inf
-        best = float(state["best_loss"])
-        signs = np.nan_to_num(np.sign(hypergradients))
-        if self.tolerance is None or self._acceptable(loss, best):
-            flipped = signs * state["signs"] < 0
-            state["step_sizes"] = np.where(flipped, self.shrink, 1.0) * state["step_sizes"]
-        else:
-            state["step_sizes"] = self.shrink * state["step_sizes"]
-            if np.isfinite(best):
-                state["values"], signs = state["best_values"], state["best_signs"]
-        if loss < best:
-            state.update(best_values=state["values"], best_signs=signs, best_loss=np.array(loss))
+        state, values = dict(state), state["values"]
+        if self.judge(state, measurement, ranges) == "best":
+            state.update(best_values=values, best_loss=np.array(measurement.loss))
+        signs = np.nan_to_num(np.sign(measurement.hypergradients))
+        flipped = signs * state["signs"] < 0
+        state["step_sizes"] = np.where(flipped, self.shrink, 1.0) * state["step_sizes"]
         state["signs"] = signs
-        state["values"] = np.clip(state["values"] - signs * state["step_sizes"], minimum, maximum)
+        moved = values - signs * state["step_sizes"]
+        state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
         return state
 
-    def _acceptable(self, loss, best):
-        if not (np.isfinite(loss) and np.isfinite(best)):
-            return bool(np.isfinite(loss))
-        return loss <= best + self.tolerance * abs(best)
+    def get_config(self):
+        return {"shrink": self.shrink}
 
-    def converged(self, state, minimum, maximum):
-        """Whether every step size is below 5% of its value.
 
-        A value that its last sign holds at an end of its range counts as settled.
-        """
-        values, signs = state["values"], state["signs"]
-        small = state["step_sizes"] < self.converged_fraction * np.abs(values)
-        held = ((values <= minimum) & (signs > 0)) | ((values >= maximum) & (signs < 0))
-        return bool(np.all(small | held))
+@keras.saving.register_keras_serializable("keras_fds")
+class TrustRegionDescent(_Rule):
+    """Sign steps by factors, within a trust region, that return from what did not work.
+
+    A bucket moves along the sign s_k of its hypergradient in a coordinate φ_k in which a step is
+    a factor: for a linear value λ with first step size w and the range [a, b],
+
+        φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R
+
+    so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
+    the coordinate u. The steps r_k start at log 2 (the first from zero is the hyperparameter's
+    `step_size`), grow while the sign stays the same, as far as log 2, and shrink when it
+    flips (resilient propagation). R is the radius common to all.
+
+    - A point that broke down, or whose validation loss is worse than the best one's by more than
+      `tolerance`, is rejected: the search returns to the best point and halves R. With every
+      accepted point R grows again, up to 1.
+    - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
+      |dL/dφ| exceeds `alarm` times the loss is held still, and a point with such a bucket does not
+      become the best while there is one without: its schedules do not carry over to other weights.
+    - Losses over different horizons are not compared: the first finite one over a new
+      horizon is the best of the new ones.
+
+    Args:
+        tolerance: Relative worsening of the validation loss that is still accepted. Defaults to
+            `0.02`.
+        growth: Factor on r_k when its sign stays. Defaults to `1.2`.
+        shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
+        alarm: Greatest |dL/dφ| in units of the loss that is believed. Defaults to `5.0`.
+
+    Raises:
+        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1 or
+            `alarm` not positive.
+
+    Example:
+
+    >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
+
+    Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
+    (1993), for r_k. docs/outer_loop.md has the evidence.
+    """
+
+    largest_step = np.log(2.0)
+
+    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, alarm=5.0):
+        self.tolerance = _number("tolerance", tolerance, 0.0)
+        self.growth = _number("growth", growth, 1.0)
+        self.shrink = _fraction("shrink", shrink)
+        self.alarm = _number("alarm", alarm, 1e-12)
+
+    def initial_state(self, values, step_sizes):
+        """The state before the first outer step; see `SignDescent.initial_state`."""
+        values, widths = np.array(values, "float64"), np.array(step_sizes, "float64")
+        zeros = np.zeros_like(values)
+        return {
+            "values": values,
+            "step_sizes": widths,
+            "widths": widths,
+            "steps": np.full_like(values, self.largest_step),
+            "signs": zeros,
+            "radius": np.array(1.0),
+            "horizon": np.array(0.0),
+            "best_values": values,
+            "best_signs": zeros,
+            "best_loss": np.array(np.inf),
+            "best_is_calm": np.array(0.0),
+        }
+
+    def judge(self, state, measurement, ranges):
+        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        loss, best = measurement.loss, float(state["best_loss"])
+        if not np.isfinite(loss):
+            return "rejected"
+        if measurement.horizon != state["horizon"]:
+            return "best"
+        if loss > best + self.tolerance * abs(best):
+            return "rejected"
+        calm = not self._alarms(state, measurement, ranges).any()
+        better = loss < best if calm == state["best_is_calm"] else calm
+        return "best" if better else "accepted"
+
+    def update(self, state, measurement, ranges):
+        """One outer step; see `SignDescent.update`."""
+        verdict = self.judge(state, measurement, ranges)
+        alarms = self._alarms(state, measurement, ranges)
+        state = dict(state)
+        if verdict == "rejected":
+            state["radius"] = self.shrink * state["radius"]
+            state.update(values=state["best_values"], signs=state["best_signs"])
+            signs = state["signs"]
+        else:
+            signs = np.where(alarms, 0.0, np.nan_to_num(np.sign(measurement.hypergradients)))
+            agreement = signs * state["signs"]
+            factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
+            state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
+            state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+            state["signs"] = np.where(signs != 0, signs, state["signs"])
+        if verdict == "best":
+            state.update(
+                best_values=state["values"],
+                best_signs=signs,
+                best_loss=np.array(measurement.loss),
+                best_is_calm=np.array(float(not alarms.any())),
+                horizon=np.array(float(measurement.horizon)),
+            )
+        return self._moved(state, signs, ranges)
+
+    def _alarms(self, state, measurement, ranges):
+        """Which buckets have a hypergradient that is too great to be believed."""
+        distances, parts = _gauge(state, ranges)
+        of_steps = measurement.hypergradients * measurement.lengths * distances * (1 - parts)
+        return np.abs(of_steps) > self.alarm * np.abs(measurement.loss)
+
+    def _moved(self, state, signs, ranges):
+        """The state with values moved against the signs."""
+        distances, parts = _gauge(state, ranges)
+        steps = state["radius"] * state["steps"]
+        factors = np.exp(-signs * steps)
+        by_factors = distances * factors / (1 - parts + parts * factors)
+        is_bounded = _is_bounded(ranges)
+        moved = state["values"] + np.where(
+            is_bounded, by_factors - distances, -signs * steps * distances
+        )
+        state["step_sizes"] = steps * distances * (1 - parts)
+        state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
+        return state
 
     def get_config(self):
-        return {"shrink": self.shrink, "tolerance": self.tolerance}
+        names = ("tolerance", "growth", "shrink", "alarm")
+        return {name: getattr(self, name) for name in names}
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+
+def _is_bounded(ranges):
+    """Where steps are factors: linear coordinates that are bounded below."""
+    return ranges.linear & np.isfinite(ranges.minimum)
+
+
+def _gauge(state, ranges):
+    """`(d, p)`, with du/dφ = d (1 − p).
+
+    Where steps are factors, d is the distance from the beginning of the range and p its part of
+    the whole range; elsewhere d is the first step size and p is 0.
+    """
+    widths, is_bounded = state["widths"], _is_bounded(ranges)
+    beginning = np.where(is_bounded, ranges.minimum - widths, 0.0)
+    whole = np.where(is_bounded, ranges.maximum - beginning, np.inf)
+    distances = np.where(is_bounded, state["values"] - beginning, widths)
+    return distances, np.minimum(distances / whole, 1 - 1e-3)
+
+
+def _fraction(name, value):
+    if not (isinstance(value, (int, float)) and 0 < value < 1):
+        raise ValueError(f"`{name}` must lie in (0, 1). Received: {name}={value!r}")
+    return value
+
+
+def _number(name, value, least):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and least <= value < np.inf):
+        raise ValueError(
+            f"`{name}` must be a number of at least {least:g}. Received: {name}={value!r}"
+        )
+    return value

@@ -47,13 +47,14 @@ def fit(
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
         x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
             steps_per_epoch, validation_steps, validation_batch_size: As in `model.fit`. `x`
-            is arrays (or a nest of them), or a `tf.data.Dataset` of batches.
+            is arrays (or a nest of them), a `tf.data.Dataset` of batches, or a
+            `keras.utils.PyDataset`, whose batches are made in one thread, whatever its `workers`.
         epochs: Epochs of training in an outer step; or a list, one number an outer step.
             Defaults to `1`.
         outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
         validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
             `validation_split` and `validation_data` is required.
-        validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches.
+        validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches of either kind.
         initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
@@ -117,9 +118,11 @@ def fit(
     seed = np.random.randint(2**31) if seed is None else _checks.whole_seed(seed)
     search = Search(seed, unroll.mode, restart.start)
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0])
-    return OuterLoop(
+    loop = OuterLoop(
         unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
-    ).run(initial_epoch, search)
+    )
+    with _data.raising_errors_of(train, validation):
+        return loop.run(initial_epoch, search)
 
 
 def hypergradients(
@@ -140,9 +143,9 @@ def hypergradients(
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
-        train_data: A finite `tf.data.Dataset` of batches.
-        validation_data: A finite `tf.data.Dataset` of batches; the validation loss is the
-            compiled loss without regularisation penalties, averaged over them.
+        train_data: A finite `tf.data.Dataset` or `keras.utils.PyDataset` of batches.
+        validation_data: Another one; the validation loss is the compiled loss without
+            regularisation penalties, averaged over its batches.
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
         differentiation, adjoint_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
@@ -175,34 +178,38 @@ def hypergradients(
         )
     if per_step and differentiation == "forward":
         differentiation = "adjoint"
-    train, validation = (
-        _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
-        for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
-    )
+    train, validation = _datasets(train_data, validation_data)
     horizon = train.num_batches
     _checks.check_buckets(model.optimizer, horizon)
     unroll, _ = make_unroll(model, train, horizon, differentiation, adjoint_memory)
     variables = model.variables + model.optimizer.variables
     saved = [variable.numpy() for variable in variables]
     try:
-        unroll.reset(horizon)
-        _, finite = unroll.run(train.start(), 0, 0, horizon)
-        if not finite:
-            warnings.warn("The training loss stopped being finite.", stacklevel=2)
-        what = validation.start(), validation.num_batches, validation_training
-        if per_step:
-            return model.optimizer.per_step(unroll.validate_per_step(*what)[1])
-        return model.optimizer._by_name(unroll.validate(*what)[1])
+        with _data.raising_errors_of(train, validation):
+            unroll.reset(horizon)
+            _, finite = unroll.run(train.start(), 0, 0, horizon)
+            if not finite:
+                warnings.warn("The training loss stopped being finite.", stacklevel=2)
+            what = validation.start(), validation.num_batches, validation_training
+            if per_step:
+                return model.optimizer.per_step(unroll.validate_per_step(*what)[1])
+            return model.optimizer._by_name(unroll.validate(*what)[1])
     finally:
         for variable, value in zip(variables, saved):
             variable.assign(value)
+
+
+def _datasets(train_data, validation_data):
+    return [
+        _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
+        for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
+    ]
 
 
 def _hypergradients_in(dtype, model, train_data, validation_data, *arguments):
     if dtype != "float64":
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
     with _twin.float64():
-        train, validation = map(_twin.in_float64, (train_data, validation_data))
-        spec = keras.utils.unpack_x_y_sample_weight(train.element_spec)
-        twin = _twin.float64_twin(model, None, spec)
-        return hypergradients(twin, train, validation, *arguments)
+        data = [_twin.in_float64(dataset) for dataset in (train_data, validation_data)]
+        twin = _twin.float64_twin(model, None, _datasets(*data)[0].spec)
+        return hypergradients(twin, *data, *arguments)

@@ -1,14 +1,18 @@
 """Adjoint mode gives the hypergradients of forward mode, from kept states or from checkpoints."""
 
+import weakref
+
 import keras
 import numpy as np
 import pytest
+import sklearn.datasets
 import tensorflow as tf
 import unroll_test
 
 import keras_fds
 from keras_fds import _data
 from keras_fds._adjoint import Adjoint
+from keras_fds._unroll import Unroll
 
 pytestmark = pytest.mark.usefixtures("float64")
 HORIZON = unroll_test.HORIZON
@@ -71,6 +75,68 @@ def scalar_model():
     return model
 
 
+def digits_network():
+    """`trainers.networks.digits_cnn` with dropout and regularizers."""
+    layers = [keras.Input((8, 8, 1))]
+    for number, filters, strides in ((1, 16, 1), (2, 32, 2)):
+        layers += [
+            keras.layers.Conv2D(
+                *(filters, 3, strides, "same"),
+                use_bias=False,
+                kernel_regularizer=keras.regularizers.L2(0.01),
+                name=f"convolution_{number}",
+            ),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.ReLU(),
+        ]
+    dense = keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(0.01), name="dense")
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dropout(0.3), dense])
+
+
+LOSSES = {
+    "label_smoothing": keras.losses.CategoricalCrossentropy,
+    "label_smoothing gamma alpha": keras.losses.CategoricalFocalCrossentropy,
+    "label_smoothing binary": keras.losses.BinaryCrossentropy,
+}
+
+
+@pytest.mark.parametrize("numbers", LOSSES)
+def test_equals_forward_mode_for_numbers_of_loss_and_layers_of_the_digits_network(numbers):
+    model, loss = digits_network(), LOSSES[numbers](from_logits=True, label_smoothing=0.1)
+    learned = {
+        "learning_rate": 0.3,
+        "momentum": 0.8,
+        "weight_decay": 0.02,
+        "dense.kernel_regularizer.l2": 0.01,
+        "convolution_*.kernel_regularizer.l2": 0.01,
+        "convolution_1.learning_rate_multiplier": 0.7,
+        "dense.learning_rate_multiplier": 1.5,
+    } | {f"loss.{n}": getattr(loss, n) for n in numbers.split() if n != "binary"}
+    model.compile(
+        keras_fds.HyperOptimizer(
+            keras_fds.optimizers.SGD(clipvalue=0.02),
+            [keras_fds.Hyperparameter(name, 2, value) for name, value in learned.items()],
+        ),
+        loss=loss,
+    )
+    digits = sklearn.datasets.load_digits()
+    x, y = digits.images[:150, ..., None] / 16.0, np.eye(10)[digits.target[:150]]
+    train = _data.ArrayBatches(_data.as_arrays(x, y, None), 20, np.arange(20 * HORIZON))
+    validation = train.subset(np.arange(20 * HORIZON, 150))
+    unroll = Unroll(model, train.spec)
+    start = [variable.numpy() for variable in model.variables]
+    unroll.reset(HORIZON)
+    unroll.run(train.start(), 0, 0, HORIZON)
+    expected = model.optimizer._by_name(unroll.validate(validation.start(), 3)[1])
+    for memory in (ALL, CHECKPOINTS):
+        for variable, value in zip(model.variables, start):
+            variable.assign(value)
+        found = model.optimizer._by_name(backward(model, train, validation, memory)[2])
+        for name, values in expected.items():
+            assert np.abs(values).min() > 0, name
+            assert unroll_test.relative_error(found[name], values) <= 1e-8, name
+
+
 def datasets(num_train=31):
     (x, y, _), rng = unroll_test.data()[0].data, np.random.default_rng(4)
     dataset = tf.data.Dataset.from_tensor_slices((x, tf.one_hot(y, 3, dtype="float64")))
@@ -129,6 +195,23 @@ def test_short_calls_share_checkpoints():
     adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
     assert [len(block.pieces) for block in adjoint.blocks] == [3, 2]
     assert all(not piece.states for block in adjoint.blocks for piece in block.pieces)
+
+
+def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
+    model = unroll_test.compiled_unroll("paper_sgd")[0].model.model
+    train, validation = unroll_test.data()
+    adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
+    again, kept, alive = adjoint._run_again, [], []
+
+    def run_again(*arguments):
+        alive.append(sum(reference() is not None for reference in kept))
+        result = again(*arguments)
+        kept.extend(weakref.ref(state) for state in result[2])
+        return result
+
+    monkeypatch.setattr(adjoint, "_run_again", run_again)
+    adjoint.validate(validation.start(), validation.num_batches)
+    assert alive == [0, 0]
 
 
 def test_checkpoints_are_about_twice_the_root_of_the_horizon():

@@ -202,7 +202,7 @@ def test_configs_as_text(server):
     config = ask(server, "text/text", run="search", tag="config")[0]["text"]
     assert "two stripes" in config
     optimizer = ask(server, "text/text", run="search", tag="optimizer")[0]["text"]
-    assert "SignDescent" in optimizer and "num_buckets" in optimizer
+    assert "TrustRegionDescent" in optimizer and "num_buckets" in optimizer
 
 
 def test_hparams_table(server, searched):
@@ -218,7 +218,7 @@ def test_hparams_table(server, searched):
     assert len(groups) == 1
     assert groups[0]["hparams"] == {
         "optimizer": "SGD",
-        "outer": "SignDescent",
+        "outer": "TrustRegionDescent",
         "learning_rate/initial": 0.0,
         "learning_rate/num_buckets": 3,
         "learning_rate/step_size": 0.1,

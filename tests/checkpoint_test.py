@@ -171,11 +171,14 @@ def test_so_does_one_with_outer_steps_that_diverge(outer_steps, tmp_path):
 
 
 def test_one_that_has_converged_stays_so(tmp_path, capsys):
-    model = make_model(initial=1.0)
-    model.optimizer.outer_state = {"step_sizes": np.full(3, 1e-6)}
-    model.optimizer.outer_state = {"values": np.full(3, 0.5)}
-    first = search([Checkpoint(tmp_path)], model=model, verbose=2)[1]
-    again = search([Checkpoint(tmp_path)], verbose=2)[1]
+    def converging():
+        model = make_model(initial=0.5)
+        model.optimizer.outer_state = {"values": np.full(3, 0.5)}
+        model.optimizer.outer.converged_fraction = 1e6
+        return model
+
+    first = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
+    again = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
     assert first.history == again.history and len(first.epoch) == 1
     assert capsys.readouterr().out.count("The search has converged") == 2
 

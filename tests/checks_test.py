@@ -38,7 +38,7 @@ X, Y = arrays()
         (make_model, {"validation_split": 0.001}, "leaves nothing"),
         (make_model, {"x": None, "y": None}, "missing"),
         (make_model, {"y": None}, "`y` is missing"),
-        (make_model, {"x": iter([X]), "y": Y}, "arrays or a tf.data.Dataset.*list_iterator"),
+        (make_model, {"x": iter([X]), "y": Y}, "arrays, a tf.data.Dataset or .*list_iterator"),
         (make_model, {"x": X.tolist(), "y": Y}, "numpy.asarray"),
         (make_model, {"x": X[:0], "y": Y[:0]}, "empty"),
         (make_model, {"y": Y[:5]}, "same number of examples"),

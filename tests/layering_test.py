@@ -12,17 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    (
-        "hyperparameters",
-        "optimizers",
-        "outer",
-        "_data",
-        "_files",
-        "_pictures",
-        "_pruning",
-        "_search",
-    ),
+    ("hyperparameters", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
+    ("_data", "_files", "_pictures", "_search"),
     ("schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
+    ("export",),
     ("_forward_mode",),
     ("_keras",),
     ("_scalars",),

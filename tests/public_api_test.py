@@ -24,6 +24,7 @@ NAMES = [
     "Hyperparameter",
     "callbacks",
     "check_hypergradients",
+    "export",
     "fit",
     "hypergradients",
     "load_schedules",
@@ -33,8 +34,9 @@ NAMES = [
 ]
 SUBMODULES = {
     "callbacks": ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"],
+    "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
-    "outer": ["SignDescent"],
+    "outer": ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"],
 }
 
 # Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
@@ -147,7 +149,11 @@ def test_public_methods_have_docstrings(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["BucketedSchedule", "HyperOptimizer", "Hyperparameter", "optimizers.SGD", "outer.SignDescent"],
+    [
+        *("BucketedSchedule", "HyperOptimizer", "Hyperparameter", "export.keras_schedules"),
+        *("export.python_snippet", "optimizers.SGD", "outer.SignDescent"),
+        "outer.TrustRegionDescent",
+    ],
 )
 def test_examples_run(name):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
@@ -201,7 +207,10 @@ def test_fit_takes_what_model_fit_takes():
         ("BucketedSchedule", "(values, horizon)"),
         ("save_schedules", "(path, schedules)"),
         ("load_schedules", "(path)"),
-        ("outer.SignDescent", "(shrink=0.5, tolerance=0.02)"),
+        ("export.keras_schedules", "(schedules)"),
+        ("export.python_snippet", "(schedules, optimizer)"),
+        ("outer.SignDescent", "(shrink=0.5)"),
+        ("outer.TrustRegionDescent", "(tolerance=0.02, growth=1.2, shrink=0.5, alarm=5.0)"),
         (
             "optimizers.SGD",
             "(learning_rate=0.01, momentum=0.0, weight_decay=0.0, name='sgd', **kwargs)",
@@ -222,7 +231,14 @@ def test_serializable_classes_are_registered(name):
 
 
 def test_all_that_can_be_configured_is_among_them():
-    expected = {"BucketedSchedule", "HyperOptimizer", "Hyperparameter", "SGD", "SignDescent"}
+    expected = {
+        "BucketedSchedule",
+        "HyperOptimizer",
+        "Hyperparameter",
+        "SGD",
+        "SignDescent",
+        "TrustRegionDescent",
+    }
     assert expected <= {value.__name__ for value in SERIALIZABLE.values()}
 
 

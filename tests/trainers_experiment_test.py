@@ -27,6 +27,15 @@ def test_check_config_names_what_is_missing_and_numbers_below_one(config):
     config.batch_size = 0
     with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1"):
         experiment.check_config(config)
+    config.batch_size = 1
+    config.adjoint_memory = 0
+    with pytest.raises(ValueError, match="`adjoint_memory` must be a whole number of at least 1"):
+        experiment.check_config(config)
+    config.adjoint_memory = 2**20
+    experiment.check_config(config)
+    config.differentiation = "reverse"
+    with pytest.raises(ValueError, match="must be 'auto', 'forward' or 'adjoint'. Received: 'rev"):
+        experiment.check_config(config)
     del config.network
     with pytest.raises(ValueError, match="The config has no network."):
         experiment.check_config(config)

@@ -110,6 +110,8 @@ def test_wrong_input_leaves_an_empty_workdir(tmp_path, data_dir):
         "`optimizer` of the config must name": {"optimizer": {"name": "nope"}},
         "more buckets than the horizon": {"batch_size": 1438},
         "`validation_split` between 0 and 1": {"validation_split": 1.5},
+        "`differentiation` must be 'auto'": {"differentiation": "reverse"},
+        "Raise `adjoint_memory`": {"differentiation": "adjoint", "adjoint_memory": 1000},
     }.items():
         with pytest.raises(ValueError, match=message):
             search.search(small_config(data_dir, **field), tmp_path, verbose=0)
@@ -143,6 +145,13 @@ def test_program_prints_schedules_and_what_to_type_next(program):
     assert train[-2:] == [f"--schedules={workdir}/schedules.json", f"--workdir={workdir}-train"]
     assert any(f"--logdir={workdir}/tensorboard" in line for line in lines)
     assert str(workdir / "schedules.png") in output
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert str(workdir / "report.html") in output
+    assert "The best of 2 outer steps was number 2: validation loss" in page
+    assert "-m trainers.search --config=configs/digits.py --config.network=mlp" in page
+    code = (workdir / "schedules.py").read_text(encoding="utf-8")
+    assert f"def make_optimizer(horizon={schedules['learning_rate'].horizon})" in code
+    assert "clipvalue=3.0" in code
 
 
 def wait_for(process, condition):
@@ -201,10 +210,18 @@ def test_an_interrupt_leaves_what_is_finished(tmp_path, data_dir):
     for word in SPAM:
         assert word not in output
     keras_fds.load_schedules(tmp_path / "schedules.json")
+    assert "report.html" in output and (tmp_path / "report.html").exists()
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows and all(None not in row.values() for row in rows)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_report_is_of_this_config_only(searched, data_dir):
+    workdir, _ = searched
+    assert search._is_of(workdir, small_config(data_dir))
+    assert not search._is_of(workdir, small_config(data_dir, seed=7))
+    assert not search._is_of(workdir / "missing", small_config(data_dir))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,24 @@ def test_schedules_are_the_files_stretched_to_the_training(trained):
             assert stretched.horizon == horizon
 
 
+@pytest.mark.parametrize("factor", [1, 5, 10])
+def test_trains_over_several_times_the_learned_horizon(config, tmp_path, factor):
+    epoch = 12  # 1438 examples in batches of 128.
+    learned = {
+        "learning_rate": keras_fds.BucketedSchedule([0.1, 0.2, 0.05], epoch),
+        "momentum": keras_fds.BucketedSchedule([0.5], epoch),
+        "weight_decay": keras_fds.BucketedSchedule([1e-4], epoch),
+    }
+    keras_fds.save_schedules(tmp_path / "schedules.json", learned)
+    config.update(train_epochs=factor, train_seeds=1)
+    metrics = train.train(config, tmp_path / "schedules.json", tmp_path / "run", verbose=0)
+    model = keras.models.load_model(tmp_path / "run" / "model.keras")
+    assert int(model.optimizer.iterations.numpy()) == epoch * factor
+    rates = model.optimizer.schedules["learning_rate"].per_step()
+    assert rates.tolist() == np.repeat([0.1, 0.2, 0.05], 4 * factor).tolist()
+    assert metrics["accuracy"] > (0.6 if factor == 1 else 0.9)
+
+
 def test_model_is_the_first_seeds(trained, data_dir):
     workdir, metrics = trained
     model = keras.models.load_model(workdir / "model.keras")
@@ -156,3 +174,5 @@ def test_program_prints_the_accuracy_and_nothing_else_of_note(schedules, data_di
         assert word not in process.stdout
     accuracy = json.loads((tmp_path / "test.json").read_text())["accuracy"]
     assert f"Test accuracy {accuracy:.2%}" in process.stdout
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"Test accuracy {accuracy:.2%}" in page and f"--schedules={schedules}" in page

@@ -27,8 +27,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 _COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
 _FIELDS = (
     *_COUNTS,
-    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split"),
+    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
     *("validation_training", "optimizer", "tangent_clipvalue", "hyperparameters", "outer"),
+    "differentiation",
 )
 
 
@@ -39,7 +40,7 @@ def check_config(config):
         config: A `ml_collections.ConfigDict` like those of `configs/`.
 
     Raises:
-        ValueError: A field is missing, or a number is below 1; or the file could not be loaded.
+        ValueError: A field is missing or cannot be meant; or the file could not be loaded.
     """
     try:
         missing = [name for name in _FIELDS if not hasattr(config, name)]
@@ -47,11 +48,15 @@ def check_config(config):
         raise ValueError(f"--config cannot be loaded. {error}") from error
     if missing:
         raise ValueError(f"The config has no {', '.join(missing)}.")
-    for name in _COUNTS:
+    for name in _COUNTS if config.adjoint_memory is None else (*_COUNTS, "adjoint_memory"):
         if not _is_count(config[name]):
             raise ValueError(
                 f"`{name}` must be a whole number of at least 1. Received: {name}={config[name]!r}"
             )
+    if (mode := config.differentiation) not in ("auto", "forward", "adjoint"):
+        raise ValueError(
+            f"`differentiation` must be 'auto', 'forward' or 'adjoint'. Received: {mode!r}"
+        )
 
 
 def _is_count(value):
@@ -121,7 +126,7 @@ def make_optimizer(config, schedules=None):
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         if name != "Optimizer"
     }
-    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if isinstance(v, type)}
+    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if hasattr(v, "judge")}
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),
         [_call(keras_fds.Hyperparameter, each) for each in hyperparameters],
@@ -177,8 +182,8 @@ def check_hypergradients(config, arrays):
 
     model = make_model(config, arrays)
     optimizer = model.optimizer
-    state = optimizer.outer_state
-    moved = np.clip(state["values"] + state["step_sizes"], *optimizer.ranges)
+    state, ranges = optimizer.outer_state, optimizer.ranges
+    moved = np.clip(state["values"] + state["step_sizes"], ranges.minimum, ranges.maximum)
     optimizer.outer_state = {"values": moved}
     horizon = max(4, *(each.num_buckets for each in optimizer.hyperparameters))
     data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))

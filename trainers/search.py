@@ -4,17 +4,21 @@
 
 Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
 config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
-(a row an outer step), schedules.png, tensorboard/ and checkpoints/.
+(a row an outer step), schedules.png, tensorboard/ and checkpoints/; then schedules.py, which makes
+the optimizer with its schedules in programs without keras_fds, and report.html.
 
 Interrupted or killed, it goes on when the same command is started again, and ends as if it had not
 been; a finished search goes on with a greater --config.outer_steps.
 """
 
+import contextlib
+import json
 import pathlib
 
 from absl import flags
 
 from trainers import experiment, workdirs
+from trainers import report as pages
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 flags.adopt_module_key_flags(experiment)
@@ -76,6 +80,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
         validation_split=config.validation_split,
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
+        differentiation=config.differentiation,
+        **({} if config.adjoint_memory is None else {"adjoint_memory": config.adjoint_memory}),
         verbose=verbose,
         callbacks=keeping,
         seed=config.seed,
@@ -83,6 +89,39 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     with workdirs.replacement(workdir / "model.keras") as path:
         model.save(path)
     return history
+
+
+def write_report(config, workdir):
+    """Writes `schedules.py` and `report.html` from what a search has left in its folder.
+
+    Where numbers of the model are learned there is no `schedules.py`: no optimizer has them.
+    """
+    import keras_fds
+
+    rows = workdirs.read_history(workdir)
+    if not rows:
+        return
+    lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
+    if (workdir / "schedules.json").exists():
+        schedules = keras_fds.load_schedules(workdir / "schedules.json")
+        best = workdirs.best_row(rows)
+        lead = (
+            f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
+            f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
+        )
+        if not any("." in name for name in schedules):
+            optimizer = experiment.make_optimizer(config, schedules).optimizer
+            code = keras_fds.export.python_snippet(schedules, optimizer)
+            with workdirs.replacement(workdir / "schedules.py") as path:
+                path.write_text(code, encoding="utf-8")
+    command = experiment.command(
+        *("python", "-m", "trainers.search", *experiment.config_arguments()),
+        f"--workdir={workdir}",
+    )
+    sections = [*pages.search_sections(rows), pages.origin_section(command, config.seed)]
+    title = f"Search: {config.network} on {config.dataset}"
+    with workdirs.replacement(workdir / "report.html") as path:
+        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
 
 
 def report(workdir):
@@ -103,15 +142,29 @@ def report(workdir):
         f"Its schedules, over a horizon of {best['horizon']} inner steps:\n\n"
         f"{experiment.table(keras_fds.load_schedules(schedules))}\n\n"
         f"Picture of all outer steps' schedules: {workdir / 'schedules.png'}\n"
+        f"The whole report: {workdir / 'report.html'}\n"
         f"To train with them, type:\n  {train}\n"
         f"To see the search in TensorBoard, type:\n  {tensorboard}"
     )
 
 
+def _is_of(workdir, config):
+    """Whether a folder holds results of this config: refused ones leave older results alone."""
+    with contextlib.suppress(OSError, ValueError):
+        written = json.loads((workdir / "config.json").read_text())
+        return written == json.loads(json.dumps(config.to_dict()))
+    return False
+
+
 def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
-    search(experiment.CONFIG.value, workdir, experiment.OVERWRITE.value, check=CHECK.value)
+    config = experiment.CONFIG.value
+    try:
+        search(config, workdir, experiment.OVERWRITE.value, check=CHECK.value)
+    finally:
+        if _is_of(workdir, config):
+            write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
         raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
     print(report(workdir))

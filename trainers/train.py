@@ -6,7 +6,8 @@
 Trains on the whole training split with stock `model.fit`, the schedules stretched to
 `config.train_epochs` epochs, and evaluates on the test split once, at the end. The folder --workdir
 ends up with config.json, schedules.json (stretched), schedules.png, history.csv (a row an epoch),
-model.keras (the first seed's), test.json and tensorboard/.
+model.keras (the first seed's), test.json and tensorboard/, and report.html, which tells of the
+search too.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ import pathlib
 from absl import flags
 
 from trainers import experiment, workdirs
+from trainers import report as pages
 
 _SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json that a search wrote.")
 flags.mark_flag_as_required("schedules")
@@ -76,6 +78,27 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     return summary
 
 
+def write_report(config, schedules, summary, workdir):
+    """Writes `report.html`; arguments as above, `summary` is what `train` returned."""
+    import keras_fds
+
+    workdir, schedules = pathlib.Path(workdir), pathlib.Path(schedules)
+    stretched = keras_fds.load_schedules(workdir / "schedules.json")
+    sections = pages.training_sections(summary, workdirs.read_history(workdir), stretched)
+    of_search = workdirs.read_history(schedules.parent)
+    if of_search and "outer_step" in of_search[0]:
+        sections += [(f"The search: {h.lower()}", c) for h, c in pages.search_sections(of_search)]
+    command = experiment.command(
+        *("python", "-m", "trainers.train", *experiment.config_arguments()),
+        *(f"--schedules={schedules}", f"--workdir={workdir}"),
+    )
+    sections.append(pages.origin_section(command, config.seed))
+    title = f"Training: {config.network} on {config.dataset}"
+    lead = f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}."
+    with workdirs.replacement(workdir / "report.html") as path:
+        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
+
+
 def report(summary, workdir):
     """What to tell about a finished training, a string."""
     text = f"\nTest accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}"
@@ -91,6 +114,7 @@ def main():
     """The program."""
     config, workdir = experiment.CONFIG.value, experiment.WORKDIR.value
     summary = train(config, _SCHEDULES.value, workdir, experiment.OVERWRITE.value)
+    write_report(config, _SCHEDULES.value, summary, workdir)
     print(report(summary, workdir))
 
 

@@ -12,7 +12,7 @@ _NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
     *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
-    "test.json",
+    *("test.json", "schedules.py", "report.html"),
 )
 
 
