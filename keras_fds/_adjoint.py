@@ -45,6 +45,8 @@ class Adjoint:
         memory: Bytes that kept states may need.
     """
 
+    mode = "adjoint"
+
     def __init__(self, model, batch, memory):
         self.step = InnerStep(model, batch)
         self.model, self.optimizer = self.step.model, self.step.optimizer

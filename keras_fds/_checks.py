@@ -95,3 +95,25 @@ def epochs_of_outer_steps(epochs, outer_steps):
             f"Received: epochs={epochs!r}"
         )
     return [whole_number("epochs", number) for number in each]
+
+
+def whole_seed(seed):
+    """The seed as an int; a `ValueError` unless it is a whole number from 0."""
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0:
+        return int(seed)
+    raise ValueError(f"`seed` must be None or a whole number from 0. Received: seed={seed!r}")
+
+
+def check_searching(callback):
+    """Raises a `ValueError` unless a callback's model is searched by `keras_fds.fit`."""
+    optimizer, name = callback.model.optimizer, type(callback).__name__
+    if not isinstance(optimizer, HyperOptimizer):
+        raise ValueError(
+            f"keras_fds.callbacks.{name} shows learned schedules: compile the model with a "
+            f"keras_fds.HyperOptimizer. Received: optimizer={optimizer}"
+        )
+    if not optimizer.searching:
+        raise ValueError(
+            f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules; "
+            "`model.fit` trains with them. Leave it out there."
+        )

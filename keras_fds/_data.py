@@ -175,6 +175,7 @@ class DatasetBatches:
         self.num_batches = num_batches or cardinality
         self._endless = cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = None
+        self.begun = 0  # Passes.
         if self.passes:
             dataset = self.passes.dataset(self.num_batches)
         self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
@@ -201,7 +202,15 @@ class DatasetBatches:
         """A source for one pass; an endless dataset goes on where the last pass ended."""
         if self._iterator is None or not self._endless:
             self._iterator = iter(self.dataset)
+        self.begun += 1
         return self._iterator
+
+    def replay(self, passes):
+        """Leaves the dataset as so many passes do: a shuffle draws anew each time it is begun."""
+        for _ in range(passes):
+            iterator = self.start()
+            for _ in range(self.num_batches if self._endless else 1):
+                next(iterator)
 
 
 class SplitData:
@@ -211,14 +220,12 @@ class SplitData:
         train, validation: `ArrayBatches` or `DatasetBatches`; `validation` may be `None`.
         split: Fraction of the training arrays to hold out when there is no `validation`.
         validation_batch_size: Batch size of what is held out; `None` for that of training.
-        generator: A `numpy.random.Generator`.
         shuffle: Whether training arrays, or the batches of a `PyDataset`, are shuffled every
             pass.
     """
 
-    def __init__(self, train, validation, split, validation_batch_size, generator, shuffle):
-        self.train, self.validation, self.generator = train, validation, generator
-        self.shuffle = generator if shuffle else None
+    def __init__(self, train, validation, split, validation_batch_size, shuffle):
+        self.train, self.validation, self.shuffle = train, validation, shuffle
         self.spec = train.spec
         self.validation_batch_size = validation_batch_size
         self.held_out = 0
@@ -238,23 +245,35 @@ class SplitData:
                 f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
                 "train or to validate on."
             )
-        self.num_batches = self.draw()[0].num_batches
+        self.num_batches = self.draw(np.random.default_rng(0))[0].num_batches
 
-    def draw(self):
-        """`(train, validation)` batches for one outer step."""
+    def draw(self, generator):
+        """`(train, validation)` batches for one outer step; the generator draws and shuffles."""
         if not self.held_out:
-            return self._shuffled(self.train), self.validation
-        order = self.generator.permutation(self.train.num_examples)
+            return self._shuffled(self.train, generator), self.validation
+        order = generator.permutation(self.train.num_examples)
         held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
         return (
-            self._shuffled(self.train, rest),
+            self._shuffled(self.train, generator, rest),
             self.train.subset(held_out, self.validation_batch_size),
         )
 
-    def _shuffled(self, batches, examples=None):
+    def _shuffled(self, batches, generator, examples=None):
+        generator = generator if self.shuffle else None
         if isinstance(batches, ArrayBatches):
-            return batches.subset(examples, generator=self.shuffle)
-        return batches.shuffled(self.shuffle)
+            return batches.subset(examples, generator=generator)
+        return batches.shuffled(generator)
+
+    @property
+    def begun(self):
+        """How many passes over each dataset were begun, `[train, validation]`."""
+        return [getattr(batches, "begun", 0) for batches in (self.train, self.validation)]
+
+    def replay(self, passes):
+        """Leaves the datasets as so many passes do, `[train, validation]`."""
+        for batches, count in zip((self.train, self.validation), passes):
+            if isinstance(batches, DatasetBatches):
+                batches.replay(count)
 
 
 def make_batches(data, batch_size, steps, what, class_weight=None):

@@ -1,6 +1,10 @@
 """Building a compiled model's variables, and rebuilding the model with new weights."""
 
+import contextlib
+import random
+
 import keras
+import numpy as np
 
 from keras_fds import _keras
 
@@ -16,6 +20,19 @@ def build(model, batch):
             f"The optimizer was built for other weights than those of {model.name!r}: for another "
             "model, or before layers were frozen. Compile the model with a new HyperOptimizer."
         )
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """While open, `random` and `numpy.random`, and so Keras's initialisers, draw from a seed."""
+    python, legacy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
 
 
 def fresh_model(model, inputs, make=None):

@@ -31,49 +31,85 @@ class OuterLoop:
         self.horizons = horizons
         self.validation_training = validation_training
         self.steps_a_call = self.model.steps_per_execution
-        self.best = {"loss": np.inf}
         self.start_weights = self.model.get_weights()
 
-    def run(self, initial_epoch):
-        """Runs the outer steps and returns the model's history."""
-        model, logs = self.model, {}
-        model.stop_training = False
-        self.callbacks.on_train_begin()
-        initial_epoch = getattr(model, "_initial_epoch", None) or initial_epoch
-        self.initial_epoch = initial_epoch
+    def run(self, initial_epoch, search):
+        """Runs the outer steps of a search, or of the one a callback restores; the history."""
+        model, optimizer, logs = self.model, self.optimizer, {}
+        model.stop_training, model._initial_epoch = False, None
+        last = optimizer.search
+        if initial_epoch and last is not None and len(last.records) == initial_epoch:
+            search = last
+        self.search = optimizer.search = search
+        optimizer.searching = True
         try:
-            for outer_step in range(initial_epoch, len(self.horizons)):
-                self.optimizer.update_schedules()
-                if outer_step > initial_epoch and self.optimizer.converged:
-                    if self.callbacks.params["verbose"]:
-                        print("The search has converged: no value moves by 5% of itself any more.")
-                    break
-                if outer_step == initial_epoch:
-                    self.resume_best()
-                logs = self.outer_step(outer_step)
-                if model.stop_training or np.isinf(self.best["loss"]):
-                    break
+            self.callbacks.on_train_begin()
+            first = self.take_over(optimizer.search) or model._initial_epoch or initial_epoch
+            try:
+                for outer_step in range(first, len(self.horizons)):
+                    if self.has_ended():
+                        break
+                    logs = self.outer_step(outer_step)
+                    if model.stop_training:
+                        break
+            finally:
+                self.keep_best()
         finally:
-            self.keep_best()
+            optimizer.searching = False
         self.callbacks.on_train_end(logs)
         return model.history
+
+    def take_over(self, search):
+        """Goes on with a search that was begun before; the number of its finished outer steps."""
+        begun_with, self.search = self.search, search
+        done, of = len(search.records), len(self.horizons)
+        if search.mode != begun_with.mode:
+            warnings.warn(
+                f"The search was begun in {search.mode} mode and goes on in {begun_with.mode} "
+                "mode, so it ends otherwise in the last digits. Pass differentiation="
+                f"{search.mode!r} to go on as it was begun.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        search.mode = begun_with.mode
+        self.restart.start = search.start = search.start or self.restart.start
+        self.data.replay(search.passes)
+        for record in search.records:
+            self.model.history.on_epoch_end(record["outer_step"] - 1, record["logs"])
+        if done and self.callbacks.params["verbose"]:
+            going_on = f"Going on after outer step {done} of {of}."
+            print(going_on if done < of else f"All {of} outer steps are done already.")
+        return done
+
+    def has_ended(self):
+        """Whether the search ends before another outer step; if not, moves the schedules."""
+        begun = bool(self.search.records)
+        if begun and np.isinf(self.search.best["loss"]):
+            return True
+        self.optimizer.update_schedules()
+        converged = begun and self.optimizer.converged
+        if converged and self.callbacks.params["verbose"]:
+            print("The search has converged: no value moves by 5% of itself any more.")
+        return converged
 
     def outer_step(self, outer_step):
         """One inner loop from new weights, its hypergradients, and the callbacks' share."""
         model, unroll = self.model, self.unroll
         horizon = self.horizons[outer_step]
         self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
-        train, validation = self.data.draw()
-        self.restart()
+        generator, seed = self.search.randomness(outer_step)
+        train, validation = self.data.draw(generator)
+        self.restart(seed)
         unroll.reset(horizon)
         model.reset_metrics()
         self.callbacks.on_epoch_begin(outer_step)
         steps, finite = self.inner_steps(train, horizon)
         logs = _logs(model)
-        if finite and steps < horizon:
-            return self.finish(outer_step, logs, np.inf, np.nan)
+        if finite and steps < horizon:  # A callback broke it off, so it measured nothing.
+            self.callbacks.on_epoch_end(outer_step, logs)
+            return logs
         if not finite:
-            known = np.isfinite(self.best["loss"])
+            known = np.isfinite(self.search.best["loss"])
             warnings.warn(
                 f"Outer step {outer_step + 1}: the training loss stopped being finite at inner "
                 f"step {steps} of {horizon}. This step is given up"
@@ -105,14 +141,28 @@ class OuterLoop:
 
     def finish(self, outer_step, logs, loss, values):
         """Records what an outer step measured."""
-        self.optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss)
-        if self.optimizer.judge() == "best":
-            self.best = {
+        optimizer, search = self.optimizer, self.search
+        optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss)
+        schedules = optimizer.schedules
+        measured = {
+            "values": {name: schedule.values for name, schedule in schedules.items()},
+            "hypergradients": optimizer.hypergradients,
+            "step_sizes": optimizer.step_sizes,
+        }
+        record = {"outer_step": outer_step + 1, "horizon": optimizer.horizon}
+        record["logs"] = dict(sorted(logs.items()))  # As callbacks get them.
+        for kind, of_names in measured.items():
+            record[kind] = {name: array.tolist() for name, array in of_names.items()}
+        record["verdict"] = optimizer.judge()
+        search.records.append(record)
+        search.passes = self.data.begun
+        if record["verdict"] == "best" or np.isfinite(loss) > np.isfinite(search.best["loss"]):
+            search.best = {
                 "loss": loss,
                 "outer_step": outer_step,
                 "weights": self.model.get_weights(),
-                "values": self.optimizer.outer_state["values"],
-                "horizon": self.optimizer.horizon,
+                "values": optimizer.outer_state["values"],
+                "horizon": optimizer.horizon,
             }
         self.callbacks.on_epoch_end(outer_step, logs)
         return logs
@@ -144,21 +194,14 @@ class OuterLoop:
         elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
             self.steps_a_call //= 2
 
-    def resume_best(self):
-        """Takes over the best point of a search that was begun elsewhere; its weights are gone."""
-        state = self.optimizer.outer_state
-        if self.initial_epoch and np.isfinite(state.get("best_loss", np.inf)):
-            loss, values = float(state["best_loss"]), state["best_values"]
-            self.best = {"loss": loss, "values": values, "horizon": self.optimizer.horizon}
-
     def keep_best(self):
         """Leaves the best outer step's weights and schedules, and fresh slots."""
-        best, optimizer = self.best, self.optimizer
+        best, optimizer = self.search.best, self.optimizer
         if np.isinf(best["loss"]):
             self.model.set_weights(self.start_weights)
             optimizer.reset_slots()
         else:
-            self.model.set_weights(best.get("weights", self.model.get_weights()))
+            self.model.set_weights(best["weights"])
             optimizer.reset_slots()
             optimizer.horizon = best["horizon"]
             if not np.array_equal(best["values"], optimizer.outer_state["values"]):
@@ -171,15 +214,14 @@ class Restart:
 
     def __init__(self, unroll, initial_weights, inputs):
         model = unroll.model.model
-        self.stateless = unroll.model
+        self.stateless, self.start = unroll.model, None
         if callable(initial_weights):
             self.make = lambda: _models.fresh_model(model, inputs, initial_weights)
         elif initial_weights == "fresh":
             self.make = lambda: _models.fresh_model(model, inputs)
         elif initial_weights == "same":
-            start = [variable.numpy() for variable in model.variables]
+            self.start = [variable.numpy() for variable in model.variables]
             self.make = None
-            self.same = lambda: [v.assign(s) for v, s in zip(model.variables, start)]
         else:
             raise ValueError(
                 "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
@@ -188,11 +230,13 @@ class Restart:
         if self.make is not None:
             self.make()  # Whether it can be done is known before any training.
 
-    def __call__(self):
+    def __call__(self, seed):
         if self.make is None:
-            self.same()
+            for variable, value in zip(self.stateless.model.variables, self.start):
+                variable.assign(value)
         else:
-            self.stateless.reinitialize(self.make())
+            with _models.seeded(seed):
+                self.stateless.reinitialize(self.make())
 
 
 def callback_list(callbacks, model, verbose, outer_steps, horizon):

@@ -25,6 +25,8 @@ class Unroll:
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
     """
 
+    mode = "forward"
+
     def __init__(self, model, batch):
         self.step = InnerStep(model, batch)
         self.model, self.optimizer = self.step.model, self.step.optimizer

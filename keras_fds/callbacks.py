@@ -1,27 +1,34 @@
 """Callbacks that show and keep what `keras_fds.fit` learns, and the picture they share.
 
-Outer steps count from 1 here, as in Keras's progress bar.
+Outer steps count from 1 here, as in Keras's progress bar. What is shown is written from the records
+of the search, so one that goes on shows the outer steps before an interrupt as well, once each.
 """
 
 import contextlib
 import csv
 import json
 import pathlib
-import tempfile
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tensorboard.plugins.hparams import api as hparams
 
-from keras_fds.hyper_optimizer import HyperOptimizer
+from keras_fds import _pictures
+from keras_fds._checkpoint import Checkpoint
+from keras_fds._checks import check_searching
+from keras_fds._files import replacement, writable_directory
+from keras_fds._pictures import draw_schedules
 from keras_fds.schedules import BucketedSchedule, save_schedules
+
+__all__ = ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"]
 
 # TensorBoard keeps every point of a curve of this length.
 _MOST_POINTS = 400
+# Where event files are that a search replaces, and how their names end.
+_RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
+_SUFFIX = ".keras_fds"
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -37,7 +44,10 @@ class TensorBoard(keras.callbacks.Callback):
     - `epoch_loss` and the metrics over outer steps: runs `train` and `validation`.
 
     The beginning writes the optimizer's configuration and `config` as text, and an entry of the
-    HParams table: the start values, to be compared by the best validation loss.
+    HParams table: the start values, to be compared by the best validation loss. A search's files
+    take the place of this callback's older ones in the folder; a `fit` that goes on with a search
+    (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps anew. When they cannot
+    be written, as on a full disk, it warns, and the search goes on.
 
     Args:
         log_dir: Folder for the event files; made when it does not exist. Defaults to `"logs"`.
@@ -63,10 +73,39 @@ class TensorBoard(keras.callbacks.Callback):
         self._writers = {}
 
     def on_train_begin(self, logs=None):
-        optimizer = _hyper_optimizer(self)
-        _writable_directory(self.log_dir, "log_dir")
-        self._schedules, self._outer_steps = [], []
-        self._best = np.inf
+        check_searching(self)
+        writable_directory(self.log_dir, "log_dir")
+        self._close()
+        self._shown = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_train_end(self, logs=None):
+        self._catch_up()
+        self._close()
+
+    def _catch_up(self):
+        """Shows the outer steps that are not shown yet."""
+        records = self.model.optimizer.search.records
+        try:
+            if self._shown is None:
+                self._shown = 0
+                for run in _RUNS:
+                    for path in self.log_dir.glob(f"{run}/events.out.tfevents.*{_SUFFIX}"):
+                        path.unlink()
+                self._begin()
+            while self._shown < len(records):
+                self._shown += 1
+                self._show(records[: self._shown])
+        except (OSError, tf.errors.OpError) as error:
+            _warn_of_unwritten(self.log_dir, error)
+
+    def _begin(self):
+        optimizer = self.model.optimizer
         start_values = _flat_start_values(optimizer)
         with self._run("."):
             hparams.hparams_config(
@@ -79,22 +118,22 @@ class TensorBoard(keras.callbacks.Callback):
             if self.config is not None:
                 tf.summary.text("config", _as_markdown(self.config), step=0)
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs, outer_step = logs or {}, epoch + 1
-        schedules = self.model.optimizer.schedules
-        self._schedules.append(schedules)
-        self._outer_steps.append(outer_step)
+    def _show(self, records):
+        """Shows the last of some outer steps."""
+        record, outer_steps = records[-1], [each["outer_step"] for each in records]
+        outer_step, logs = record["outer_step"], record["logs"]
         run = f"schedules/outer_step_{outer_step:03d}"
         with self._run(run):
-            _write_curves(schedules)
+            _write_curves(_schedules(record))
         self._writers.pop(run).close()
-        self._best = min(self._best, np.nan_to_num(logs.get("val_loss", np.inf), nan=np.inf))
+        losses = [each["logs"].get("val_loss", np.inf) for each in records]
+        best = min(np.nan_to_num(losses, nan=np.inf))
         with self._run("search"):
-            _write_buckets(self.model.optimizer, outer_step)
-            if np.isfinite(self._best):
-                tf.summary.scalar("best_val_loss", self._best, step=outer_step)
-            picture = _pixels(draw_schedules(self._schedules, self._outer_steps))
-            tf.summary.image("schedules", picture[np.newaxis], step=outer_step)
+            _write_buckets(record)
+            if np.isfinite(best):
+                tf.summary.scalar("best_val_loss", best, step=outer_step)
+            figure = draw_schedules([_schedules(each) for each in records], outer_steps)
+            tf.summary.image("schedules", _pictures.pixels(figure)[np.newaxis], step=outer_step)
         for run, prefix in (("train", ""), ("validation", "val_")):
             with self._run(run):
                 for name, value in logs.items():
@@ -102,18 +141,19 @@ class TensorBoard(keras.callbacks.Callback):
                         tag = f"epoch_{name.removeprefix(prefix)}"
                         tf.summary.scalar(tag, value, step=outer_step)
 
-    def on_train_end(self, logs=None):
-        while self._writers:
-            self._writers.popitem()[1].close()
-
     @contextlib.contextmanager
     def _run(self, name):
         """Where `tf.summary` writes to the run of that name; flushed at the end."""
         if name not in self._writers:
-            self._writers[name] = tf.summary.create_file_writer(str(self.log_dir / name))
+            folder = str(self.log_dir / name)
+            self._writers[name] = tf.summary.create_file_writer(folder, filename_suffix=_SUFFIX)
         with self._writers[name].as_default():
             yield
         self._writers[name].flush()
+
+    def _close(self):
+        while self._writers:
+            self._writers.popitem()[1].close()
 
 
 class ScheduleExport(keras.callbacks.Callback):
@@ -128,17 +168,16 @@ class ScheduleExport(keras.callbacks.Callback):
       (`hypergradient/learning_rate[0]`, …); what is not a number is written as it is;
     - `schedules.png`: a picture of all schedules so far.
 
-    Each replaces its older version in one move, so an interrupt leaves no half file. A `fit`
-    that starts at a later outer step (`initial_epoch`, or Keras's `BackupAndRestore`) continues
-    the `history.csv` it finds; one that starts at the first replaces it.
+    Each replaces its older version in one move, so an interrupt leaves no half file. A `fit` that
+    goes on with a search (`Checkpoint`, or Keras's `BackupAndRestore`) writes those of all its
+    outer steps. When they cannot be written, as on a full disk, it warns, and the search goes on.
 
     Args:
         directory: Made when it does not exist.
 
     Raises:
         ValueError: When `directory` cannot be written to; at the beginning of training, when the
-            model's optimizer is no `HyperOptimizer`; before the first outer step, when it should
-            continue a `history.csv` that is of another search.
+            model's optimizer is no `HyperOptimizer`.
 
     Example:
 
@@ -149,162 +188,71 @@ class ScheduleExport(keras.callbacks.Callback):
 
     def __init__(self, directory):
         super().__init__()
-        self.directory = _writable_directory(directory, "directory")
+        self.directory = writable_directory(directory, "directory")
 
     def on_train_begin(self, logs=None):
-        _hyper_optimizer(self)
-        self._rows = None
+        check_searching(self)
+        self._written = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._rows is None:
-            self._rows = self._read_rows(epoch)
+        self._catch_up()
 
     def on_epoch_end(self, epoch, logs=None):
-        optimizer = self.model.optimizer
-        row = {"outer_step": epoch + 1, "horizon": optimizer.horizon, **(logs or {})}
-        for prefix, buckets in (
-            ("", {name: schedule.values for name, schedule in optimizer.schedules.items()}),
-            ("hypergradient/", optimizer.hypergradients),
-        ):
-            for name, values in buckets.items():
-                row.update({f"{prefix}{name}[{k}]": v for k, v in enumerate(values.tolist())})
-        self._rows.append(row)
-        self._write()
+        self._catch_up()
 
-    def _write(self):
-        finite = [row for row in self._rows if np.isfinite(row.get("val_loss", np.nan))]
-        if finite:
-            best = min(finite, key=lambda row: row["val_loss"])
-            save_schedules(self.directory / "schedules.json", self._schedules_of(best))
-        with _replacement(self.directory / "history.csv") as path:
-            _write_csv(path, self._rows)
-        figure = draw_schedules(
-            [self._schedules_of(row) for row in self._rows],
-            [row["outer_step"] for row in self._rows],
-        )
-        with _replacement(self.directory / "schedules.png") as path:
+    def on_train_end(self, logs=None):
+        self._catch_up()
+
+    def _catch_up(self):
+        records = self.model.optimizer.search.records
+        if self._written < len(records):
+            self._written = len(records)
+            try:
+                self._write(records)
+            except OSError as error:
+                _warn_of_unwritten(self.directory, error)
+
+    def _write(self, records):
+        losses = [record["logs"].get("val_loss", np.nan) for record in records]
+        if np.isfinite(losses).any():
+            losses = np.where(np.isfinite(losses), losses, np.inf)
+            best = records[int(np.argmin(losses))]
+            save_schedules(self.directory / "schedules.json", _schedules(best))
+        with replacement(self.directory / "history.csv") as path:
+            _write_csv(path, [_row(record) for record in records])
+        outer_steps = [record["outer_step"] for record in records]
+        figure = draw_schedules([_schedules(record) for record in records], outer_steps)
+        with replacement(self.directory / "schedules.png") as path:
             figure.savefig(path, format="png", dpi=150)
 
-    def _schedules_of(self, row):
-        return {
-            h.name: BucketedSchedule(
-                [row[f"{h.name}[{k}]"] for k in range(h.num_buckets)], row["horizon"]
-            )
-            for h in self.model.optimizer.hyperparameters
-        }
 
-    def _read_rows(self, outer_steps):
-        """The rows of the first `outer_steps` outer steps, written by an earlier process."""
-        path = self.directory / "history.csv"
-        if not outer_steps or not path.exists():
-            return []
-        try:
-            with path.open(newline="") as file:
-                rows = [
-                    {key: float(value) for key, value in row.items() if value}
-                    for row in csv.DictReader(file)
-                ]
-            for row in rows:
-                row.update(outer_step=int(row["outer_step"]), horizon=int(row["horizon"]))
-                self._schedules_of(row)
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ValueError(
-                f"{str(path)!r} is not of this search, which is to go on at outer step "
-                f"{outer_steps + 1}: move it away, or choose another directory. "
-                f"Reason: {type(error).__name__}: {error}"
-            ) from error
-        return [row for row in rows if row["outer_step"] <= outer_steps]
+def _warn_of_unwritten(directory, error):
+    warnings.warn(
+        f"What the search has found so far could not be written to {str(directory)!r}, and the "
+        f"search goes on; the next outer step tries again. Reason: {error}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
-def draw_schedules(schedules, outer_steps=None):
-    """Draws schedules, one panel a hyperparameter: old ones pale, the last one dark.
-
-    Args:
-        schedules: List of `{name: BucketedSchedule}`, oldest first, all with the same names.
-            Where their horizons differ they are drawn over the fraction of the horizon.
-        outer_steps: Their numbers for the legend. Defaults to `1, 2, …`.
-
-    Returns:
-        A `matplotlib.figure.Figure`; it belongs to no window and needs no closing.
-
-    Raises:
-        ValueError: When there is nothing to draw, or the names differ.
-
-    Example:
-
-    >>> draw_schedules([keras_fds.load_schedules("run/schedules.json")]).savefig("schedules.png")
-    """
-    schedules = list(schedules)
-    names = list(schedules[0]) if schedules else []
-    if not names or any(set(names) != set(each) for each in schedules):
-        raise ValueError(
-            "`schedules` must be a list of dictionaries with the same hyperparameters. "
-            f"Received: schedules={schedules}"
-        )
-    outer_steps = range(1, len(schedules) + 1) if outer_steps is None else outer_steps
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(1.2 + 3.6 * columns, 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for name, panel in zip(names, panels):
-        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps)
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    if len(schedules) > 1:
-        lines, labels = panels[0].get_legend_handles_labels()
-        shown = sorted({round(i) for i in np.linspace(0, len(lines) - 1, 6)})
-        figure.legend(
-            [lines[i] for i in shown],
-            [labels[i] for i in shown],
-            title="outer step",
-            loc="outside right upper",
-            frameon=False,
-        )
-    return figure
+def _schedules(record):
+    """`{name: BucketedSchedule}` of an outer step."""
+    values, horizon = record["values"], record["horizon"]
+    return {name: BucketedSchedule(each, horizon) for name, each in values.items()}
 
 
-def _draw_panel(panel, name, schedules, outer_steps):
-    fraction = len({schedule.horizon for schedule in schedules}) > 1
-    last = len(schedules) - 1
-    for i, (schedule, outer_step) in enumerate(zip(schedules, outer_steps)):
-        edges = _edges(schedule) / (schedule.horizon if fraction else 1)
-        panel.stairs(
-            schedule.values,
-            edges,
-            baseline=None,
-            color=colormaps["Blues"](1.0 if i == last else 0.2 + 0.5 * i / max(last, 1)),
-            linewidth=2.2 if i == last else 1.1,
-            label=str(outer_step),
-        )
-    panel.set_xlabel("inner step / horizon" if fraction else "inner step")
-    panel.set_ylabel(name)
-    panel.margins(x=0)
-    if all(np.all(schedule.values >= 0) for schedule in schedules):
-        highest = max(schedule.values.max() for schedule in schedules)
-        top = highest if highest > 0 else 1
-        panel.set_ylim(-0.02 * top, 1.06 * top)
-    panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
-    panel.set_axisbelow(True)
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _edges(schedule):
-    """The first inner step of every bucket, then the horizon; int64 `[num_buckets + 1]`."""
-    buckets = np.arange(schedule.num_buckets + 1, dtype="int64")
-    return -(-buckets * schedule.horizon // schedule.num_buckets)
-
-
-def _pixels(figure):
-    """A figure as uint8 `[height, width, 3]`."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+def _row(record):
+    """An outer step as a row of `history.csv`."""
+    row = {"outer_step": record["outer_step"], "horizon": record["horizon"], **record["logs"]}
+    for kind, prefix in (("values", ""), ("hypergradients", "hypergradient/")):
+        for name, numbers in record[kind].items():
+            row.update({f"{prefix}{name}[{k}]": number for k, number in enumerate(numbers)})
+    return row
 
 
 def _write_curves(schedules):
     for name, schedule in schedules.items():
-        edges = _edges(schedule)
+        edges = _pictures.edges(schedule)
         steps = np.unique(np.concatenate([edges[:-1], edges[1:] - 1]))
         if len(steps) > _MOST_POINTS:
             steps = steps[np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
@@ -312,16 +260,12 @@ def _write_curves(schedules):
             tf.summary.scalar(f"schedules/{name}", value, step=step)
 
 
-def _write_buckets(optimizer, outer_step):
-    values = {name: schedule.values for name, schedule in optimizer.schedules.items()}
-    for kind, buckets in (
-        ("value", values),
-        ("hypergradient", optimizer.hypergradients),
-        ("step_size", optimizer.step_sizes),
-    ):
-        for name in optimizer.names:
-            for k, number in enumerate(buckets[name]):
-                tf.summary.scalar(f"{name}/bucket_{k}/{kind}", number, step=outer_step)
+def _write_buckets(record):
+    for kind in ("values", "hypergradients", "step_sizes"):
+        for name, numbers in record[kind].items():
+            for k, number in enumerate(numbers):
+                tag = f"{name}/bucket_{k}/{kind.removesuffix('s')}"
+                tf.summary.scalar(tag, number, step=record["outer_step"])
 
 
 def _flat_start_values(optimizer):
@@ -356,38 +300,3 @@ def _write_csv(path, rows):
         writer = csv.DictWriter(file, ordered)
         writer.writeheader()
         writer.writerows(rows)
-
-
-@contextlib.contextmanager
-def _replacement(path):
-    """A path to write to, which then becomes `path` in one move."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _writable_directory(directory, argument):
-    path = pathlib.Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be a directory that can be made and written to: "
-            f"{error.strerror}. Received: {argument}={str(directory)!r}"
-        ) from error
-    return path
-
-
-def _hyper_optimizer(callback):
-    optimizer = callback.model.optimizer
-    if not isinstance(optimizer, HyperOptimizer):
-        raise ValueError(
-            f"keras_fds.callbacks.{type(callback).__name__} shows learned schedules: compile the "
-            f"model with a keras_fds.HyperOptimizer. Received: optimizer={optimizer}"
-        )
-    return optimizer

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds import _learnable, _pruning, _scalars, _stateless
+from keras_fds._search import Search
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.outer import Measurement, Ranges, TrustRegionDescent
 from keras_fds.schedules import BucketedSchedule
@@ -91,6 +92,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
         self._multiplied = None
+        # The search that `fit` runs, or ran last; it is saved while it is in progress.
+        self.search, self.searching = None, False
 
     def _check_arguments(self):
         _learnable.check_optimizer(self.optimizer)
@@ -357,6 +360,16 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list):
         self.optimizer.finalize_variable_values(var_list)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for key, array in self.search.to_arrays().items() if self.searching else ():
+            store[key] = array
+
+    def load_own_variables(self, store):
+        entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, no mapping in Keras
+        self.search = Search.taken_out_of(entries) or self.search
+        super().load_own_variables(entries)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds._files import replacement
+
 _FORMAT = "keras_fds.schedules"
 _VERSION = 1
 
@@ -89,15 +91,13 @@ def save_schedules(path, schedules):
 
     >>> save_schedules("schedules.json", optimizer.schedules)
     """
-    path = pathlib.Path(path)
     content = {
         "format": _FORMAT,
         "version": _VERSION,
         "schedules": {name: schedule.get_config() for name, schedule in schedules.items()},
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    with replacement(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_schedules(path):

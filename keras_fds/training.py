@@ -8,6 +8,7 @@ import numpy as np
 from keras_fds import _checks, _data, _twin
 from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
 from keras_fds._outer_loop import OuterLoop, Restart, callback_list
+from keras_fds._search import Search
 
 
 def fit(
@@ -32,6 +33,7 @@ def fit(
     initial_weights="fresh",
     differentiation="auto",
     adjoint_memory=DEFAULT_MEMORY,
+    seed=None,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -53,9 +55,7 @@ def fit(
         validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
             `validation_split` and `validation_data` is required.
         validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches of either kind.
-        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`. A search
-            that goes on from a checkpoint (`BackupAndRestore`) knows the best schedules so far,
-            not their weights.
+        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
         initial_weights: `"fresh"` draws new weights each outer step from the model's
@@ -69,11 +69,19 @@ def fit(
             dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
         adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
             twice the root of their number, and takes a third longer. Defaults to 1 GiB.
+        seed: What the validation split, shuffling, fresh weights and dropout of every outer step
+            derive from, a whole number from 0. Defaults to one drawn from `numpy.random`.
+
+    A search that was interrupted goes on, and ends as if it had not been, when `fit` is called
+    again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
+    that are made as before: the outer step that was interrupted is run again. A dataset that
+    shuffles must have a seed for that. What it draws with `tf.random` in `map`, and where an
+    endless one stands after a training loss that was not finite, cannot be replayed.
 
     Returns:
-        A `keras.callbacks.History`, one entry an outer step. `val_loss` is the validation
-        loss whose hypergradients are taken: the compiled loss without regularisation
-        penalties, averaged over the validation batches.
+        A `keras.callbacks.History`, one entry an outer step, those before an interrupt included.
+        `val_loss` is the validation loss whose hypergradients are taken: the compiled loss without
+        regularisation penalties, averaged over the validation batches.
 
     Raises:
         ValueError: Before any training, when model, data or horizon do not fit together.
@@ -98,10 +106,7 @@ def fit(
         batch_size = validation_batch_size or batch_size
         validation = _data.make_batches(validation_data, batch_size, validation_steps, what)
         _checks.check_same_shapes(train.spec, validation.spec)
-    generator = np.random.default_rng(np.random.randint(2**31))
-    data = _data.SplitData(
-        train, validation, validation_split, validation_batch_size, generator, shuffle
-    )
+    data = _data.SplitData(train, validation, validation_split, validation_batch_size, shuffle)
     epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
     steps_per_epoch = steps_per_epoch or data.num_batches
     horizons = [number * steps_per_epoch for number in epochs]
@@ -110,12 +115,14 @@ def fit(
     if differentiation == "auto" and verbose:
         print(reason)
     restart = Restart(unroll, initial_weights, data.spec[0])
+    seed = np.random.randint(2**31) if seed is None else _checks.whole_seed(seed)
+    search = Search(seed, unroll.mode, restart.start)
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0])
     loop = OuterLoop(
         unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
     )
     with _data.raising_errors_of(train, validation):
-        return loop.run(initial_epoch)
+        return loop.run(initial_epoch, search)
 
 
 def hypergradients(

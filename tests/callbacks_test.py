@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 import keras_fds
+from benchmarks import kills
 from keras_fds import callbacks
 
 CONFIG = {"dataset": "two stripes", "epochs": (1, 2, 2)}
@@ -274,19 +274,71 @@ def test_a_first_outer_step_replaces_the_history_and_may_have_no_schedules(tmp_p
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
 
 
-def test_a_later_start_continues_the_history(searched, tmp_path):
-    shutil.copy(searched[0] / "history.csv", tmp_path)
-    before = (tmp_path / "history.csv").read_text().splitlines()
-    fit(make_model(), [callbacks.ScheduleExport(tmp_path)], initial_epoch=2)
-    after = (tmp_path / "history.csv").read_text().splitlines()
-    assert after[:3] == before[:3] and after[3].startswith("3,16,") and len(after) == 4
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts a search in an outer step, counted from 1, or when all callbacks ended it."""
+
+    def __init__(self, outer_step, at_its_end):
+        super().__init__()
+        self.outer_step, self.at_its_end = outer_step, at_its_end
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch + 1 == self.outer_step and not self.at_its_end:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.outer_step and self.at_its_end:
+            raise KeyboardInterrupt
 
 
-def test_a_later_start_refuses_the_history_of_another_search(tmp_path):
-    (tmp_path / "history.csv").write_text("outer_step,horizon,momentum[0]\n1,8,0.5\n")
-    with pytest.raises(ValueError, match="is not of this search"):
-        fit(make_model(), [callbacks.ScheduleExport(tmp_path)], initial_epoch=1)
-    assert "0.5" in (tmp_path / "history.csv").read_text()
+@pytest.mark.parametrize("order", [1, -1], ids=["checkpoint first", "checkpoint last"])
+def test_what_is_shown_of_an_interrupted_search_is_what_is_shown_of_another(tmp_path, order):
+    def search(folder, *more):
+        keeping = [
+            callbacks.Checkpoint(folder / "checkpoints"),
+            callbacks.ScheduleExport(folder),
+            callbacks.TensorBoard(folder / "logs"),
+        ]
+        fit(make_model(), [*keeping[::order], *more], seed=3)
+
+    search(tmp_path / "whole")
+    for outer_step, at_its_end in ((2, False), (2, True), (3, False)):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / "parts", Interrupt(outer_step, at_its_end))
+    search(tmp_path / "parts")
+    for name in ("history.csv", "schedules.json", "schedules.png"):
+        whole, parts = ((tmp_path / kind / name).read_bytes() for kind in ("whole", "parts"))
+        assert whole == parts, name
+    whole, parts = (kills.curves(tmp_path / kind / "logs") for kind in ("whole", "parts"))
+    assert parts == whole and len(whole) > 20
+    assert [step for step, _ in parts["train epoch_loss"]] == [1, 2, 3]
+
+
+def test_only_own_event_files_are_replaced(tmp_path):
+    mine, other = tmp_path / "train", tmp_path / "other" / "train"
+    for folder, ending in ((mine, ".v2"), (mine, ".keras_fds"), (other, ".keras_fds")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"events.out.tfevents.1.host{ending}").touch()
+    fit(make_model(), [callbacks.TensorBoard(tmp_path)], outer_steps=1)
+    assert (mine / "events.out.tfevents.1.host.v2").exists()
+    assert not (mine / "events.out.tfevents.1.host.keras_fds").exists()
+    assert len(list(mine.iterdir())) == 2
+    assert (other / "events.out.tfevents.1.host.keras_fds").exists()
+
+
+@pytest.mark.parametrize("kind", ["ScheduleExport", "TensorBoard"])
+def test_results_that_cannot_be_written_are_told_and_the_search_goes_on(
+    tmp_path, kind, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    callback = getattr(callbacks, kind)(tmp_path)
+    monkeypatch.setattr(callback, "_write" if kind == "ScheduleExport" else "_show", full)
+    seen = Remember()
+    with pytest.warns(RuntimeWarning, match="could not be written to.*No space left on device"):
+        fit(make_model(), [callback, seen])
+    assert len(seen.logs) == 3
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_an_interrupted_write_leaves_the_older_files(searched, monkeypatch):
@@ -299,7 +351,7 @@ def test_an_interrupted_write_leaves_the_older_files(searched, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export._write()
+        export._write(export.model.optimizer.search.records)
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert after == before
 
@@ -308,6 +360,8 @@ def test_an_interrupted_write_leaves_the_older_files(searched, monkeypatch):
 def test_other_optimizers_are_refused(tmp_path, make):
     with pytest.raises(ValueError, match=f"{make.__name__} shows learned schedules"):
         make_model("sgd").fit(*make_data(), callbacks=[make(tmp_path)], verbose=0)
+    with pytest.raises(ValueError, match=f"{make.__name__} is for keras_fds.fit"):
+        make_model().fit(*make_data(), callbacks=[make(tmp_path)], verbose=0)
 
 
 @pytest.mark.parametrize("make", [callbacks.TensorBoard, callbacks.ScheduleExport])
@@ -327,39 +381,3 @@ def test_long_curves_are_thinned(tmp_path):
     events = tf.compat.v1.train.summary_iterator(str(next(tmp_path.iterdir())))
     steps = [event.step for event in events if event.summary.value]
     assert len(steps) == 400 and steps[0] == 0 and steps[-1] == 999
-
-
-def test_drawing_panels_and_legend():
-    schedules = [
-        {
-            "learning_rate": keras_fds.BucketedSchedule([0.1 * n, 0.2], 10),
-            "weight_decay": keras_fds.BucketedSchedule([n * 1e-4], 10),
-        }
-        for n in range(4)
-    ]
-    figure = callbacks.draw_schedules(schedules, outer_steps=[3, 4, 5, 6])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["learning_rate", "weight_decay"]
-    assert {axes.get_xlabel() for axes in figure.axes} == {"inner step"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["3", "4", "5", "6"]
-    steps, values = figure.axes[0].patches[-1].get_data()[1::-1]
-    np.testing.assert_allclose(steps, [0, 5, 10])
-    np.testing.assert_allclose(values, [0.3, 0.2])
-
-
-def test_drawing_unlike_horizons_and_many_outer_steps():
-    schedules = [
-        {name: keras_fds.BucketedSchedule([-0.5, n], 10 + n) for name in "abcd"} for n in range(30)
-    ]
-    figure = callbacks.draw_schedules(schedules)
-    assert {axes.get_xlabel() for axes in figure.axes[:4]} == {"inner step / horizon"}
-    assert figure.axes[0].get_xlim() == pytest.approx((0, 1))
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(labels) == 6 and labels[0] == "1" and labels[-1] == "30"
-
-
-def test_drawing_nothing_is_refused():
-    one = {"a": keras_fds.BucketedSchedule([1.0], 1)}
-    other = {"b": keras_fds.BucketedSchedule([1.0], 1)}
-    for schedules in ([], [{}], [one, other]):
-        with pytest.raises(ValueError, match="the same hyperparameters"):
-            callbacks.draw_schedules(schedules)

@@ -12,8 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
-    ("_data", "export", "_vectorization", "_compilation", "_derivatives", "_products"),
+    ("hyperparameters", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
+    ("_data", "_files", "_pictures", "_search"),
+    ("schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
+    ("export",),
     ("_forward_mode",),
     ("_keras",),
     ("_scalars",),
@@ -23,7 +25,7 @@ LEVELS = (
     ("_differentiation",),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
-    ("_outer_loop",),
+    ("_checkpoint", "_outer_loop"),
     ("training",),
     ("gradcheck",),
     ("callbacks",),

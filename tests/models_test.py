@@ -1,5 +1,7 @@
 """Models are built, and rebuilt with new weights."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -74,3 +76,16 @@ def test_layers_built_from_configs_draw_new_weights_each_time():
     model(np.ones((1, 2)))
     first, second = (_models.fresh_model(model, INPUTS).get_weights()[0] for _ in range(2))
     assert not np.array_equal(first, second)
+
+
+def test_new_weights_derive_from_a_seed_and_leave_other_random_numbers_alone():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dropout(0.5)])
+    drawn = []
+    for seed in (1, 1, 2):
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        with _models.seeded(seed):
+            twin = _models.fresh_model(model, INPUTS)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        drawn.append([variable.numpy().tolist() for variable in twin.variables])
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2]) if one != [0.0] * 3)

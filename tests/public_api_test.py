@@ -33,7 +33,7 @@ NAMES = [
     "save_schedules",
 ]
 SUBMODULES = {
-    "callbacks": ["ScheduleExport", "TensorBoard", "draw_schedules"],
+    "callbacks": ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"],
     "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
     "outer": ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"],
@@ -42,6 +42,7 @@ SUBMODULES = {
 # Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
 ADDED_TO_FIT = {
     "differentiation": "forward or adjoint mode",
+    "seed": "what outer steps derive from, so that one can be run again",
     "adjoint_memory": "what adjoint mode may keep",
     "model": "a function, not a method",
     "outer_steps": "the length of the outer loop",
@@ -63,8 +64,8 @@ def public_objects():
 
 
 def defined_in(module):
-    """Public names that a module itself defines."""
-    return sorted(
+    """Public names that a module lists, or else itself defines."""
+    return getattr(module, "__all__", None) or sorted(
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__

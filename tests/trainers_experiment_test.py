@@ -1,6 +1,5 @@
 """Models from configs, folders for results, and what a program says."""
 
-import json
 import signal
 import sys
 import time
@@ -129,49 +128,6 @@ def test_load_arrays_tells_failures_in_a_sentence(config, monkeypatch, tmp_path)
     monkeypatch.setattr(data, "load_arrays", fail)
     with pytest.raises(ValueError, match="Could not prepare it."):
         experiment.load_arrays(config, "train")
-
-
-def test_begin_workdir_removes_only_what_the_programs_write(config, tmp_path):
-    events = tmp_path / "tensorboard" / "train"
-    events.mkdir(parents=True)
-    for path in (
-        tmp_path / "model.keras",
-        tmp_path / "test.json",
-        events / "events.out.tfevents.1",
-    ):
-        path.write_text("old")
-    for path in (tmp_path / "notes.txt", events / "mine.csv"):
-        path.write_text("kept")
-    with pytest.raises(ValueError, match="is not empty. Choose another one, or pass --overwrite"):
-        experiment.check_workdir(tmp_path)
-    assert experiment.check_workdir(tmp_path, overwrite=True) == tmp_path
-    experiment.begin_workdir(tmp_path, config)
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"config.json", "notes.txt", "mine.csv"}
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert written["hyperparameters"][0]["num_buckets"] == 7
-    assert written["tangent_clipvalue"] is None
-
-
-def test_workdirs_that_cannot_be_made_are_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="The workdir cannot be written to: Not a directory"):
-        experiment.check_workdir(tmp_path / "file" / "run")
-
-
-def test_json_holds_null_for_what_is_not_finite(tmp_path):
-    content = {"loss": float("nan"), "seeds": [{"loss": float("inf")}, 1.5], "count": 3}
-    experiment.write_json(tmp_path / "test.json", content)
-    read = json.loads((tmp_path / "test.json").read_text())
-    assert read == {"loss": None, "seeds": [{"loss": None}, 1.5], "count": 3}
-
-
-def test_best_row_passes_over_what_is_not_finite(tmp_path):
-    assert experiment.read_history(tmp_path) == []
-    (tmp_path / "history.csv").write_text("outer_step,val_loss\n1,nan\n2,0.5\n3,\n4,0.25\n5,inf\n")
-    rows = experiment.read_history(tmp_path)
-    assert len(rows) == 5
-    assert experiment.best_row(rows)["outer_step"] == "4"
 
 
 def test_summary_of_seeds():

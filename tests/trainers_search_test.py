@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 
 import keras_fds
+from benchmarks import kills
 from configs import digits
 from trainers import search
 
 ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ["config.json", "history.csv", "model.keras", "schedules.json", "schedules.png"]
+RESULTS = [
+    *("checkpoints", "config.json", "history.csv", "model.keras"),
+    *("schedules.json", "schedules.png", "tensorboard"),
+]
 SMALL = {"network": "mlp", "epochs": "(1,)", "validation_split": "0.2"}
 SPAM = ("WARNING", "oneDNN", "cuda", "Traceback")
 
@@ -61,7 +66,7 @@ def start(workdir, data_dir, **fields):
 
 def test_workdir_ends_up_with_everything(searched, data_dir):
     workdir, history = searched
-    assert sorted(path.name for path in workdir.iterdir()) == [*RESULTS, "tensorboard"]
+    assert sorted(path.name for path in workdir.iterdir()) == RESULTS
     runs = {path.parent.name for path in (workdir / "tensorboard").rglob("events.out.tfevents.*")}
     assert runs == {"tensorboard", "search", "train", "validation"} | {
         f"outer_step_00{n}" for n in (1, 2)
@@ -88,8 +93,8 @@ def test_model_is_the_best_outer_steps(searched):
 def test_an_older_result_is_never_overwritten_silently(searched, data_dir):
     workdir, _ = searched
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
-    with pytest.raises(ValueError, match="is not empty"):
-        search.search(small_config(data_dir), workdir)
+    with pytest.raises(ValueError, match="a search of another config, which differs in batch_size"):
+        search.search(small_config(data_dir, batch_size=64), workdir)
     # Asked to, but for something that does not work, it loses nothing either.
     for field in ({"dataset": "nope"}, {"network": "nope"}, {"batch_size": 1438}):
         with pytest.raises(ValueError):
@@ -113,11 +118,18 @@ def test_wrong_input_leaves_an_empty_workdir(tmp_path, data_dir):
         assert not list(tmp_path.iterdir())
 
 
-def test_program_prints_schedules_and_what_to_type_next(tmp_path, data_dir):
-    workdir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory, data_dir):
+    """The folder and the output of the program, that was not interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
     process = start(workdir, data_dir, outer_steps=2)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
+    return workdir, output
+
+
+def test_program_prints_schedules_and_what_to_type_next(program):
+    workdir, output = program
     for word in SPAM:
         assert word not in output
     lines = [line.split() for line in output.splitlines()]
@@ -142,16 +154,59 @@ def test_program_prints_schedules_and_what_to_type_next(tmp_path, data_dir):
     assert "clipvalue=3.0" in code
 
 
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+
+
+def test_a_killed_search_ends_as_if_it_had_not_been(program, tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    for condition in (
+        lambda: (workdir / "config.json").exists(),
+        lambda: list((workdir / "checkpoints").glob("*.partial")) or kills.outer_steps(workdir),
+    ):
+        process = start(workdir, data_dir, outer_steps=2)
+        wait_for(process, condition)
+        process.kill()
+        process.communicate()
+    process = start(workdir, data_dir, outer_steps=2)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    whole, parts = kills.results(program[0]), kills.results(workdir)
+    assert kills.differences(whole, parts) == []
+    assert (
+        output[output.index("\nThe best of") :].replace(str(workdir), str(program[0])) in program[1]
+    )
+
+
+def test_a_finished_search_goes_on_with_more_outer_steps(searched, data_dir, tmp_path, capsys):
+    workdir = shutil.copytree(searched[0], tmp_path / "run")
+    longer = small_config(data_dir, outer_steps=3)
+    history = search.search(longer, workdir, verbose=2)
+    assert "Going on after outer step 2 of 3." in capsys.readouterr().out
+    assert history.history["val_loss"][:2] == searched[1].history["val_loss"]
+    assert len(history.history["val_loss"]) == 3
+    assert json.loads((workdir / "config.json").read_text())["outer_steps"] == 3
+
+
+def test_overwrite_starts_anew(searched, data_dir, tmp_path):
+    workdir = shutil.copytree(searched[0], tmp_path / "run")
+    config = small_config(data_dir, batch_size=64, outer_steps=1)
+    history = search.search(config, workdir, overwrite=True, verbose=0)
+    assert len(history.history["val_loss"]) == 1
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["outer_step_000001.npz"]
+
+
 def test_an_interrupt_leaves_what_is_finished(tmp_path, data_dir):
     process = start(tmp_path, data_dir, outer_steps=500)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "history.csv").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    wait_for(process, lambda: (tmp_path / "history.csv").exists())
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert f"Interrupted. {tmp_path} holds what is finished: config.json, schedules.json" in output
+    assert "To go on, start the same command again, without --overwrite." in output
     for word in SPAM:
         assert word not in output
     keras_fds.load_schedules(tmp_path / "schedules.json")

@@ -1,24 +1,21 @@
-"""What the programs share: a model from a config, a folder for the results, a quiet terminal.
+"""What the programs share: a model from a config, a table, a quiet terminal.
 
 TensorFlow is imported inside functions: it takes seconds, logs while it is imported, and a wrong
 flag should be told at once.
 """
 
-import contextlib
-import csv
-import json
-import math
 import os
 import pathlib
 import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from trainers import workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", lock_config=True, help_string="The experiment, a file like those of configs/."
@@ -33,10 +30,6 @@ _FIELDS = (
     *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
     *("validation_training", "optimizer", "tangent_clipvalue", "hyperparameters", "outer"),
     "differentiation",
-)
-_RESULTS = (
-    *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
-    *("test.json", "schedules.py", "report.html"),
 )
 
 
@@ -219,73 +212,6 @@ def _call(constructor, arguments):
         raise ValueError(f"{constructor.__name__} cannot be made: {error}") from error
 
 
-def check_workdir(workdir, overwrite=False):
-    """Makes the folder for the results; nothing in it changes yet.
-
-    Raises:
-        ValueError: It cannot be written to, or holds something and `overwrite` is not set.
-    """
-    path = pathlib.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"The workdir cannot be written to: {error.strerror}. Received: workdir={workdir}"
-        ) from error
-    if any(path.iterdir()) and not overwrite:
-        raise ValueError(
-            "The workdir is not empty. Choose another one, or pass --overwrite to remove older "
-            f"results from it (nothing else is removed). Received: workdir={workdir}"
-        )
-    return path
-
-
-def begin_workdir(workdir, config):
-    """Removes what an older run of these programs left there, and writes config.json."""
-    for name in _RESULTS:
-        (workdir / name).unlink(missing_ok=True)
-    for path in (workdir / "tensorboard").rglob("events.out.tfevents.*"):
-        path.unlink()
-    write_json(workdir / "config.json", config.to_dict())
-
-
-def on_train_begin(workdir, config):
-    """A Keras callback that calls `begin_workdir` when all is well and training begins."""
-    import keras
-
-    return keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: begin_workdir(workdir, config)
-    )
-
-
-def write_json(path, content):
-    """Writes a readable JSON file; what is not a finite number becomes null."""
-
-    def finite(value):
-        if isinstance(value, dict):
-            return {key: finite(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [finite(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.write_text(json.dumps(finite(content), indent=2) + "\n")
-
-
-def read_history(workdir):
-    """The rows of history.csv, `[{column: str}, …]`; none when there is no such file."""
-    with contextlib.suppress(FileNotFoundError), open(workdir / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
-    return []
-
-
-def best_row(rows):
-    """The row of a search's history with the least finite validation loss."""
-    finite = [row for row in rows if math.isfinite(float(row["val_loss"] or "nan"))]
-    return min(finite, key=lambda row: float(row["val_loss"]))
-
-
 def summarise(results):
     """The means of test metrics over seeds, and how far the mean accuracy can be trusted.
 
@@ -363,8 +289,11 @@ def run(main):
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
+        except OSError as error:
+            print(f"The program ends: {error}. What was finished is kept.", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
-            print(f"\n{_what_is_there(pathlib.Path(WORKDIR.value))}")
+            print(f"\n{workdirs.what_is_there(pathlib.Path(WORKDIR.value))}")
             return 130
 
     app.run(quietly, flags_parser=_parse_flags)
@@ -389,12 +318,3 @@ def _parse_flags(argv):
         raise SystemExit(
             f"FATAL Flags parsing error: the config has no such field: {error}"
         ) from None
-
-
-def _what_is_there(workdir):
-    rows = len(read_history(workdir))
-    if not rows:
-        return "Interrupted before anything was finished."
-    names = ", ".join(name for name in _RESULTS if (workdir / name).exists())
-    names = names.replace("history.csv", f"history.csv ({rows} row{'s' * (rows > 1)})")
-    return f"Interrupted. {workdir} holds what is finished: {names}."

@@ -65,7 +65,7 @@ def search_sections(rows):
 
     Example:
 
-    >>> page("Search", "", search_sections(experiment.read_history(workdir)))
+    >>> page("Search", "", search_sections(workdirs.read_history(workdir)))
     """
     from keras_fds import BucketedSchedule, callbacks
 

@@ -4,8 +4,11 @@
 
 Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
 config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
-(a row an outer step), schedules.png and tensorboard/; then schedules.py, which makes the optimizer
-with its schedules in programs without keras_fds, and report.html. Ctrl-C leaves what is finished.
+(a row an outer step), schedules.png, tensorboard/ and checkpoints/; then schedules.py, which makes
+the optimizer with its schedules in programs without keras_fds, and report.html.
+
+Interrupted or killed, it goes on when the same command is started again, and ends as if it had not
+been; a finished search goes on with a greater --config.outer_steps.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment
+from trainers import experiment, workdirs
 from trainers import report as pages
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
@@ -27,7 +30,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     Args:
         config: A `ml_collections.ConfigDict` like those of `configs/`.
         workdir: Folder, made when it does not exist.
-        overwrite: Whether to replace older results there. Defaults to `False`.
+        overwrite: Whether to replace older results there. Defaults to `False`: a search of this
+            config goes on, anything else in the folder is refused.
         verbose: As in `model.fit`. Defaults to `"auto"`.
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
 
@@ -36,7 +40,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
 
     Raises:
         ValueError: Before any training, when something in the config is unknown or does not fit,
-            the workdir is not empty or cannot be written to, or the check fails.
+            the workdir holds something else than a search of this config or cannot be written to,
+            or the check fails.
 
     Example:
 
@@ -48,15 +53,24 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     from keras_fds import callbacks
 
     experiment.check_config(config)
-    workdir = experiment.check_workdir(workdir, overwrite)
+    going_on = not overwrite and workdirs.holds_search(workdir, config)
+    workdir = workdirs.check_workdir(workdir, overwrite or going_on)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
-    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
-    begin = experiment.on_train_begin(workdir, config)
+
+    def begin(logs):
+        workdirs.begin_search(workdir, config, going_on)
+
+    keeping = [
+        keras.callbacks.LambdaCallback(on_train_begin=begin),
+        callbacks.Checkpoint(workdir / workdirs.CHECKPOINTS, workdirs.search_config(config)),
+        callbacks.ScheduleExport(workdir),
+        callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+    ]
     history = keras_fds.fit(
         model,
         *(arrays.x, arrays.y),
@@ -69,9 +83,11 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
         differentiation=config.differentiation,
         **({} if config.adjoint_memory is None else {"adjoint_memory": config.adjoint_memory}),
         verbose=verbose,
-        callbacks=[begin, callbacks.ScheduleExport(workdir), board],
+        callbacks=keeping,
+        seed=config.seed,
     )
-    model.save(workdir / "model.keras")
+    with workdirs.replacement(workdir / "model.keras") as path:
+        model.save(path)
     return history
 
 
@@ -82,13 +98,13 @@ def write_report(config, workdir):
     """
     import keras_fds
 
-    rows = experiment.read_history(workdir)
+    rows = workdirs.read_history(workdir)
     if not rows:
         return
     lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
-        best = experiment.best_row(rows)
+        best = workdirs.best_row(rows)
         lead = (
             f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
             f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
@@ -96,14 +112,16 @@ def write_report(config, workdir):
         if not any("." in name for name in schedules):
             optimizer = experiment.make_optimizer(config, schedules).optimizer
             code = keras_fds.export.python_snippet(schedules, optimizer)
-            (workdir / "schedules.py").write_text(code, encoding="utf-8")
+            with workdirs.replacement(workdir / "schedules.py") as path:
+                path.write_text(code, encoding="utf-8")
     command = experiment.command(
         *("python", "-m", "trainers.search", *experiment.config_arguments()),
         f"--workdir={workdir}",
     )
     sections = [*pages.search_sections(rows), pages.origin_section(command, config.seed)]
     title = f"Search: {config.network} on {config.dataset}"
-    (workdir / "report.html").write_text(pages.page(title, lead, sections), encoding="utf-8")
+    with workdirs.replacement(workdir / "report.html") as path:
+        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
 
 
 def report(workdir):
@@ -111,8 +129,8 @@ def report(workdir):
     import keras_fds
 
     schedules = workdir / "schedules.json"
-    rows = experiment.read_history(workdir)
-    best = experiment.best_row(rows)
+    rows = workdirs.read_history(workdir)
+    best = workdirs.best_row(rows)
     train = experiment.command(
         *("python", "-m", "trainers.train", *experiment.config_arguments()),
         *(f"--schedules={schedules}", f"--workdir={workdir}-train"),

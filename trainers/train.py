@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment
+from trainers import experiment, workdirs
 from trainers import report as pages
 
 _SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json that a search wrote.")
@@ -51,7 +51,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     experiment.check_config(config)
     learned = keras_fds.load_schedules(schedules)
     experiment.make_optimizer(config, learned)
-    workdir = experiment.check_workdir(workdir, overwrite)
+    workdir = workdirs.check_workdir(workdir, overwrite)
     if workdir.resolve() == pathlib.Path(schedules).resolve().parent:
         raise ValueError("--workdir must not be the folder that holds --schedules.")
     arrays, test = (experiment.load_arrays(config, split) for split in ("train", "test"))
@@ -62,7 +62,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         keras.utils.set_random_seed(seed)
         model = experiment.make_model(config, arrays, learned)
         if not results:
-            experiment.begin_workdir(workdir, config)
+            workdirs.begin_workdir(workdir, config)
             keras_fds.save_schedules(workdir / "schedules.json", stretched)
             draw_schedules([stretched]).savefig(workdir / "schedules.png", dpi=150)
         history = keras.callbacks.CSVLogger(workdir / "history.csv", append=True)
@@ -74,7 +74,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         if len(results) == 1:
             model.save(workdir / "model.keras")
     summary = experiment.summarise(results)
-    experiment.write_json(workdir / "test.json", summary)
+    workdirs.write_json(workdir / "test.json", summary)
     return summary
 
 
@@ -84,8 +84,8 @@ def write_report(config, schedules, summary, workdir):
 
     workdir, schedules = pathlib.Path(workdir), pathlib.Path(schedules)
     stretched = keras_fds.load_schedules(workdir / "schedules.json")
-    sections = pages.training_sections(summary, experiment.read_history(workdir), stretched)
-    of_search = experiment.read_history(schedules.parent)
+    sections = pages.training_sections(summary, workdirs.read_history(workdir), stretched)
+    of_search = workdirs.read_history(schedules.parent)
     if of_search and "outer_step" in of_search[0]:
         sections += [(f"The search: {h.lower()}", c) for h, c in pages.search_sections(of_search)]
     command = experiment.command(
@@ -95,7 +95,8 @@ def write_report(config, schedules, summary, workdir):
     sections.append(pages.origin_section(command, config.seed))
     title = f"Training: {config.network} on {config.dataset}"
     lead = f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}."
-    (workdir / "report.html").write_text(pages.page(title, lead, sections), encoding="utf-8")
+    with workdirs.replacement(workdir / "report.html") as path:
+        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
 
 
 def report(summary, workdir):

@@ -1,0 +1,152 @@
+"""Checkpoints from which a search goes on."""
+
+import json
+import pathlib
+import warnings
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+
+from keras_fds._checks import check_searching
+from keras_fds._data import whole_number
+from keras_fds._files import replacement, writable_directory
+from keras_fds._search import Search
+
+_VERSION = 1
+_KEPT = 2
+# What NumPy and its archives raise when they read a damaged file.
+DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps a search so that it can go on after any interrupt; for `keras_fds.fit`.
+
+    At the end of an outer step it writes the model, its optimizer and the whole search into one
+    file, in one move. A `fit` that is called again with a model and data made as before goes on
+    after the newest of them, and ends as if it had not been interrupted: with the same history,
+    schedules and weights. (On a GPU, as far as its operations are deterministic.) A damaged file is
+    passed over, with a warning, in favour of the one before. A finished search is left as it is, or
+    goes on when there are more `outer_steps` now. When a file cannot be written, as on a full disk,
+    it warns, and the search goes on.
+
+    Args:
+        directory: Made when it does not exist. The last two checkpoints stay there, also at the
+            end of the search.
+        config: What the search depends on, such that JSON can hold it: a checkpoint of another
+            `config` is refused. Defaults to `None`.
+        every: Outer steps from one checkpoint to the next. Defaults to `1`.
+
+    Raises:
+        ValueError: When `every` is not a whole number of at least 1; at the beginning of training,
+            when `directory` cannot be written to, the model's optimizer is no `HyperOptimizer`, or
+            the checkpoint is of another `config` or model.
+
+    Example:
+
+    >>> checkpoint = keras_fds.callbacks.Checkpoint("checkpoints")
+    >>> keras_fds.fit(model, x, y, validation_split=0.05, seed=0, callbacks=[checkpoint])
+    """
+
+    def __init__(self, directory, config=None, every=1):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self.config = json.loads(json.dumps(config, default=str))
+        self.every = whole_number("every", every)
+
+    def on_train_begin(self, logs=None):
+        check_searching(self)
+        writable_directory(self.directory, "directory")
+        for partial in self.directory.glob("*.partial"):
+            partial.unlink()
+        for path in reversed(self._files()):
+            try:
+                entries = _read(path)
+            except DAMAGE as error:
+                warnings.warn(
+                    f"The checkpoint {str(path)!r} is damaged, and the one before it is tried. "
+                    f"Reason: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            else:
+                self._restore(path, entries)
+                break
+
+    def on_epoch_end(self, epoch, logs=None):
+        search = self.model.optimizer.search
+        done = len(search.records)
+        if done % self.every:
+            return
+        description = json.dumps({"version": _VERSION, "config": self.config})
+        entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
+        entries.update(search.to_arrays())
+        # NumPy's files know no bfloat16; as float32 it is the same number.
+        entries = {k: a.astype("float32") if a.dtype.kind == "V" else a for k, a in entries.items()}
+        try:
+            path = self.directory / f"outer_step_{done:06d}.npz"
+            with replacement(path) as partial, open(partial, "wb") as file:
+                np.savez(file, description=description, **entries)
+            for path in self._files()[:-_KEPT]:
+                path.unlink()
+        except OSError as error:
+            warnings.warn(
+                f"No checkpoint could be written to {str(self.directory)!r}, and the search goes "
+                f"on; the one before it stays. Reason: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _files(self):
+        return sorted(self.directory.glob("outer_step_??????.npz"))
+
+    def _variables(self):
+        metrics = {id(variable) for variable in self.model.metrics_variables}
+        of_model = [v for v in self.model.variables if id(v) not in metrics]
+        return of_model + self.model.optimizer.variables
+
+    def _restore(self, path, entries):
+        description = json.loads(entries.pop("description").item())
+        if description["version"] > _VERSION:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} has version {description['version']}; this "
+                f"keras_fds reads versions up to {_VERSION}. Install a newer keras_fds."
+            )
+        if description["config"] != self.config:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} is of another config. Choose another directory, or "
+                f"remove the checkpoints in this one. Received: config={self.config}, the "
+                f"checkpoint's is {description['config']}"
+            )
+        search, variables = Search.taken_out_of(entries), self._variables()
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [array.shape for array in entries.values()] != shapes:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} is of another model or of other hyperparameters. "
+                "Choose another directory, or remove the checkpoints in this one."
+            )
+        for variable, array in zip(variables, entries.values()):
+            variable.assign(array)
+        self.model.optimizer.search = search
+
+
+def _read(path):
+    """The entries of a checkpoint, `{name: array}`, in the order they were written.
+
+    Raises:
+        One of `DAMAGE`.
+    """
+    with np.load(path) as file:  # Which holds a checksum of every entry.
+        entries = dict(file)
+    if "description" not in entries:
+        raise ValueError("It holds no description.")
+    return entries

@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written beside their place, then moved in one step."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+
+@contextlib.contextmanager
+def replacement(path):
+    """A path to write to, whose file becomes `path` in one move once it is on the disk.
+
+    Whatever interrupts the writing, `path` is the older file or the newer one.
+
+    Example:
+
+    >>> with replacement("history.csv") as partial:
+    ...     partial.write_text("outer_step\\n")
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def writable_directory(directory, argument):
+    """The directory as a `pathlib.Path`, made when it does not exist.
+
+    Raises:
+        ValueError: It cannot be made or written to; `argument` is how the message calls it.
+    """
+    path = pathlib.Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}` must be a directory that can be made and written to: "
+            f"{error.strerror}. Received: {argument}={str(directory)!r}"
+        ) from error
+    return path

@@ -1,0 +1,97 @@
+"""The state of a search in progress: all that its next outer step needs of the ones before.
+
+`HyperOptimizer` saves it among its variables, so every checkpoint that Keras writes during `fit`
+carries it.
+"""
+
+import json
+
+import numpy as np
+
+_VERSION = 1
+_ENTRY = "search"
+
+
+class Search:
+    """A search for schedules, as far as it has come.
+
+    Args:
+        seed: What all its randomness derives from, a whole number from 0.
+        mode: How hypergradients are computed, `"forward"` or `"adjoint"`.
+        start: The values of the model's variables that every outer step starts from, a list of
+            arrays. Defaults to `None`: new ones each time.
+
+    Attributes:
+        records: One dictionary a finished outer step: `outer_step` (from 1), `horizon`, `logs`, and
+            `values`, `hypergradients` and `step_sizes` as `{name: [float, …]}`. JSON can hold it.
+        best: `loss` of the best outer step, infinite before there is one; then also `outer_step`,
+            `weights` (a list of arrays), `values` (coordinates, float64 `[total_buckets]`) and
+            `horizon`.
+        passes: How many passes over the training and the validation data were begun.
+    """
+
+    def __init__(self, seed, mode, start=None):
+        self.seed, self.mode, self.start = seed, mode, start
+        self.records = []
+        self.best = {"loss": np.inf}
+        self.passes = [0, 0]
+
+    def randomness(self, outer_step):
+        """`(generator, seed)` of an outer step, counted from 0: of its data, of its weights.
+
+        They depend on nothing else, so an outer step can be run again.
+        """
+        of_data, of_weights = np.random.SeedSequence([self.seed, outer_step]).spawn(2)
+        return np.random.default_rng(of_data), int(of_weights.generate_state(1)[0])
+
+    def to_arrays(self):
+        """All of it as `{key: array}`."""
+        best = dict(self.best)
+        groups = {"best": best.pop("weights", None), "start": self.start}
+        if "values" in best:
+            best["values"] = best["values"].tolist()
+        description = {
+            "version": _VERSION,
+            **{name: getattr(self, name) for name in ("seed", "mode", "records", "passes")},
+            "best": best,
+            "lengths": {name: len(arrays) for name, arrays in groups.items() if arrays is not None},
+        }
+        entries = {_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
+        for name, arrays in groups.items():
+            entries.update({_key(name, i): array for i, array in enumerate(arrays or ())})
+        return entries
+
+    @classmethod
+    def taken_out_of(cls, entries):
+        """The search whose arrays are among the entries, a dictionary that then lacks them.
+
+        Returns:
+            The `Search`, or `None` when there is none.
+
+        Raises:
+            ValueError: It was written by a newer version.
+        """
+        if _ENTRY not in entries:
+            return None
+        description = json.loads(entries.pop(_ENTRY).tobytes())
+        if description["version"] > _VERSION:
+            raise ValueError(
+                f"The checkpoint holds a search of version {description['version']}; this "
+                f"keras_fds reads versions up to {_VERSION}. Install a newer keras_fds."
+            )
+        groups = {
+            name: [entries.pop(_key(name, i)) for i in range(length)]
+            for name, length in description["lengths"].items()
+        }
+        search = cls(description["seed"], description["mode"], groups.get("start"))
+        search.records, search.passes = description["records"], description["passes"]
+        search.best = description["best"]
+        if "best" in groups:
+            search.best.update(
+                weights=groups["best"], values=np.array(search.best["values"], "float64")
+            )
+        return search
+
+
+def _key(name, i):
+    return f"{_ENTRY}_{name}_{i}"

@@ -1,0 +1,332 @@
+"""A search that was interrupted ends as if it had not been."""
+
+import json
+import resource
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_problem import arrays, make_model
+
+import keras_fds
+from keras_fds import _checkpoint
+from keras_fds.callbacks import Checkpoint
+
+OUTER_STEPS = 4
+BATCHES = 10
+
+
+class Killed(BaseException):
+    """What no one catches."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Ends a search at an outer step, both counted from 0, at or after an inner step."""
+
+    def __init__(self, outer_step, inner_step):
+        super().__init__()
+        self.when = (outer_step, inner_step)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) >= self.when:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (self.epoch, BATCHES) >= self.when:
+            raise Killed
+
+
+def search(callbacks=(), model_seed=0, x=None, y=None, **arguments):
+    """A search on a model that is made anew, as in a new process."""
+    keras.utils.set_random_seed(model_seed)
+    model = arguments.pop("model", None) or make_model(initial=0.1, steps_per_execution=3)
+    if x is None:
+        x, y = arrays()
+        arguments.setdefault("validation_split", 0.2)
+    defaults = {"batch_size": 10, "epochs": 2, "outer_steps": OUTER_STEPS, "seed": 7, "verbose": 0}
+    history = keras_fds.fit(model, x, y, callbacks=list(callbacks), **{**defaults, **arguments})
+    return model, history
+
+
+def results(model, history):
+    """All that a search ends with; equal for two of them to the last bit, or not."""
+    optimizer = model.optimizer
+    return {
+        "history": history.history,
+        "epoch": history.epoch,
+        "records": optimizer.search.records,
+        "weights": [weight.tolist() for weight in model.get_weights()],
+        "schedules": {name: s.get_config() for name, s in optimizer.schedules.items()},
+        "outer_state": {key: value.tolist() for key, value in optimizer.outer_state.items()},
+    }
+
+
+def assert_same(one, other):
+    """Equal, and not a number where the other is not."""
+    assert json.dumps(one, indent=1) == json.dumps(other, indent=1)
+
+
+def killed(callbacks, when, **arguments):
+    with pytest.raises(Killed):
+        search([*callbacks, Kill(*when)], **arguments)
+
+
+MOMENTS = [(0, 2), (1, BATCHES), (2, 5), (OUTER_STEPS - 1, BATCHES)]
+CALLBACKS = {
+    "checkpoint": lambda folder: Checkpoint(folder, config={"name": "stripes"}),
+    "backup": lambda folder: keras.callbacks.BackupAndRestore(folder, double_checkpoint=True),
+    "backup in the middle": lambda folder: keras.callbacks.BackupAndRestore(folder, save_freq=3),
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Results of a search that was not interrupted, in the mode of that name."""
+    return {mode: results(*search(differentiation=mode)) for mode in ("forward", "adjoint")}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("adjoint", "checkpoint"), *(("forward", kind) for kind in CALLBACKS)]
+)
+def test_it_ends_the_same_wherever_it_was_interrupted(uninterrupted, mode, kind, tmp_path):
+    for model_seed, when in enumerate(MOMENTS):
+        killed([CALLBACKS[kind](tmp_path)], when, differentiation=mode, model_seed=model_seed)
+    found = results(*search([CALLBACKS[kind](tmp_path)], differentiation=mode, model_seed=99))
+    assert_same(found, uninterrupted[mode])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"initial_weights": "same", "epochs": [1, 2, 3, 1]},
+        {"initial_weights": lambda: make_model(compiled=False), "validation_batch_size": 4},
+    ],
+    ids=["same", "function"],
+)
+def test_so_does_one_with_other_arguments(arguments, tmp_path):
+    expected = results(*search(**arguments))
+    killed([Checkpoint(tmp_path)], (2, 5), **arguments)
+    assert_same(results(*search([Checkpoint(tmp_path)], model_seed=5, **arguments)), expected)
+
+
+def dropout_model():
+    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3)])
+    stock = make_model(initial=0.1)
+    model.compile(stock.optimizer, loss=stock.loss, metrics=["accuracy"])
+    return model
+
+
+def test_so_does_one_with_dropout_and_moving_statistics(tmp_path):
+    expected = results(*search(model=dropout_model()))
+    killed([Checkpoint(tmp_path)], (2, 1), model=dropout_model())
+    found = results(*search([Checkpoint(tmp_path)], model=dropout_model(), model_seed=3))
+    assert_same(found, expected)
+
+
+def datasets(endless):
+    train = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=1).batch(10)
+    validation = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=2).batch(20).take(2)
+    more = {"steps_per_epoch": 4} if endless else {}
+    return {"x": train.repeat() if endless else train, "validation_data": validation, **more}
+
+
+@pytest.mark.parametrize(
+    ("endless", "differentiation"), [(False, "forward"), (True, "forward"), (False, "adjoint")]
+)
+def test_so_does_one_on_datasets_that_shuffle(endless, differentiation, tmp_path):
+    mode = {"differentiation": differentiation}
+    expected = results(*search(**datasets(endless), **mode))
+    killed([Checkpoint(tmp_path)], (2, 2), **datasets(endless), **mode)
+    found = results(*search([Checkpoint(tmp_path)], **datasets(endless), **mode))
+    assert_same(found, expected)
+
+
+class Diverge(keras.callbacks.Callback):
+    def __init__(self, outer_steps):
+        super().__init__()
+        self.outer_steps = outer_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch in self.outer_steps:
+            self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+
+@pytest.mark.filterwarnings("ignore:Outer step")
+@pytest.mark.parametrize("outer_steps", [[0], [1]])
+def test_so_does_one_with_outer_steps_that_diverge(outer_steps, tmp_path):
+    breaking = Diverge(outer_steps)
+    expected = results(*search([breaking], initial_weights="same"))
+    if outer_steps != [0]:
+        killed([Checkpoint(tmp_path), breaking], (2, 1), initial_weights="same")
+    for _ in range(2):
+        found = results(*search([Checkpoint(tmp_path), breaking], initial_weights="same"))
+        assert_same(found, expected)
+
+
+def test_one_that_has_converged_stays_so(tmp_path, capsys):
+    def converging():
+        model = make_model(initial=0.5)
+        model.optimizer.outer_state = {"values": np.full(3, 0.5)}
+        model.optimizer.outer.converged_fraction = 1e6
+        return model
+
+    first = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
+    again = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
+    assert first.history == again.history and len(first.epoch) == 1
+    assert capsys.readouterr().out.count("The search has converged") == 2
+
+
+def test_a_finished_search_is_left_as_it_is_or_goes_on_with_more_outer_steps(
+    uninterrupted, tmp_path, capsys
+):
+    mode = {"differentiation": "forward"}
+    short = search([Checkpoint(tmp_path, every=2)], outer_steps=2, **mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["outer_step_000002.npz"]
+    again = search([Checkpoint(tmp_path)], model_seed=1, outer_steps=2, verbose=2, **mode)
+    assert_same(results(*again), results(*short))
+    assert "All 2 outer steps are done already." in capsys.readouterr().out
+    found = results(*search([Checkpoint(tmp_path)], verbose=2, **mode))
+    assert f"Going on after outer step 2 of {OUTER_STEPS}." in capsys.readouterr().out
+    assert_same(found, uninterrupted["forward"])
+
+
+def test_a_broken_off_outer_step_is_run_again(uninterrupted, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = len(self.model.optimizer.search.records) == 2
+
+    mode = {"differentiation": "forward"}
+    search([Checkpoint(tmp_path), Stop()], **mode)
+    found = results(*search([Checkpoint(tmp_path)], model_seed=1, **mode))
+    assert_same(found, uninterrupted["forward"])
+
+
+# ------------------------------------------------------------------------------ what is refused
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoint = Checkpoint(folder, config={"batch_size": 10})
+    search([checkpoint], outer_steps=3, differentiation="adjoint")
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        f"outer_step_00000{n}.npz" for n in (2, 3)
+    ]
+    return folder
+
+
+def test_another_config_is_refused(checkpoints):
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    for config in (None, {"batch_size": 20}):
+        with pytest.raises(ValueError, match="of another config.*'batch_size': 10"):
+            search([Checkpoint(checkpoints, config)])
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_another_model_is_refused(checkpoints):
+    model = make_model(num_buckets=5)
+    with pytest.raises(ValueError, match="of another model or of other hyperparameters"):
+        search([Checkpoint(checkpoints, {"batch_size": 10})], model=model)
+
+
+def test_a_damaged_byte_is_noticed(checkpoints):
+    content = bytearray((checkpoints / "outer_step_000003.npz").read_bytes())
+    newest = checkpoints / "outer_step_000004.npz"
+    rng = np.random.default_rng(0)
+    try:
+        noticed = 0
+        for position in rng.integers(len(content), size=40):
+            damaged = content.copy()
+            damaged[position] ^= 0x40
+            newest.write_bytes(damaged)
+            try:
+                _checkpoint._read(newest)
+            except _checkpoint.DAMAGE:
+                noticed += 1
+        assert noticed >= 30  # What is left are time stamps and paddings.
+    finally:
+        newest.unlink()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_passed_over(uninterrupted, checkpoints, part, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    newest = folder / "outer_step_000003.npz"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(part * len(content))])
+    (folder / "outer_step_000004.npz.partial").write_bytes(content[:99])
+    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged, and the one before"):
+        checkpoint = Checkpoint(folder, {"batch_size": 10})
+        found = results(*search([checkpoint], model_seed=1, differentiation="adjoint"))
+    assert_same(found, uninterrupted["adjoint"])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"outer_step_00000{n}.npz" for n in (3, 4)
+    ]
+
+
+def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    monkeypatch.setattr("keras_fds._checkpoint._VERSION", 0)
+    with pytest.raises(ValueError, match="has version 1.*up to 0. Install a newer keras_fds."):
+        search([Checkpoint(folder, {"batch_size": 10})])
+
+
+@pytest.mark.parametrize("every", [0, 1.5, "epoch"])
+def test_wrong_arguments_are_refused(every, tmp_path):
+    with pytest.raises(ValueError, match="`every` must be a whole number"):
+        Checkpoint(tmp_path, every=every)
+
+
+def test_stock_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Checkpoint is for keras_fds.fit"):
+        make_model().fit(*arrays(), callbacks=[Checkpoint(tmp_path)], verbose=0)
+
+
+def test_going_on_in_another_mode_is_told(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    with pytest.warns(RuntimeWarning, match="Pass differentiation='adjoint' to go on"):
+        search([Checkpoint(folder, {"batch_size": 10})], differentiation="forward")
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(uninterrupted, tmp_path):
+    class Fill(keras.callbacks.Callback):
+        """Allows files of 4 KiB from an outer step on, less than a checkpoint needs."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+    limits, mode = resource.getrlimit(resource.RLIMIT_FSIZE), {"differentiation": "forward"}
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.warns(RuntimeWarning, match="No checkpoint could be written.*goes on"):
+            found = results(*search([Checkpoint(tmp_path), Fill()], **mode))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert_same(found, uninterrupted["forward"])
+    assert [path.name for path in tmp_path.iterdir()] == ["outer_step_000001.npz"]
+    found = results(*search([Checkpoint(tmp_path)], model_seed=1, **mode))
+    assert_same(found, uninterrupted["forward"])
+
+
+def test_seeds(tmp_path):
+    one, same, other = (
+        results(*search(seed=seed, model_seed=n)) for n, seed in enumerate([1, 1, 2])
+    )
+    assert_same(one, same)
+    assert one["history"]["val_loss"] != other["history"]["val_loss"]
+    for seed in (-1, 1.5, "a", True):
+        with pytest.raises(ValueError, match="`seed` must be None or a whole number from 0"):
+            search(seed=seed)
+
+
+def test_a_finished_model_holds_no_search(tmp_path):
+    model, _ = search([Checkpoint(tmp_path)])
+    model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").optimizer.search is None

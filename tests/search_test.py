@@ -1,0 +1,77 @@
+"""The state of a search survives being written, to the last bit."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_fds._search import Search
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+BY_NAME = st.dictionaries(st.sampled_from(["learning_rate", "momentum"]), st.lists(FLOATS))
+
+
+def same(a, b):
+    return json.dumps(a) == json.dumps(b)
+
+
+@given(
+    seed=st.integers(0, 2**63),
+    records=st.lists(st.fixed_dictionaries({"logs": BY_NAME, "values": BY_NAME}), max_size=3),
+    passes=st.lists(st.integers(0, 100), min_size=2, max_size=2),
+    start=st.none() | st.lists(st.integers(0, 3).map(np.zeros), max_size=3),
+)
+def test_what_is_written_is_read(seed, records, passes, start):
+    search = Search(seed, "adjoint", start)
+    search.records, search.passes = records, passes
+    entries = {"0": np.ones(2), **search.to_arrays()}
+    read = Search.taken_out_of(entries)
+    assert list(entries) == ["0"]
+    assert (read.seed, read.mode, read.passes) == (seed, "adjoint", passes)
+    assert same(read.records, records)
+    assert read.best == {"loss": math.inf}
+    assert [w.tolist() for w in read.start or []] == [w.tolist() for w in start or []]
+
+
+@given(loss=st.floats(allow_nan=False), values=st.lists(FLOATS, max_size=4))
+def test_the_best_outer_step_is_read_as_written(loss, values):
+    rng = np.random.default_rng(0)
+    search, weights = Search(0, "forward"), [rng.normal(size=(2, 3)).astype("float32"), np.ones(())]
+    search.best = {"loss": loss, "outer_step": 4, "horizon": 10, "weights": weights}
+    search.best["values"] = np.array(values, "float64")
+    best = Search.taken_out_of(search.to_arrays()).best
+    assert (best["loss"], best["outer_step"], best["horizon"]) == (loss, 4, 10)
+    np.testing.assert_array_equal(best["values"], values)
+    for read, written in zip(best["weights"], weights, strict=True):
+        np.testing.assert_array_equal(read, written)
+        assert read.dtype == written.dtype
+
+
+def test_other_entries_hold_no_search():
+    entries = {"0": np.ones(2)}
+    assert Search.taken_out_of(entries) is None
+    assert list(entries) == ["0"]
+
+
+def test_a_newer_version_is_refused():
+    entries = Search(0, "forward").to_arrays()
+    newer = json.loads(entries["search"].tobytes()) | {"version": 99}
+    entries["search"] = np.frombuffer(json.dumps(newer).encode(), "uint8")
+    with pytest.raises(ValueError, match="version 99.*up to 1. Install a newer keras_fds."):
+        Search.taken_out_of(entries)
+
+
+def test_the_randomness_of_an_outer_step_depends_on_seed_and_step_alone():
+    drawn = {}
+    for seed in (0, 1):
+        for outer_step in (0, 1):
+            generator, of_weights = Search(seed, "forward").randomness(outer_step)
+            again, of_weights_again = Search(seed, "adjoint").randomness(outer_step)
+            numbers = generator.integers(2**60, size=3).tolist()
+            assert again.integers(2**60, size=3).tolist() == numbers
+            assert of_weights == of_weights_again and 0 <= of_weights < 2**32
+            drawn[seed, outer_step] = (*numbers, of_weights)
+    assert len(set(drawn.values())) == 4

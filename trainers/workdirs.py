@@ -1,0 +1,149 @@
+"""The folders that programs keep their results in, and what a search needs there to go on."""
+
+import contextlib
+import csv
+import json
+import math
+import pathlib
+import tempfile
+
+# What a search does not depend on, or may be changed to go on with it.
+_NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
+CHECKPOINTS = "checkpoints"
+_RESULTS = (
+    *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
+    *("test.json", "schedules.py", "report.html"),
+)
+
+
+def check_workdir(workdir, overwrite=False):
+    """Makes the folder for the results; nothing in it changes yet.
+
+    Raises:
+        ValueError: It cannot be written to, or holds something and `overwrite` is not set.
+    """
+    path = pathlib.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The workdir cannot be written to: {error.strerror}. Received: workdir={workdir}"
+        ) from error
+    if not (overwrite or _is_empty(path)):
+        raise ValueError(
+            "The workdir is not empty. Choose another one, or pass --overwrite to remove older "
+            f"results from it (nothing else is removed). Received: workdir={workdir}"
+        )
+    return path
+
+
+def _is_empty(path):
+    """Whether a folder holds nothing but folders and what a kill left half written."""
+    return all(each.is_dir() or ".partial" in each.name for each in path.rglob("*"))
+
+
+def holds_search(workdir, config):
+    """Whether a folder holds a search of a config, finished or not, that can go on.
+
+    Raises:
+        ValueError: It holds one of another config, of which more differs than `outer_steps` and
+            what only `trainers.train` uses.
+    """
+    path = pathlib.Path(workdir)
+    if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
+        return False
+    before, now = json.loads((path / "config.json").read_text()), search_config(config)
+    differing = sorted(
+        name
+        for name in {*before, *now} - {*_NOT_OF_THE_SEARCH}
+        if before.get(name) != now.get(name)
+    )
+    if differing:
+        raise ValueError(
+            "The workdir holds a search of another config, which differs in "
+            + ", ".join(f"{name} ({before.get(name)!r} there)" for name in differing)
+            + ". Choose another workdir, go on with that config, or pass --overwrite to remove "
+            f"older results. Received: workdir={workdir}"
+        )
+    return True
+
+
+def search_config(config):
+    """What a search depends on, such that JSON can hold it."""
+    fields = json.loads(json.dumps(_finite(config.to_dict())))
+    return {name: value for name, value in fields.items() if name not in _NOT_OF_THE_SEARCH}
+
+
+def begin_workdir(workdir, config):
+    """Removes what an older run of these programs left there, and writes config.json."""
+    for name in _RESULTS:
+        (workdir / name).unlink(missing_ok=True)
+    for path in (workdir / CHECKPOINTS).glob("outer_step_*.npz*"):
+        path.unlink()
+    for path in (workdir / "tensorboard").rglob("events.out.tfevents.*"):
+        path.unlink()
+    write_config(workdir, config)
+
+
+def begin_search(workdir, config, going_on):
+    """`begin_workdir` for a search, which leaves what it is to go on with."""
+    (workdir / CHECKPOINTS).mkdir(exist_ok=True)
+    (write_config if going_on else begin_workdir)(workdir, config)
+
+
+def write_config(workdir, config):
+    """Writes config.json."""
+    write_json(workdir / "config.json", config.to_dict())
+
+
+@contextlib.contextmanager
+def replacement(path):
+    """A path to write to, whose file then becomes `path` in one move; its ending stays."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Writes a readable JSON file; what is not a finite number becomes null."""
+    with replacement(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=2) + "\n")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_history(workdir):
+    """The rows of history.csv, `[{column: str}, …]`; none when there is no such file."""
+    with contextlib.suppress(FileNotFoundError), open(workdir / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+    return []
+
+
+def best_row(rows):
+    """The row of a search's history with the least finite validation loss."""
+    finite = [row for row in rows if math.isfinite(float(row["val_loss"] or "nan"))]
+    return min(finite, key=lambda row: float(row["val_loss"]))
+
+
+def what_is_there(workdir):
+    """What to tell after an interrupt about what a folder holds, a string."""
+    rows = len(read_history(workdir))
+    if not rows:
+        return "Interrupted before anything was finished."
+    names = ", ".join(name for name in _RESULTS if (workdir / name).exists())
+    names = names.replace("history.csv", f"history.csv ({rows} row{'s' * (rows > 1)})")
+    text = f"Interrupted. {workdir} holds what is finished: {names}."
+    if (workdir / CHECKPOINTS).is_dir():
+        text += "\nTo go on, start the same command again, without --overwrite."
+    return text
