@@ -95,3 +95,15 @@ def epochs_of_outer_steps(epochs, outer_steps):
             f"Received: epochs={epochs!r}"
         )
     return [whole_number("epochs", number) for number in each]
+
+
+def divergence_factor(factor):
+    """`divergence_factor` as a float, infinite for `None`."""
+    if factor is None:
+        return np.inf
+    if isinstance(factor, (int, float, np.number)) and factor > 1:
+        return float(factor)
+    raise ValueError(
+        "`divergence_factor` must be None or a number above 1. "
+        f"Received: divergence_factor={factor!r}"
+    )

@@ -68,15 +68,15 @@ class OuterLoop:
         unroll.reset(horizon)
         model.reset_metrics()
         self.callbacks.on_epoch_begin(outer_step)
-        steps, finite = self.inner_steps(train, horizon)
+        steps, sound = self.inner_steps(train, horizon)
         logs = _logs(model)
-        if finite and steps < horizon:
+        if sound and steps < horizon:
             return self.finish(outer_step, logs, np.inf, np.nan)
-        if not finite:
+        if not sound:
             known = np.isfinite(self.best["loss"])
             warnings.warn(
-                f"Outer step {outer_step + 1}: the training loss stopped being finite at inner "
-                f"step {steps} of {horizon}. This step is given up"
+                f"Outer step {outer_step + 1}: the training loss {unroll.step.watch.verdict} at "
+                f"inner step {steps} of {horizon}. This step is given up"
                 + ("; the best so far is kept." if known else _NO_BEST),
                 RuntimeWarning,
                 stacklevel=4,
@@ -118,7 +118,7 @@ class OuterLoop:
         return logs
 
     def inner_steps(self, train, horizon):
-        """Trains over the horizon; `(steps done, whether the loss stayed finite)`."""
+        """Trains over the horizon; `(steps done, whether the run was not given up)`."""
         done = 0
         while done < horizon:
             position = done % self.steps_per_epoch
@@ -127,12 +127,12 @@ class OuterLoop:
             count = min(self.steps_a_call, horizon - done, self.steps_per_epoch - position)
             self.callbacks.on_train_batch_begin(done)
             start = time.monotonic()
-            steps, finite = self.unroll.run(source, position, done, count)
+            steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
             done += steps
             self.callbacks.on_train_batch_end(done - 1, _logs(self.model))
-            if not finite or self.model.stop_training:
-                return done, finite
+            if not sound or self.model.stop_training:
+                return done, sound
         return done, True
 
     def pace(self, seconds):

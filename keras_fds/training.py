@@ -32,6 +32,7 @@ def fit(
     initial_weights="fresh",
     differentiation="auto",
     adjoint_memory=DEFAULT_MEMORY,
+    divergence_factor=20.0,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -68,6 +69,10 @@ def fit(
             dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
         adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
             twice the root of their number, and takes a third longer. Defaults to 1 GiB.
+        divergence_factor: An outer step is given up, as one whose training loss is not finite is,
+            after ten inner steps in a row with more than this many times the loss of the first
+            ones. `None` bears any finite loss, for a run that starts from trained weights, say, or
+            for a loss of your own that may grow. Defaults to `20.0`.
 
     Returns:
         A `keras.callbacks.History`, one entry an outer step. `val_loss` is the validation
@@ -108,6 +113,7 @@ def fit(
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
     if differentiation == "auto" and verbose:
         print(reason)
+    unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
     restart = Restart(unroll, initial_weights, data.spec[0])
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0])
     return OuterLoop(

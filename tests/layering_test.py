@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_pruning"),
+    ("hyperparameters", "schedules", "optimizers", "outer", "_data", "_pruning", "_divergence"),
     ("_vectorization", "_compilation", "_derivatives", "_products"),
     ("_forward_mode",),
     ("_keras",),
