@@ -1,6 +1,8 @@
 """Batches for the compiled loops: arrays gathered on the device, datasets streamed."""
 
 import contextlib
+import functools
+import itertools
 from typing import NamedTuple
 
 import keras
@@ -115,6 +117,10 @@ class ArrayBatches:
         size = self.batch_size if batch_size is None else batch_size
         return ArrayBatches(self.data, size, examples, generator)
 
+    def alike(self):
+        """Batches of the same kind and number, which to use changes nothing."""
+        return self.subset(self.examples)
+
     def start(self):
         """A source for one pass."""
         order = self.examples
@@ -158,6 +164,19 @@ class DatasetBatches:
     def spec(self):
         """The batches' `tf.TensorSpec`s."""
         return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
+
+    @functools.cached_property
+    def first(self):
+        """The first element of a pass of its own."""
+        return next(iter(self.dataset))
+
+    def alike(self):
+        """Batches of the same kind and number, all like `first`: no pass is begun."""
+        first = self.first
+        repeated = tf.data.Dataset.from_generator(
+            lambda: itertools.repeat(first), output_signature=self.dataset.element_spec
+        )
+        return DatasetBatches(repeated, self.num_batches)
 
     def start(self):
         """A source for one pass; an endless dataset goes on where the last pass ended."""
@@ -211,6 +230,14 @@ class SplitData:
             self._shuffled(self.train, rest),
             self.train.subset(held_out, self.validation_batch_size),
         )
+
+    def alike(self):
+        """`(train, validation)` batches like those of `draw`, which to use changes nothing."""
+        if not self.held_out:
+            return self.train.alike(), self.validation.alike()
+        order = np.arange(self.train.num_examples)
+        held_out, rest = order[: self.held_out], order[self.held_out :]
+        return self.train.subset(rest), self.train.subset(held_out, self.validation_batch_size)
 
     def _shuffled(self, batches, examples=None):
         if not isinstance(batches, ArrayBatches):

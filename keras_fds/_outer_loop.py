@@ -195,13 +195,15 @@ class Restart:
             self.stateless.reinitialize(self.make())
 
 
-def callback_list(callbacks, model, verbose, outer_steps, horizon):
+def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):
     verbose = 1 if verbose == "auto" else verbose
     if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
+            callbacks.append(progress)
         callbacks = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
-            add_progbar=verbose != 0,
             verbose=verbose,
             epochs=outer_steps,
             steps=horizon,

@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_fds import _checks, _data, _twin
+from keras_fds import _checks, _cost, _data, _twin
 from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
 from keras_fds._outer_loop import OuterLoop, Restart, callback_list
 
@@ -111,11 +111,16 @@ def fit(
     horizons = [number * steps_per_epoch for number in epochs]
     _checks.check_buckets(model.optimizer, min(horizons))
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
-    if differentiation == "auto" and verbose:
-        print(reason)
     unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
     restart = Restart(unroll, initial_weights, data.spec[0])
-    callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0])
+    batches, progress = data.alike(), None
+    if verbose and initial_epoch < outer_steps:
+        remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
+        seconds = _cost.measure(unroll, batches, max(horizons), validation_training)
+        cost = _cost.cost_of(unroll, reason, horizons[initial_epoch:], seconds, remedies)
+        print(_cost.table(cost))
+        progress = _cost.Progress(horizons, seconds)
+    callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
     return OuterLoop(
         unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
     ).run(initial_epoch)

@@ -20,7 +20,7 @@ LEVELS = (
     ("_learnable", "_stateless", "_models", "_tangents"),
     ("_inner_step",),
     ("_unroll", "_adjoint", "_layer_check", "_twin"),
-    ("_differentiation",),
+    ("_differentiation", "_cost"),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("_outer_loop",),
