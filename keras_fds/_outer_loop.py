@@ -1,5 +1,6 @@
 """The outer loop of `fit`: compiled inner loops, callbacks, and the best outer step."""
 
+import sys
 import time
 import warnings
 
@@ -196,7 +197,8 @@ class Restart:
 
 
 def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):
-    verbose = 1 if verbose == "auto" else verbose
+    if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
+        verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
         if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):

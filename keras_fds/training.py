@@ -46,7 +46,8 @@ def fit(
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
         x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
             steps_per_epoch, validation_steps, validation_batch_size: As in `model.fit`. `x`
-            is arrays (or a nest of them), or a `tf.data.Dataset` of batches.
+            is arrays (or a nest of them), or a `tf.data.Dataset` of batches. `verbose="auto"` is a
+            progress bar in a terminal or a notebook, and a line an outer step elsewhere.
         epochs: Epochs of training in an outer step; or a list, one number an outer step.
             Defaults to `1`.
         outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
