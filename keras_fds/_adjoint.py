@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from keras_fds import _data
 from keras_fds._compilation import compiled
-from keras_fds._inner_step import InnerStep, steps_while_finite
+from keras_fds._divergence import steps_while_sound
+from keras_fds._inner_step import InnerStep
 from keras_fds._tangents import jacobian_vector_products
 
 
@@ -79,24 +80,24 @@ class Adjoint:
 
     def reset(self, horizon):
         """Fresh optimizer slots and nothing kept, for a horizon of that many inner steps."""
-        self.hyper_optimizer.reset_slots()
-        self.hyper_optimizer.horizon = self.horizon = int(horizon)
+        self.horizon = int(horizon)
+        self.step.reset(self.horizon)
         _, self.keeps_all = self.states_kept(horizon)
         self.stride = int(np.ceil(np.sqrt(horizon)))
         self.blocks = []
 
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):
-        """Runs `count` inner steps, or fewer when the loss stops being finite; see `Unroll`."""
-        done, finite = 0, True
-        while done < count and finite:
+        """Runs `count` inner steps, or fewer when the run is given up; see `Unroll`."""
+        done, sound = 0, True
+        while done < count and sound:
             first = inner_step + done
             wanted = count - done
             if not self.keeps_all:
                 wanted = min(wanted, self.stride - first % self.stride)
-            steps, finite = self._run_piece(source, position + done, first, wanted)
+            steps, sound = self._run_piece(source, position + done, first, wanted)
             done += steps
-        return done, finite
+        return done, sound
 
     def _run_piece(self, source, position, inner_step, count):
         with _data.telling_of_the_end("`steps_per_epoch`"):
@@ -107,10 +108,10 @@ class Adjoint:
             state = None if self.keeps_all else tf.nest.flatten(self.step.read())
             self.blocks.append(_Block(state, []))
         run = self._run_keeping if self.keeps_all else self._run
-        steps, finite, kept = run(source, *_constants(position, inner_step, count, self.horizon))
+        steps, sound, kept = run(source, *_constants(position, inner_step, count, self.horizon))
         piece = _Piece(source, position, inner_step, int(steps), kept)
         self.blocks[-1].pieces.append(piece)
-        return piece.count, bool(finite)
+        return piece.count, bool(sound)
 
     def _one_step(self, source, position, inner_step, horizon):
         batch = _data.take(source, position)
@@ -127,7 +128,7 @@ class Adjoint:
             self.step.model.update_metrics(batch, loss, outputs)
             return [loss]
 
-        return *steps_while_finite(count, one_step), []
+        return *steps_while_sound(count, one_step, watch=self.step.watch), []
 
     def _run_keeping_in_graph(self, source, position, inner_step, count, horizon, again=False):
         """Also returns the state at every step; run again, it leaves the metrics alone."""
@@ -142,8 +143,9 @@ class Adjoint:
                 self.step.model.update_metrics(batch, loss, outputs)
             return loss, arrays
 
-        steps, finite, arrays = steps_while_finite(count, one_step, self._arrays(count))
-        return steps, finite, [array.stack() for array in arrays]
+        watch = None if again else self.step.watch
+        steps, sound, arrays = steps_while_sound(count, one_step, self._arrays(count), watch=watch)
+        return steps, sound, [array.stack() for array in arrays]
 
     def _arrays(self, count):
         return [

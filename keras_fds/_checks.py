@@ -117,3 +117,15 @@ def check_searching(callback):
             f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules; "
             "`model.fit` trains with them. Leave it out there."
         )
+
+
+def divergence_factor(factor):
+    """`divergence_factor` as a float, infinite for `None`."""
+    if factor is None:
+        return np.inf
+    if isinstance(factor, (int, float, np.number)) and factor > 1:
+        return float(factor)
+    raise ValueError(
+        "`divergence_factor` must be None or a number above 1. "
+        f"Received: divergence_factor={factor!r}"
+    )

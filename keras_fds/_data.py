@@ -1,6 +1,8 @@
 """Batches for the compiled loops: arrays gathered on the device, datasets streamed."""
 
 import contextlib
+import functools
+import itertools
 from typing import NamedTuple
 
 import keras
@@ -136,6 +138,10 @@ class ArrayBatches:
         size = self.batch_size if batch_size is None else batch_size
         return ArrayBatches(self.data, size, examples, generator)
 
+    def alike(self):
+        """Batches of the same kind and number, which to use changes nothing."""
+        return self.subset(self.examples)
+
     def start(self):
         """A source for one pass."""
         order = self.examples
@@ -185,12 +191,23 @@ class DatasetBatches:
         """The batches' `tf.TensorSpec`s."""
         return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
 
+    @functools.cached_property
+    def first(self):
+        """The first element of a pass of its own."""
+        return self.passes.first if self.passes else next(iter(self.dataset))
+
     @property
     def bytes_to_keep(self):
         """Memory of a batch that is kept to be replayed, by the first one."""
-        if self.passes:
-            return self.passes.bytes_of_a_batch
-        return size_in_bytes(next(iter(self.dataset)))
+        return size_in_bytes(self.first)
+
+    def alike(self):
+        """Batches of the same kind and number, all like `first`: no pass is begun."""
+        first = self.first
+        repeated = tf.data.Dataset.from_generator(
+            lambda: itertools.repeat(first), output_signature=self.dataset.element_spec
+        )
+        return DatasetBatches(repeated, self.num_batches)
 
     def shuffled(self, generator):
         """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
@@ -257,6 +274,14 @@ class SplitData:
             self._shuffled(self.train, generator, rest),
             self.train.subset(held_out, self.validation_batch_size),
         )
+
+    def alike(self):
+        """`(train, validation)` batches like those of `draw`, which to use changes nothing."""
+        if not self.held_out:
+            return self.train.alike(), self.validation.alike()
+        order = np.arange(self.train.num_examples)
+        held_out, rest = order[: self.held_out], order[self.held_out :]
+        return self.train.subset(rest), self.train.subset(held_out, self.validation_batch_size)
 
     def _shuffled(self, batches, generator, examples=None):
         generator = generator if self.shuffle else None

@@ -100,11 +100,13 @@ def _cheaper(adjoint, horizon):
     backward = _ADJOINT if keeps_all else _ADJOINT_FROM_CHECKPOINTS
     needed, allowed = states * size / _MEBIBYTE, adjoint.memory / _MEBIBYTE
     if needed > allowed:
-        return False, f"Forward mode: adjoint mode needs {needed:.0f} MiB of {allowed:.0f} allowed."
+        return False, (
+            f"Forward mode: adjoint mode would keep {needed:.0f} MiB of {allowed:.0f} that "
+            "`adjoint_memory` allows."
+        )
     better, worse = ("Adjoint", "forward") if backward < forward else ("Forward", "adjoint")
     low, high = sorted((backward, forward))
     return backward < forward, (
-        f"{better} mode: an inner step with {len(opening)} buckets costs about {low:.1f} plain "
-        f"training steps, {high:.1f} in {worse} mode; adjoint mode keeps {needed:.0f} MiB of "
-        f"{allowed:.0f} allowed."
+        f"{better} mode: an inner step costs about {low:.1f} plain training steps, {high:.1f} in "
+        f"{worse} mode."
     )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_fds import _data, _models, _stateless
+from keras_fds._divergence import LossWatch
 from keras_fds._tangents import always_alike
 
 
@@ -52,7 +53,14 @@ class InnerStep:
             self.optimizer.counters,
         )
         self.dtype = self.variables.weights[0].dtype
+        self.watch = LossWatch()
         self._gradients = always_alike(self.model.gradients)
+
+    def reset(self, horizon):
+        """Fresh optimizer slots, for a run of that many inner steps."""
+        self.hyper_optimizer.reset_slots()
+        self.hyper_optimizer.horizon = horizon
+        self.watch.reset()
 
     def read(self):
         """The present `State`, as tensors."""
@@ -147,22 +155,3 @@ class InnerStep:
         loss = tf.reduce_sum(losses) / count
         error = tf.sqrt(tf.reduce_sum(tf.square(losses - loss)) / (count - 1) / count)
         return loss, error, [s / tf.cast(count, s.dtype) for s in sums]
-
-
-def steps_while_finite(count, one_step, *carried):
-    """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a loss is not finite.
-
-    Returns:
-        `(steps, finite, *carried)`.
-    """
-
-    def body(i, _, *carried):
-        loss, *carried = one_step(i, *carried)
-        return i + 1, tf.math.is_finite(loss), *carried
-
-    return tf.while_loop(
-        lambda i, finite, *_: (i < count) & finite,
-        body,
-        [tf.constant(0, "int64"), tf.constant(True), *carried],
-        parallel_iterations=1,
-    )

@@ -1,5 +1,6 @@
 """The outer loop of `fit`: compiled inner loops, callbacks, and the best outer step."""
 
+import sys
 import time
 import warnings
 
@@ -103,16 +104,16 @@ class OuterLoop:
         unroll.reset(horizon)
         model.reset_metrics()
         self.callbacks.on_epoch_begin(outer_step)
-        steps, finite = self.inner_steps(train, horizon)
+        steps, sound = self.inner_steps(train, horizon)
         logs = _logs(model)
-        if finite and steps < horizon:  # A callback broke it off, so it measured nothing.
+        if sound and steps < horizon:  # A callback broke it off, so it measured nothing.
             self.callbacks.on_epoch_end(outer_step, logs)
             return logs
-        if not finite:
+        if not sound:
             known = np.isfinite(self.search.best["loss"])
             warnings.warn(
-                f"Outer step {outer_step + 1}: the training loss stopped being finite at inner "
-                f"step {steps} of {horizon}. This step is given up"
+                f"Outer step {outer_step + 1}: the training loss {unroll.step.watch.verdict} at "
+                f"inner step {steps} of {horizon}. This step is given up"
                 + ("; the best so far is kept." if known else _NO_BEST),
                 RuntimeWarning,
                 stacklevel=4,
@@ -168,7 +169,7 @@ class OuterLoop:
         return logs
 
     def inner_steps(self, train, horizon):
-        """Trains over the horizon; `(steps done, whether the loss stayed finite)`."""
+        """Trains over the horizon; `(steps done, whether the run was not given up)`."""
         done = 0
         while done < horizon:
             position = done % self.steps_per_epoch
@@ -177,12 +178,12 @@ class OuterLoop:
             count = min(self.steps_a_call, horizon - done, self.steps_per_epoch - position)
             self.callbacks.on_train_batch_begin(done)
             start = time.monotonic()
-            steps, finite = self.unroll.run(source, position, done, count)
+            steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
             done += steps
             self.callbacks.on_train_batch_end(done - 1, _logs(self.model))
-            if not finite or self.model.stop_training:
-                return done, finite
+            if not sound or self.model.stop_training:
+                return done, sound
         return done, True
 
     def pace(self, seconds):
@@ -239,13 +240,16 @@ class Restart:
                 self.stateless.reinitialize(self.make())
 
 
-def callback_list(callbacks, model, verbose, outer_steps, horizon):
-    verbose = 1 if verbose == "auto" else verbose
+def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):
+    if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
+        verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
+            callbacks.append(progress)
         callbacks = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
-            add_progbar=verbose != 0,
             verbose=verbose,
             epochs=outer_steps,
             steps=horizon,

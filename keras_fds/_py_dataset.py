@@ -36,7 +36,7 @@ class PyDatasetPasses:
         self.num_batches = num_batches
         self.specs = None
         first = self._batch(0)
-        self.bytes_of_a_batch = sum(array.nbytes for array in tf.nest.flatten(first))
+        self.first = tf.nest.map_structure(tf.convert_to_tensor, first)
         self.specs = tf.nest.map_structure(
             lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), first
         )

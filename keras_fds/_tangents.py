@@ -61,14 +61,19 @@ def always_alike(function):
     """The function, with the same draws of Python's and NumPy's random numbers in every call.
 
     They are drawn when it is traced, and tangents need what the outputs had: Keras's AugMix
-    chooses its augmentations so.
+    chooses its augmentations so. What others draw afterwards does not depend on when it is traced.
     """
     states = random.getstate(), np.random.get_state()
 
     def alike(*primals):
+        before = random.getstate(), np.random.get_state()
         random.setstate(states[0])
         np.random.set_state(states[1])
-        return function(*primals)
+        try:
+            return function(*primals)
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
     return alike
 

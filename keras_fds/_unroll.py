@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_fds import _data
 from keras_fds._compilation import compiled
-from keras_fds._inner_step import InnerStep, State, steps_while_finite
+from keras_fds._divergence import steps_while_sound
+from keras_fds._inner_step import InnerStep, State
 from keras_fds._tangents import jacobian_vector_products
 
 
@@ -50,8 +51,8 @@ class Unroll:
     def reset(self, horizon):
         """Fresh optimizer slots and zero tangents, for a horizon of that many inner steps."""
         hyperparameters = self.hyper_optimizer.hyperparameters
-        self.hyper_optimizer.reset_slots()
-        self.hyper_optimizer.horizon = self.horizon = int(horizon)
+        self.horizon = int(horizon)
+        self.step.reset(self.horizon)
         for tangent in tf.nest.flatten(self.tangents):
             tangent.assign(tf.zeros_like(tangent))
         if self.num_tangents:
@@ -62,7 +63,7 @@ class Unroll:
 
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):
-        """Runs `count` inner steps, or fewer when the loss stops being finite.
+        """Runs `count` inner steps, or fewer when the run is given up (`_divergence`).
 
         Args:
             source: Where batches come from, see `_data.take`.
@@ -71,18 +72,18 @@ class Unroll:
             count: How many steps.
 
         Returns:
-            `(steps, finite)`: steps done, and whether the last loss was finite.
+            `(steps, sound)`: steps done, and whether the run was not given up.
         """
         arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
         with _data.telling_of_the_end("`steps_per_epoch`"):
-            steps, finite = self._run(source, *arguments)
-        return int(steps), bool(finite)
+            steps, sound = self._run(source, *arguments)
+        return int(steps), bool(sound)
 
     def _run_in_graph(self, source, position, inner_step, count, horizon):
         def one_step(i):
             return [self._step(_data.take(source, position + i), inner_step + i, horizon)]
 
-        return steps_while_finite(count, one_step)
+        return steps_while_sound(count, one_step, watch=self.step.watch)
 
     def _step(self, batch, inner_step, horizon):
         """One inner step; returns the training loss."""

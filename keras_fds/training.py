@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_fds import _checks, _data, _twin
+from keras_fds import _checks, _cost, _data, _twin
 from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
 from keras_fds._outer_loop import OuterLoop, Restart, callback_list
 from keras_fds._search import Search
@@ -34,6 +34,7 @@ def fit(
     differentiation="auto",
     adjoint_memory=DEFAULT_MEMORY,
     seed=None,
+    divergence_factor=20.0,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -49,6 +50,8 @@ def fit(
             steps_per_epoch, validation_steps, validation_batch_size: As in `model.fit`. `x`
             is arrays (or a nest of them), a `tf.data.Dataset` of batches, or a
             `keras.utils.PyDataset`, whose batches are made in one thread, whatever its `workers`.
+            `verbose="auto"` is a progress bar in a terminal or a notebook, and a line an outer step
+            elsewhere.
         epochs: Epochs of training in an outer step; or a list, one number an outer step.
             Defaults to `1`.
         outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
@@ -71,6 +74,10 @@ def fit(
             twice the root of their number, and takes a third longer. Defaults to 1 GiB.
         seed: What the validation split, shuffling, fresh weights and dropout of every outer step
             derive from, a whole number from 0. Defaults to one drawn from `numpy.random`.
+        divergence_factor: An outer step is given up, as one whose training loss is not finite is,
+            after ten inner steps in a row with more than this many times the loss of the first
+            ones. `None` bears any finite loss, for a run that starts from trained weights, say, or
+            for a loss of your own that may grow. Defaults to `20.0`.
 
     A search that was interrupted goes on, and ends as if it had not been, when `fit` is called
     again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
@@ -112,12 +119,18 @@ def fit(
     horizons = [number * steps_per_epoch for number in epochs]
     _checks.check_buckets(model.optimizer, min(horizons))
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
-    if differentiation == "auto" and verbose:
-        print(reason)
+    unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
     restart = Restart(unroll, initial_weights, data.spec[0])
+    batches, progress = data.alike(), None
+    if verbose and initial_epoch < outer_steps:
+        remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
+        seconds = _cost.measure(unroll, batches, max(horizons), validation_training)
+        cost = _cost.cost_of(unroll, reason, horizons[initial_epoch:], seconds, remedies)
+        print(_cost.table(cost))
+        progress = _cost.Progress(horizons, seconds)
     seed = np.random.randint(2**31) if seed is None else _checks.whole_seed(seed)
     search = Search(seed, unroll.mode, restart.start)
-    callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0])
+    callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
     loop = OuterLoop(
         unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
     )

@@ -47,6 +47,7 @@ X, Y = arrays()
         (make_model, {"epochs": [1, 2]}, "3 numbers, one an outer step"),
         (make_model, {"epochs": 0}, "at least 1"),
         (make_model, {"outer_steps": 0}, "`outer_steps`"),
+        (make_model, {"divergence_factor": 1}, "above 1.*divergence_factor=1"),
         (make_model, {"steps_per_epoch": 99}, "steps_per_epoch=99"),
         (make_model, {"initial_weights": "old"}, "initial_weights='old'"),
         (lambda: make_model(num_buckets=9), {}, "num_buckets=9, horizon=5"),

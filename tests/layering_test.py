@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
     ("hyperparameters", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
-    ("_data", "_files", "_pictures", "_search"),
+    ("_data", "_divergence", "_files", "_pictures", "_search"),
     ("schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
     ("export",),
     ("_forward_mode",),
@@ -22,7 +22,7 @@ LEVELS = (
     ("_learnable", "_stateless", "_models", "_tangents"),
     ("_inner_step",),
     ("_unroll", "_adjoint", "_layer_check", "_twin"),
-    ("_differentiation",),
+    ("_differentiation", "_cost"),
     ("hyper_optimizer",),
     ("_checks", "_stock_fit"),
     ("_checkpoint", "_outer_loop"),

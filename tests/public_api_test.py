@@ -44,6 +44,7 @@ ADDED_TO_FIT = {
     "differentiation": "forward or adjoint mode",
     "seed": "what outer steps derive from, so that one can be run again",
     "adjoint_memory": "what adjoint mode may keep",
+    "divergence_factor": "a run that diverges is given up",
     "model": "a function, not a method",
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",

@@ -183,7 +183,7 @@ def test_stock_callbacks_work(tmp_path, capsys):
         ],
     )
     printed = capsys.readouterr().out
-    assert "Epoch 3/3" in printed
+    assert "Outer step 3/3" in printed
     assert "val_loss" in printed
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
