@@ -31,6 +31,7 @@ def get_config():
     config.outer_steps = 12
     config.validation_split = 0.1
     config.validation_batch_size = 500
+    config.resplit = False  # The paper holds out other data in every outer step.
     config.validation_training = False
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.

@@ -37,6 +37,7 @@ def get_config():
     config.outer_steps = 12
     config.validation_split = 0.05
     config.validation_batch_size = 500
+    config.resplit = False  # The paper holds out other data in every outer step.
     config.validation_training = True
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
     config.tangent_clipvalue = 1.0  # None: exact hypergradients.

@@ -94,7 +94,11 @@ def epochs_of_outer_steps(epochs, outer_steps):
             f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
             f"Received: epochs={epochs!r}"
         )
-    return [whole_number("epochs", number) for number in each]
+    for number in each:
+        is_number = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
+        if not (is_number and 0 < number < np.inf):
+            raise ValueError(f"`epochs` must be positive numbers. Received: epochs={epochs!r}")
+    return each
 
 
 def whole_seed(seed):

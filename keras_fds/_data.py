@@ -262,13 +262,19 @@ class SplitData:
                 f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
                 "train or to validate on."
             )
-        self.num_batches = self.draw(np.random.default_rng(0))[0].num_batches
+        generators = (np.random.default_rng(0) for _ in range(2))
+        self.num_batches = self.draw(*generators)[0].num_batches
 
-    def draw(self, generator):
-        """`(train, validation)` batches for one outer step; the generator draws and shuffles."""
+    def draw(self, generator, of_split):
+        """`(train, validation)` batches for one outer step.
+
+        Args:
+            generator: A `numpy.random.Generator` that shuffles.
+            of_split: One that draws what is held out.
+        """
         if not self.held_out:
             return self._shuffled(self.train, generator), self.validation
-        order = generator.permutation(self.train.num_examples)
+        order = of_split.permutation(self.train.num_examples)
         held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
         return (
             self._shuffled(self.train, generator, rest),

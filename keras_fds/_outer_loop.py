@@ -98,8 +98,8 @@ class OuterLoop:
         model, unroll = self.model, self.unroll
         horizon = self.horizons[outer_step]
         self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
-        generator, seed = self.search.randomness(outer_step)
-        train, validation = self.data.draw(generator)
+        *generators, seed = self.search.randomness(outer_step)
+        train, validation = self.data.draw(*generators)
         self.restart(seed)
         unroll.reset(horizon)
         model.reset_metrics()
@@ -155,9 +155,11 @@ class OuterLoop:
         for kind, of_names in measured.items():
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
         record["verdict"] = optimizer.judge()
+        error = self.unroll.validation_error if np.isfinite(loss) else np.nan
+        record["val_loss_error"] = error
         search.records.append(record)
         search.passes = self.data.begun
-        if record["verdict"] == "best" or np.isfinite(loss) > np.isfinite(search.best["loss"]):
+        if record["verdict"] == "best":
             search.best = {
                 "loss": loss,
                 "outer_step": outer_step,

@@ -20,29 +20,35 @@ class Search:
         mode: How hypergradients are computed, `"forward"` or `"adjoint"`.
         start: The values of the model's variables that every outer step starts from, a list of
             arrays. Defaults to `None`: new ones each time.
+        resplit: Whether what is held out is drawn anew every outer step. Defaults to `False`.
 
     Attributes:
         records: One dictionary a finished outer step: `outer_step` (from 1), `horizon`, `logs`, and
-            `values`, `hypergradients` and `step_sizes` as `{name: [float, …]}`. JSON can hold it.
+            `values`, `hypergradients` and `step_sizes` as `{name: [float, …]}`; the outer rule's
+            `verdict`, and `val_loss_error`. JSON can hold it.
         best: `loss` of the best outer step, infinite before there is one; then also `outer_step`,
             `weights` (a list of arrays), `values` (coordinates, float64 `[total_buckets]`) and
             `horizon`.
         passes: How many passes over the training and the validation data were begun.
     """
 
-    def __init__(self, seed, mode, start=None):
-        self.seed, self.mode, self.start = seed, mode, start
+    def __init__(self, seed, mode, start=None, resplit=False):
+        self.seed, self.mode, self.start, self.resplit = seed, mode, start, resplit
         self.records = []
         self.best = {"loss": np.inf}
         self.passes = [0, 0]
 
     def randomness(self, outer_step):
-        """`(generator, seed)` of an outer step, counted from 0: of its data, of its weights.
+        """`(generator, of_split, seed)` of an outer step, counted from 0.
 
-        They depend on nothing else, so an outer step can be run again.
+        The first shuffles, the second draws what is held out, the third is of the weights. They
+        depend on nothing else, so an outer step can be run again.
         """
-        of_data, of_weights = np.random.SeedSequence([self.seed, outer_step]).spawn(2)
-        return np.random.default_rng(of_data), int(of_weights.generate_state(1)[0])
+        of_data, of_weights, of_split = np.random.SeedSequence([self.seed, outer_step]).spawn(3)
+        if not self.resplit:
+            of_split = np.random.SeedSequence(self.seed)
+        generators = map(np.random.default_rng, (of_data, of_split))
+        return *generators, int(of_weights.generate_state(1)[0])
 
     def to_arrays(self):
         """All of it as `{key: array}`."""
@@ -52,7 +58,10 @@ class Search:
             best["values"] = best["values"].tolist()
         description = {
             "version": _VERSION,
-            **{name: getattr(self, name) for name in ("seed", "mode", "records", "passes")},
+            **{
+                name: getattr(self, name)
+                for name in ("seed", "mode", "resplit", "records", "passes")
+            },
             "best": best,
             "lengths": {name: len(arrays) for name, arrays in groups.items() if arrays is not None},
         }
@@ -83,7 +92,8 @@ class Search:
             name: [entries.pop(_key(name, i)) for i in range(length)]
             for name, length in description["lengths"].items()
         }
-        search = cls(description["seed"], description["mode"], groups.get("start"))
+        seed, mode, resplit = (description[name] for name in ("seed", "mode", "resplit"))
+        search = cls(seed, mode, groups.get("start"), resplit)
         search.records, search.passes = description["records"], description["passes"]
         search.best = description["best"]
         if "best" in groups:

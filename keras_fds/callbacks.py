@@ -161,11 +161,13 @@ class ScheduleExport(keras.callbacks.Callback):
 
     After each outer step it writes
 
-    - `schedules.json`: the schedules of the best outer step so far by validation loss, for
-      `keras_fds.load_schedules`; not there until an outer step had a finite one;
-    - `history.csv`: a row an outer step: `outer_step`, `horizon`, losses and metrics, then the
-      value of every bucket (`learning_rate[0]`, …) and its hypergradient
-      (`hypergradient/learning_rate[0]`, …); what is not a number is written as it is;
+    - `schedules.json`: the schedules of the best outer step so far, by the outer rule, for
+      `keras_fds.load_schedules`; not there until an outer step had a finite validation loss;
+    - `history.csv`: a row an outer step: `outer_step`, `horizon`, losses and metrics, the standard
+      error `val_loss_error` of the validation loss over its batches, whether the outer rule
+      `accepted` the point and whether it was the `best` so far (1 or 0), then the value of every
+      bucket (`learning_rate[0]`, …) and its hypergradient (`hypergradient/learning_rate[0]`, …);
+      what is not a number is written as it is;
     - `schedules.png`: a picture of all schedules so far.
 
     Each replaces its older version in one move, so an interrupt leaves no half file. A `fit` that
@@ -213,11 +215,9 @@ class ScheduleExport(keras.callbacks.Callback):
                 _warn_of_unwritten(self.directory, error)
 
     def _write(self, records):
-        losses = [record["logs"].get("val_loss", np.nan) for record in records]
-        if np.isfinite(losses).any():
-            losses = np.where(np.isfinite(losses), losses, np.inf)
-            best = records[int(np.argmin(losses))]
-            save_schedules(self.directory / "schedules.json", _schedules(best))
+        best = self.model.optimizer.search.best.get("outer_step")
+        if best is not None:
+            save_schedules(self.directory / "schedules.json", _schedules(records[best]))
         with replacement(self.directory / "history.csv") as path:
             _write_csv(path, [_row(record) for record in records])
         outer_steps = [record["outer_step"] for record in records]
@@ -244,6 +244,9 @@ def _schedules(record):
 def _row(record):
     """An outer step as a row of `history.csv`."""
     row = {"outer_step": record["outer_step"], "horizon": record["horizon"], **record["logs"]}
+    row["val_loss_error"] = record["val_loss_error"]
+    row["accepted"] = int(record["verdict"] != "rejected")
+    row["best"] = int(record["verdict"] == "best")
     for kind, prefix in (("values", ""), ("hypergradients", "hypergradient/")):
         for name, numbers in record[kind].items():
             row.update({f"{prefix}{name}[{k}]": number for k, number in enumerate(numbers)})

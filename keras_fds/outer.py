@@ -162,7 +162,8 @@ class TrustRegionDescent(_Rule):
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
       accepted point R grows again, up to 1.
     - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
-      |dL/dφ| exceeds `alarm` times the loss is held still, and a point with such a bucket does not
+      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point, as if its sign
+      had flipped, or steps down where no calm point is known. A point with such a bucket does not
       become the best while there is one without: its schedules do not carry over to other weights.
     - Losses over different horizons are not compared: the first finite one over a new
       horizon is the best of the new ones.

@@ -33,6 +33,7 @@ def fit(
     initial_weights="fresh",
     differentiation="auto",
     adjoint_memory=DEFAULT_MEMORY,
+    resplit=False,
     seed=None,
     divergence_factor=20.0,
 ):
@@ -52,11 +53,11 @@ def fit(
             `keras.utils.PyDataset`, whose batches are made in one thread, whatever its `workers`.
             `verbose="auto"` is a progress bar in a terminal or a notebook, and a line an outer step
             elsewhere.
-        epochs: Epochs of training in an outer step; or a list, one number an outer step.
-            Defaults to `1`.
+        epochs: Epochs of training in an outer step, which may be a fraction; or a list, one number
+            an outer step: a search may begin with short horizons. Defaults to `1`.
         outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
-        validation_split: Fraction of the arrays held out, drawn anew each outer step. One of
-            `validation_split` and `validation_data` is required.
+        validation_split: Fraction of the arrays held out, drawn once, so that the losses of outer
+            steps can be compared. One of `validation_split` and `validation_data` is required.
         validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches of either kind.
         initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
         validation_training: Whether the validation loss is taken with the model in training
@@ -72,6 +73,8 @@ def fit(
             dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
         adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
             twice the root of their number, and takes a third longer. Defaults to 1 GiB.
+        resplit: Whether `validation_split` is drawn anew every outer step, as in the paper.
+            Defaults to `False`.
         seed: What the validation split, shuffling, fresh weights and dropout of every outer step
             derive from, a whole number from 0. Defaults to one drawn from `numpy.random`.
         divergence_factor: An outer step is given up, as one whose training loss is not finite is,
@@ -116,7 +119,7 @@ def fit(
     data = _data.SplitData(train, validation, validation_split, validation_batch_size, shuffle)
     epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
     steps_per_epoch = steps_per_epoch or data.num_batches
-    horizons = [number * steps_per_epoch for number in epochs]
+    horizons = [max(1, round(number * steps_per_epoch)) for number in epochs]
     _checks.check_buckets(model.optimizer, min(horizons))
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
     unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
@@ -129,7 +132,7 @@ def fit(
         print(_cost.table(cost))
         progress = _cost.Progress(horizons, seconds)
     seed = np.random.randint(2**31) if seed is None else _checks.whole_seed(seed)
-    search = Search(seed, unroll.mode, restart.start)
+    search = Search(seed, unroll.mode, restart.start, resplit)
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
     loop = OuterLoop(
         unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training

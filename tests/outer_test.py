@@ -228,14 +228,21 @@ def test_losses_within_the_tolerance_are_accepted(first, second, verdict):
     assert rule.judge(state, measurement([1e-9], second), POSITIVE) == verdict
 
 
-def test_an_exploding_bucket_is_held_still_and_its_point_is_not_the_best():
+def test_an_exploding_bucket_returns_and_its_point_is_not_the_best():
     rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
     measured = [[-0.1, -0.1], [-1e9, -0.1], [-0.1, -0.1]]
     states = run(rule, [1.0, 1.0], [0.1, 0.1], measured, [1.0, 0.9, 0.95], ranges)
-    first, second, third = (state["values"] for state in states[1:])
-    assert second[0] == first[0] and second[1] > first[1]
-    assert third[0] > second[0]
+    first, second = (state["values"] for state in states[1:3])
+    np.testing.assert_allclose(first, [2.1, 2.1])
+    # Half the step from the best point, 1; the other bucket goes on.
+    np.testing.assert_allclose(second, [1.1 * 2**0.5 - 0.1, 4.3])
     assert [float(state["best_loss"]) for state in states[1:]] == [1.0, 1.0, 0.95]
+
+
+def test_where_nothing_calm_is_known_an_exploding_bucket_steps_down():
+    rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
+    states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1]], [1.0], ranges)
+    np.testing.assert_allclose(states[1]["values"], [1.1 / 2**0.5 - 0.1, 2.1])
 
 
 def test_a_bucket_explodes_by_its_whole_hypergradient_whatever_its_length():

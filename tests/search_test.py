@@ -68,8 +68,8 @@ def test_the_randomness_of_an_outer_step_depends_on_seed_and_step_alone():
     drawn = {}
     for seed in (0, 1):
         for outer_step in (0, 1):
-            generator, of_weights = Search(seed, "forward").randomness(outer_step)
-            again, of_weights_again = Search(seed, "adjoint").randomness(outer_step)
+            generator, _, of_weights = Search(seed, "forward").randomness(outer_step)
+            again, _, of_weights_again = Search(seed, "adjoint").randomness(outer_step)
             numbers = generator.integers(2**60, size=3).tolist()
             assert again.integers(2**60, size=3).tolist() == numbers
             assert of_weights == of_weights_again and 0 <= of_weights < 2**32

@@ -28,7 +28,14 @@ _COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs",
 _FIELDS = (
     *_COUNTS,
     *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
-    *("validation_training", "optimizer", "tangent_clipvalue", "hyperparameters", "outer"),
+    *(
+        "validation_training",
+        "resplit",
+        "optimizer",
+        "tangent_clipvalue",
+        "hyperparameters",
+        "outer",
+    ),
     "differentiation",
 )
 
@@ -66,10 +73,9 @@ def _is_count(value):
 def epochs_of_outer_steps(config):
     """One number an outer step; the last of `config.epochs` is for all that follow."""
     epochs = config.epochs if isinstance(config.epochs, (tuple, list)) else [config.epochs]
-    if not epochs or not all(map(_is_count, epochs)):
+    if not epochs or not all(isinstance(n, (int, float)) and n > 0 for n in epochs):
         raise ValueError(
-            "`epochs` must be one or more whole numbers of at least 1. "
-            f"Received: epochs={config.epochs!r}"
+            f"`epochs` must be one or more positive numbers. Received: epochs={config.epochs!r}"
         )
     return [epochs[min(i, len(epochs) - 1)] for i in range(config.outer_steps)]
 

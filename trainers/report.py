@@ -57,7 +57,7 @@ def search_sections(rows):
     Args:
         rows: Rows of a search's `history.csv`, one or more `{column: number or string}`:
             `outer_step`, `horizon`, losses and metrics; `learning_rate[0]`, … and
-            `hypergradient/learning_rate[0]`, …; where there are, `accepted` (1 or 0) and
+            `hypergradient/learning_rate[0]`, …; `accepted` and `best` (1 or 0);
             `val_loss_error`, the standard error of `val_loss`.
 
     Returns:
@@ -145,9 +145,8 @@ def origin_section(command, seed):
 
 
 def best_row(rows):
-    """The row with the least finite validation loss, or None."""
-    finite = [row for row in rows if math.isfinite(row.get("val_loss", math.nan))]
-    return min(finite, key=lambda row: row["val_loss"], default=None)
+    """The row that the outer rule found best, or None."""
+    return next((row for row in reversed(rows) if row.get("best") == 1), None)
 
 
 # ----------------------------------------------------------------------------------- pictures

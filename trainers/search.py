@@ -80,6 +80,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
         validation_split=config.validation_split,
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
+        resplit=config.resplit,
         differentiation=config.differentiation,
         **({} if config.adjoint_memory is None else {"adjoint_memory": config.adjoint_memory}),
         verbose=verbose,
