@@ -165,8 +165,8 @@ class TrustRegionDescent(_Rule):
       |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point, as if its sign
       had flipped, or steps down where no calm point is known. A point with such a bucket does not
       become the best while there is one without: its schedules do not carry over to other weights.
-    - Losses over different horizons are not compared: the first finite one over a new
-      horizon is the best of the new ones.
+    - Losses over different horizons are not compared: the first finite one over a new horizon is
+      the best of the new ones. Steps that have become small are half their greatest again.
 
     Args:
         tolerance: Relative worsening of the validation loss that is still accepted. Defaults to
@@ -241,6 +241,9 @@ class TrustRegionDescent(_Rule):
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
             state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+            if measurement.horizon != state["horizon"]:
+                state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
+                state["radius"] = np.array(1.0)
             if verdict == "best" and alarms.any():  # Nothing calm to return to.
                 signs = np.where(alarms, 1.0, signs)
             elif alarms.any():

@@ -1,0 +1,51 @@
+"""LeNet on MNIST, everything learned from zero, for five epochs of training.
+
+Seven learning rates, a momentum and a weight decay, as in Micaelli & Storkey (2021), Figure 1. The
+search climbs from zero over short horizons, a fifth of an epoch at first, and ends at the five
+epochs that the schedules are for. Gradients are clipped to a global norm of 1.
+
+    python -m trainers.prepare_data --dataset=mnist [--manual_dir=FOLDER]
+    python -m trainers.search --config=configs/mnist_lenet.py --workdir=runs/mnist
+    python -m trainers.train --config=configs/mnist_lenet.py \
+        --schedules=runs/mnist/schedules.json --workdir=runs/mnist-train --config.train_seeds=3
+
+EXPECTED
+
+A quick look: --config.outer_steps=2.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dataset = "mnist"
+    config.data_dir = config_dict.placeholder(str)  # None is TFDS's own.
+    config.network = "lenet"
+
+    # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
+    # last is for all that follow.
+    config.batch_size = 128
+    config.epochs = (0.2, 0.2, 0.5, 1, 1, 1, 5)
+    config.outer_steps = 10
+    config.validation_split = 0.05
+    config.validation_batch_size = 500
+    config.resplit = False  # The paper holds out other data in every outer step.
+    config.validation_training = False
+    config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
+    config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
+    config.differentiation = "auto"  # Forward mode, as tangents are clipped.
+    config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
+    config.hyperparameters = [
+        {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.03},
+        {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
+        {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
+    ]
+    config.outer = {"name": "TrustRegionDescent"}
+
+    # Training with what was learned, on the whole training split.
+    config.train_epochs = 5
+    config.train_seeds = 1
+    return config
