@@ -264,6 +264,17 @@ def test_a_search_that_goes_on_keeps_the_best_schedules_of_before(tmp_path):
     np.testing.assert_array_equal(second.optimizer.schedules["learning_rate"].values, best)
 
 
+def test_a_finished_search_goes_on_at_a_later_outer_step():
+    model = make_model(initial=0.3)
+    first = quick_fit(model, epochs=4, outer_steps=2).history["val_loss"]
+    noise = np.random.default_rng(1).integers(0, 3, NUM_EXAMPLES)
+    best, weights = model.optimizer.schedules["learning_rate"].values, model.get_weights()
+    history = quick_fit(model, arrays()[0], noise, epochs=4, initial_epoch=2, outer_steps=3)
+    assert history.epoch == [0, 1, 2] and history.history["val_loss"][:2] == first
+    np.testing.assert_array_equal(model.optimizer.schedules["learning_rate"].values, best)
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+
+
 def test_an_interrupt_keeps_what_is_finished():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
