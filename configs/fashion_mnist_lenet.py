@@ -36,7 +36,7 @@ def get_config():
     config.validation_training = False
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
-    config.differentiation = "auto"  # Forward mode, as tangents are clipped.
+    config.differentiation = "auto"
     config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.03},
