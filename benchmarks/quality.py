@@ -17,13 +17,13 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from benchmarks.run import machine
+from benchmarks.report import machine
 
 _DATASET = flags.DEFINE_enum("dataset", None, ["digits", "mnist", "fashion_mnist"], "Which data.")
 _PART = flags.DEFINE_enum("part", None, ["search", "cosine"], "What to run; None: compare.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/quality", "Folder for the results.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quality", "Folder for the searches.")
+_SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the searches.")
 
 CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion_mnist_lenet"}
 RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
@@ -46,7 +46,7 @@ def search(dataset, seed):
 
     config = load_config(dataset)
     config.seed = seed
-    folder = pathlib.Path(_WORKDIR.value) / dataset / f"seed_{seed}"
+    folder = pathlib.Path(_SEARCHES.value) / dataset / f"seed_{seed}"
     history = search(config, folder, overwrite=True, verbose=0)
     config.seed, config.train_seeds = 1000 + seed, 1
     path = folder / "schedules.json"

@@ -1,5 +1,8 @@
 """`results.md` and pictures from the results of `benchmarks.run`."""
 
+import pathlib
+import platform
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,6 +33,21 @@ def write(results, folder):
     for section in ("tangents", "batches", "horizons", *MEMORY):
         if section in results:
             _draw(section, results[section]).savefig(folder / f"{section}.png", dpi=110)
+
+
+def machine():
+    """What it was measured on."""
+    import keras
+    import tensorflow as tf
+
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line for line in lines if line.startswith("model name")]
+    return {
+        "processor": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
+        "cores": len(cpu),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
 
 
 def _machine(machine):

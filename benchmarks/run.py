@@ -8,7 +8,6 @@ beside those measured before. Then `results.md` and the pictures are drawn from 
 
 import json
 import pathlib
-import platform
 
 import numpy as np
 from absl import app, flags, logging
@@ -188,25 +187,10 @@ def main(_):
     for name in _SECTIONS.value:
         logging.info("Measuring %s", name)
         results[name] = SECTIONS[name]()
-        results["machine"] = machine()
+        results["machine"] = report.machine()
         path.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, folder)
     print((folder / "results.md").read_text())
-
-
-def machine():
-    """What it was measured on."""
-    import keras
-    import tensorflow as tf
-
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = [line for line in lines if line.startswith("model name")]
-    return {
-        "processor": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
-        "cores": len(cpu),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }
 
 
 if __name__ == "__main__":
