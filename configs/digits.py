@@ -27,8 +27,8 @@ def get_config():
     # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
     # last is for all that follow.
     config.batch_size = 128
-    config.epochs = (10,)
-    config.outer_steps = 12
+    config.epochs = (2, 5, 10, 10, 30)
+    config.outer_steps = 9
     config.validation_split = 0.1
     config.validation_batch_size = 500
     config.resplit = False  # The paper holds out other data in every outer step.
@@ -38,8 +38,8 @@ def get_config():
     config.differentiation = "auto"  # Or "forward", "adjoint".
     config.adjoint_memory = config_dict.placeholder(int)  # Bytes; None: 1 GiB.
     config.hyperparameters = [
-        {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.1},
-        {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.1},
+        {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.03},
+        {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
     ]
     config.outer = {"name": "TrustRegionDescent"}

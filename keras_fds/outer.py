@@ -13,12 +13,16 @@ import numpy as np
 class Measurement(NamedTuple):
     """What an outer step measured at the present values.
 
-    Attributes:
+    Args:
         hypergradients: By coordinates, means over the steps of each bucket, float64
             `[total_buckets]`.
         loss: Validation loss; not finite when the inner loop broke down.
         lengths: Inner steps in each bucket, `[total_buckets]`.
         horizon: Inner steps in all.
+
+    Example:
+
+    >>> Measurement(np.array([-0.2, 0.1]), loss=0.5, lengths=np.array([50, 50]), horizon=100)
     """
 
     hypergradients: np.ndarray
@@ -30,9 +34,13 @@ class Measurement(NamedTuple):
 class Ranges(NamedTuple):
     """Where coordinates may lie, arrays of `[total_buckets]`.
 
-    Attributes:
+    Args:
         minimum, maximum: The ends, float64, which may be infinite.
         linear: Whether a coordinate is the value itself, bool.
+
+    Example:
+
+    >>> Ranges(np.zeros(2), np.full(2, np.inf), linear=np.full(2, True))
     """
 
     minimum: np.ndarray

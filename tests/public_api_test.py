@@ -49,6 +49,7 @@ ADDED_TO_FIT = {
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",
     "initial_weights": "every outer step restarts",
+    "resplit": "every outer step may hold out other data",
 }
 LEFT_OUT_OF_FIT = {"validation_freq": "every outer step needs the validation loss"}
 
