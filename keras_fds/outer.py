@@ -156,23 +156,26 @@ class SignDescent(_Rule):
 class TrustRegionDescent(_Rule):
     """Sign steps by factors, within a trust region, that return from what did not work.
 
-    A bucket moves along the sign s_k of its hypergradient in a coordinate φ_k in which a step is
-    a factor: for a linear value λ with first step size w and the range [a, b],
+    A bucket moves along s_k, which is nearly the sign of its hypergradient, in a coordinate φ_k in
+    which a step is a factor: for a linear value λ with first step size w and the range [a, b],
 
-        φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R
+        φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
+        s_k = clip(dL/dφ_k / (resolution · |L|), −1, 1)
 
     so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
     the coordinate u. The steps r_k start at log 2 (the first from zero is the hyperparameter's
     `step_size`), grow while the sign stays the same, as far as log 2, and shrink when it
-    flips (resilient propagation). R is the radius common to all.
+    flips (resilient propagation). A slope that promises less than `resolution` of the loss, which
+    is about what its noise is, moves its bucket by less. R is the radius common to all.
 
     - A point that broke down, or whose validation loss is worse than the best one's by more than
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
       accepted point R grows again, up to 1.
     - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
-      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point, as if its sign
-      had flipped, or steps down where no calm point is known. A point with such a bucket does not
-      become the best while there is one without: its schedules do not carry over to other weights.
+      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point, or steps down
+      where no calm point is known; its step shrinks, and so does R. A point with such a bucket does
+      not become the best while there is one without: its schedules do not carry over to other
+      weights.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
@@ -181,11 +184,13 @@ class TrustRegionDescent(_Rule):
             `0.02`.
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
+        resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
+            Defaults to `0.1`.
         alarm: Greatest |dL/dφ| in units of the loss that is believed. Defaults to `5.0`.
 
     Raises:
-        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1 or
-            `alarm` not positive.
+        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
+            `resolution` or `alarm` not positive.
 
     Example:
 
@@ -197,10 +202,11 @@ class TrustRegionDescent(_Rule):
 
     largest_step = np.log(2.0)
 
-    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, alarm=5.0):
+    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.1, alarm=5.0):
         self.tolerance = _number("tolerance", tolerance, 0.0)
         self.growth = _number("growth", growth, 1.0)
         self.shrink = _fraction("shrink", shrink)
+        self.resolution = _number("resolution", resolution, 1e-12)
         self.alarm = _number("alarm", alarm, 1e-12)
 
     def initial_state(self, values, step_sizes):
@@ -244,11 +250,12 @@ class TrustRegionDescent(_Rule):
             state.update(values=state["best_values"], signs=state["best_signs"])
             signs = state["signs"]
         else:
-            signs = np.nan_to_num(np.sign(measurement.hypergradients))
+            signs = self._signs(state, measurement, ranges)
             agreement = np.where(alarms, -1.0, signs * state["signs"])
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
-            state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+            change = self.shrink if alarms.any() else self.growth
+            state["radius"] = np.minimum(1.0, change * state["radius"])
             if measurement.horizon != state["horizon"]:
                 state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
                 state["radius"] = np.array(1.0)
@@ -256,7 +263,7 @@ class TrustRegionDescent(_Rule):
                 signs = np.where(alarms, 1.0, signs)
             elif alarms.any():
                 state["values"] = np.where(alarms, state["best_values"], state["values"])
-                signs = np.where(alarms, state["best_signs"], signs)
+                signs = np.where(alarms, 0.0, signs)
             state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
             state.update(
@@ -268,11 +275,19 @@ class TrustRegionDescent(_Rule):
             )
         return self._moved(state, signs, ranges)
 
+    def _slopes(self, state, measurement, ranges):
+        """dL/dφ in units of the loss."""
+        distances, parts = _gauge(state, ranges)
+        derivatives = measurement.hypergradients * measurement.lengths * distances * (1 - parts)
+        with np.errstate(all="ignore"):  # Of what broke down, too.
+            return np.nan_to_num(derivatives / np.maximum(np.abs(measurement.loss), 1e-100))
+
+    def _signs(self, state, measurement, ranges):
+        return np.clip(self._slopes(state, measurement, ranges) / self.resolution, -1.0, 1.0)
+
     def _alarms(self, state, measurement, ranges):
         """Which buckets have a hypergradient that is too great to be believed."""
-        distances, parts = _gauge(state, ranges)
-        of_steps = measurement.hypergradients * measurement.lengths * distances * (1 - parts)
-        return np.abs(of_steps) > self.alarm * np.abs(measurement.loss)
+        return np.abs(self._slopes(state, measurement, ranges)) > self.alarm
 
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""
@@ -289,7 +304,7 @@ class TrustRegionDescent(_Rule):
         return state
 
     def get_config(self):
-        names = ("tolerance", "growth", "shrink", "alarm")
+        names = ("tolerance", "growth", "shrink", "resolution", "alarm")
         return {name: getattr(self, name) for name in names}
 
 
