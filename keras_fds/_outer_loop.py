@@ -88,7 +88,9 @@ class OuterLoop:
         if begun and np.isinf(self.search.best["loss"]):
             return True
         self.optimizer.update_schedules()
-        converged = begun and self.optimizer.converged
+        done = len(self.search.records)
+        settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
+        converged = begun and settled and self.optimizer.converged
         if converged and self.callbacks.params["verbose"]:
             print("The search has converged: no value moves by 5% of itself any more.")
         return converged

@@ -278,9 +278,10 @@ class TrustRegionDescent(_Rule):
     def _slopes(self, state, measurement, ranges):
         """dL/dφ in units of the loss."""
         distances, parts = _gauge(state, ranges)
-        derivatives = measurement.hypergradients * measurement.lengths * distances * (1 - parts)
-        with np.errstate(all="ignore"):  # Of what broke down, too.
-            return np.nan_to_num(derivatives / np.maximum(np.abs(measurement.loss), 1e-100))
+        loss = np.maximum(np.abs(measurement.loss), 1e-100)
+        with np.errstate(all="ignore"):  # They may be anything after a break-down.
+            scale = measurement.lengths * distances * (1 - parts) / loss
+            return np.clip(np.nan_to_num(measurement.hypergradients * scale), -1e100, 1e100)
 
     def _signs(self, state, measurement, ranges):
         return np.clip(self._slopes(state, measurement, ranges) / self.resolution, -1.0, 1.0)
@@ -299,7 +300,7 @@ class TrustRegionDescent(_Rule):
         moved = state["values"] + np.where(
             is_bounded, by_factors - distances, -signs * steps * distances
         )
-        state["step_sizes"] = steps * distances * (1 - parts)
+        state["step_sizes"] = np.abs(state["signs"]) * steps * distances * (1 - parts)
         state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
         return state
 

@@ -153,6 +153,7 @@ def test_ranges_are_one_a_value():
 
 # ---------------------------------------------------------------------------- the trust region
 POSITIVE = linear_ranges(0.0, np.inf)
+WHOLE_STEPS = TrustRegionDescent(resolution=1e-9)
 
 
 def values_of(states):
@@ -162,13 +163,13 @@ def values_of(states):
 def test_the_first_step_from_the_end_of_the_range_is_the_step_size():
     for minimum in (0.0, 2.0, -3.0):
         ranges = linear_ranges(minimum, np.inf)
-        states = run(TrustRegionDescent(), [minimum], [0.1], [[-1.0], [-1.0]], [2, 1], ranges)
+        states = run(WHOLE_STEPS, [minimum], [0.1], [[-1.0], [-1.0]], [2, 1], ranges)
         assert values_of(states) == pytest.approx([minimum, minimum + 0.1, minimum + 0.3])
 
 
 def test_steps_are_factors_beyond_the_first_step_size():
     up, down = (
-        run(TrustRegionDescent(), [8.0], [0.001], [[sign]], ranges=POSITIVE)[-1]["values"][0]
+        run(WHOLE_STEPS, [8.0], [0.001], [[sign]], ranges=POSITIVE)[-1]["values"][0]
         for sign in (-0.01, 0.01)
     )
     assert (up, down) == (pytest.approx(16.001), pytest.approx(4 - 0.0005))
@@ -176,20 +177,20 @@ def test_steps_are_factors_beyond_the_first_step_size():
 
 def test_a_bounded_value_nears_the_end_of_its_range_by_factors_too():
     ranges = linear_ranges(0.0, 0.999)
-    values = values_of(run(TrustRegionDescent(), [0.0], [0.1], [[-1.0]] * 12, ranges=ranges))
+    values = values_of(run(WHOLE_STEPS, [0.0], [0.1], [[-1.0]] * 12, ranges=ranges))
     assert all(before < after < 0.999 for before, after in itertools.pairwise(values))
     assert 1 - values[-1] == pytest.approx((1 - values[-2]) / 2, rel=0.2)
 
 
 def test_coordinates_that_are_not_the_value_itself_move_by_the_step_size():
     ranges = Ranges(np.array([-np.inf]), np.array([0.0]), np.array([False]))
-    states = run(TrustRegionDescent(), [-4.0], [0.6], [[-1.0], [1.0]], ranges=ranges)
+    states = run(WHOLE_STEPS, [-4.0], [0.6], [[-1.0], [1.0]], ranges=ranges)
     first = 0.6 * np.log(2)
     assert values_of(states) == pytest.approx([-4, -4 + first, -4 + first / 2])
 
 
 def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
-    states = run(TrustRegionDescent(), [1.0], [0.1], [[1.0], [-1.0], [-1.0]], ranges=POSITIVE)
+    states = run(WHOLE_STEPS, [1.0], [0.1], [[1.0], [-1.0], [-1.0]], ranges=POSITIVE)
     np.testing.assert_allclose(
         [float(s["steps"][0]) for s in states[1:]] / np.log(2), [1, 0.5, 0.6]
     )
@@ -197,7 +198,7 @@ def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
 
 def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
     losses = [1.0, 0.5, 0.52, 0.6, 0.4]
-    states = run(TrustRegionDescent(), [1.0], [0.1], [[-0.01]] * 5, losses, POSITIVE)
+    states = run(WHOLE_STEPS, [1.0], [0.1], [[-0.01]] * 5, losses, POSITIVE)
     values = values_of(states)
     # From 2.1 with loss 0.5, the best, to 4.3, which is worse by more than 2%, and back.
     assert values == pytest.approx(
@@ -229,18 +230,26 @@ def test_losses_within_the_tolerance_are_accepted(first, second, verdict):
 
 
 def test_an_exploding_bucket_returns_and_its_point_is_not_the_best():
-    rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
+    rule, ranges = WHOLE_STEPS, linear_ranges([0.0, 0.0], [np.inf, np.inf])
     measured = [[-0.1, -0.1], [-1e9, -0.1], [-0.1, -0.1]]
     states = run(rule, [1.0, 1.0], [0.1, 0.1], measured, [1.0, 0.9, 0.95], ranges)
     first, second = (state["values"] for state in states[1:3])
     np.testing.assert_allclose(first, [2.1, 2.1])
-    # Half the step from the best point, 1; the other bucket goes on.
-    np.testing.assert_allclose(second, [1.1 * 2**0.5 - 0.1, 4.3])
+    # One is at the best point again; the other goes on with half the radius.
+    np.testing.assert_allclose(second, [1.0, 2.2 * 2**0.5 - 0.1])
     assert [float(state["best_loss"]) for state in states[1:]] == [1.0, 1.0, 0.95]
 
 
+def test_a_slope_that_promises_little_moves_its_bucket_little():
+    rule, ranges = TrustRegionDescent(resolution=0.1), linear_ranges([0.0] * 3, [np.inf] * 3)
+    # Slopes dL/dφ of 0.4, 0.1 and 0.02 in units of the loss.
+    measured = [[0.4 / 1.1, 0.1 / 1.1, 0.02 / 1.1]]
+    values = run(rule, [1.0] * 3, [0.1] * 3, measured, ranges=ranges)[-1]["values"]
+    np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), [1, 1, 0.2])
+
+
 def test_where_nothing_calm_is_known_an_exploding_bucket_steps_down():
-    rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
+    rule, ranges = WHOLE_STEPS, linear_ranges([0.0, 0.0], [np.inf, np.inf])
     states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1]], [1.0], ranges)
     np.testing.assert_allclose(states[1]["values"], [1.1 / 2**0.5 - 0.1, 2.1])
 
@@ -384,7 +393,7 @@ def test_going_on_from_a_saved_state_is_the_same_search(rule):
         (TrustRegionDescent, {}),
         (
             TrustRegionDescent,
-            {"tolerance": 0.1, "growth": 1.5, "shrink": 0.25, "alarm": 2.0},
+            {"tolerance": 0.1, "growth": 1.5, "shrink": 0.25, "resolution": 0.2, "alarm": 2.0},
         ),
     ],
 )
@@ -407,6 +416,7 @@ def test_config_round_trip(rule, arguments):
         *(("tolerance", value) for value in (-0.01, np.nan, "none", None)),
         *(("growth", value) for value in (0.9, np.inf)),
         *(("alarm", value) for value in (0.0, -1.0, True)),
+        *(("resolution", value) for value in (0.0, np.nan)),
     ],
 )
 def test_bad_input_is_named_with_what_was_received(argument, value):

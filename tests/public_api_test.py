@@ -212,7 +212,10 @@ def test_fit_takes_what_model_fit_takes():
         ("export.keras_schedules", "(schedules)"),
         ("export.python_snippet", "(schedules, optimizer)"),
         ("outer.SignDescent", "(shrink=0.5)"),
-        ("outer.TrustRegionDescent", "(tolerance=0.02, growth=1.2, shrink=0.5, alarm=5.0)"),
+        (
+            "outer.TrustRegionDescent",
+            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.1, alarm=5.0)",
+        ),
         (
             "optimizers.SGD",
             "(learning_rate=0.01, momentum=0.0, weight_decay=0.0, name='sgd', **kwargs)",
