@@ -2,13 +2,17 @@
 
     python -m benchmarks.quality --dataset=fashion_mnist --part=search --seeds=0,1,2,3,4
     python -m benchmarks.quality --dataset=fashion_mnist --part=cosine --seeds=0,1,2,3,4
+    python -m benchmarks.quality --dataset=fashion_mnist --part=one_epoch --seeds=0,1,2
+    python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
     python -m benchmarks.quality
 
 The first searches from zero with a config and a seed, trains with what was learned on the whole
 training split, and tests once. The second chooses the best of a grid of cosine decays on a part of
 the training split that is held out, then trains and tests in the same way, from the same initial
-weights. Both end in the same number of epochs. Every seed is written to `--output` when it
-is finished, and not run again. Without `--part`, the results are compared.
+weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
+for twice the outer steps that it should need; `good_start` begins with a cosine decay in buckets
+and tests what it began and what it ended with. Every seed is written to `--output` when it is
+finished, and not run again. Without `--part`, the results are compared.
 """
 
 import json
@@ -20,7 +24,9 @@ from absl import app, flags
 from benchmarks.report import machine
 
 _DATASET = flags.DEFINE_enum("dataset", None, ["digits", "mnist", "fashion_mnist"], "Which data.")
-_PART = flags.DEFINE_enum("part", None, ["search", "cosine"], "What to run; None: compare.")
+_PART = flags.DEFINE_enum(
+    "part", None, ["search", "cosine", "one_epoch", "good_start"], "What to run; None: compare."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/quality", "Folder for the results.")
 _SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the searches.")
@@ -40,24 +46,63 @@ def load_config(dataset):
 
 def search(dataset, seed):
     """A search and a training with what it learned."""
+    config = load_config(dataset)
+    folder, result = searched(config, dataset, seed, "search")
+    return {**result, "test_accuracy": tested(config, folder / "schedules.json", seed)}
+
+
+def one_epoch(dataset, seed):
+    """A search over one epoch."""
+    config = load_config(dataset)
+    config.epochs, config.outer_steps = (1,), 12
+    return searched(config, dataset, seed, "one_epoch")[1]
+
+
+def good_start(dataset, seed):
+    """A search from a cosine decay, and trainings with what it began and ended with."""
     import keras_fds
-    from trainers.search import search
-    from trainers.train import train
 
     config = load_config(dataset)
+    rates = 0.05 * (1 + np.cos(np.pi * (np.arange(7) + 0.5) / 7))
+    start = {"learning_rate": rates.tolist(), "momentum": [MOMENTUM], "weight_decay": [0.0]}
+    config.hyperparameters = [
+        {**each, "initial": start[each["name"]]} for each in config.hyperparameters
+    ]
+    config.epochs, config.outer_steps = config.epochs[-2:], 6
+    folder, result = searched(config, dataset, seed, "good_start")
+    schedules = {name: keras_fds.BucketedSchedule(each, 1) for name, each in start.items()}
+    keras_fds.save_schedules(folder / "start.json", schedules)
+    for name in ("start", "schedules"):
+        result[f"{name}_accuracy"] = tested(config, folder / f"{name}.json", seed)
+    return result
+
+
+def searched(config, dataset, seed, part):
+    """`(folder, what the search found)`."""
+    import keras_fds
+    from trainers import workdirs
+    from trainers.search import search
+
     config.seed = seed
-    folder = pathlib.Path(_SEARCHES.value) / dataset / f"seed_{seed}"
-    history = search(config, folder, overwrite=True, verbose=0)
-    config.seed, config.train_seeds = 1000 + seed, 1
-    path = folder / "schedules.json"
-    tested = train(config, path, folder.with_name(f"seed_{seed}_train"), overwrite=True, verbose=0)
-    schedules = keras_fds.load_schedules(path)
-    return {
-        "val_loss": history.history["val_loss"],
+    folder = pathlib.Path(_SEARCHES.value) / dataset / f"{part}_{seed}"
+    search(config, folder, overwrite=True, verbose=0)
+    rows = workdirs.read_history(folder)
+    schedules = keras_fds.load_schedules(folder / "schedules.json")
+    columns = ("val_loss", "val_accuracy", "horizon", "accepted", "best")
+    return folder, {
+        **{column: [float(row[column]) for row in rows] for column in columns},
         "schedules": {name: each.values.tolist() for name, each in schedules.items()},
-        "test_accuracy": tested["accuracy"],
-        "plain_epochs": ADJOINT * sum(epochs_run(config, len(history.epoch))),
+        "plain_epochs": ADJOINT * sum(epochs_run(config, len(rows))),
     }
+
+
+def tested(config, schedules, seed):
+    """The test accuracy after training with a file's schedules."""
+    from trainers.train import train
+
+    config.seed, config.train_seeds = 1000 + seed, 1
+    folder = schedules.parent.with_name(f"{schedules.parent.name}_{schedules.stem}_train")
+    return train(config, schedules, folder, overwrite=True, verbose=0)["accuracy"]
 
 
 def epochs_run(config, outer_steps):
@@ -122,6 +167,9 @@ def trained(config, rate, decay, seed, data, held_out):
     return model.evaluate(*held_out, batch_size=500, verbose=0, return_dict=True)["accuracy"]
 
 
+PARTS = {each.__name__: each for each in (search, cosine, one_epoch, good_start)}
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -133,9 +181,9 @@ def run(dataset, part, seeds):
     for seed in seeds:
         results = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
         if seed not in results:
-            results[seed] = {"search": search, "cosine": cosine}[part](dataset, int(seed))
+            results[seed] = PARTS[part](dataset, int(seed))
             write(path, results)
-            print(dataset, part, seed, results[seed]["test_accuracy"], flush=True)
+            print(dataset, part, seed, flush=True)
 
 
 def compared(dataset):
