@@ -28,8 +28,8 @@ def get_config():
     # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
     # last is for all that follow.
     config.batch_size = 128
-    config.epochs = (0.2, 0.2, 0.5, 2, 2, 2, 5)
-    config.outer_steps = 7
+    config.epochs = (0.2, 0.2, 0.5, 2.5)
+    config.outer_steps = 6
     config.validation_split = 0.05
     config.validation_batch_size = 500
     config.resplit = False  # The paper holds out other data in every outer step.

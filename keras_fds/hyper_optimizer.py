@@ -228,8 +228,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 )
                 for end in ("min_value", "max_value")
             ]
-        linear = [np.full(h.num_buckets, h.scale == "linear") for h in self.hyperparameters]
-        return Ranges(*ends, _concatenated(linear).astype(bool))
+        numbers = [h.num_buckets for h in self.hyperparameters]
+        linear = np.repeat([h.scale == "linear" for h in self.hyperparameters], numbers)
+        return Ranges(*ends, linear.astype(bool), np.repeat(np.arange(len(numbers)), numbers))
 
     def derivatives(self):
         """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""

@@ -37,15 +37,17 @@ class Ranges(NamedTuple):
     Args:
         minimum, maximum: The ends, float64, which may be infinite.
         linear: Whether a coordinate is the value itself, bool.
+        groups: The number of the hyperparameter that the bucket belongs to.
 
     Example:
 
-    >>> Ranges(np.zeros(2), np.full(2, np.inf), linear=np.full(2, True))
+    >>> Ranges(np.zeros(2), np.full(2, np.inf), np.full(2, True), groups=np.zeros(2))
     """
 
     minimum: np.ndarray
     maximum: np.ndarray
     linear: np.ndarray
+    groups: np.ndarray
 
 
 class _Rule:
@@ -160,13 +162,14 @@ class TrustRegionDescent(_Rule):
     which a step is a factor: for a linear value λ with first step size w and the range [a, b],
 
         φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
-        s_k = clip(dL/dφ_k / (resolution · |L|), −1, 1)
+        s_k = clip(slope_k / resolution, −1, 1)
 
     so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
     the coordinate u. The steps r_k start at log 2 (the first from zero is the hyperparameter's
     `step_size`), grow while the sign stays the same, as far as log 2, and shrink when it
-    flips (resilient propagation). A slope that promises less than `resolution` of the loss, which
-    is about what its noise is, moves its bucket by less. R is the radius common to all.
+    flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring buckets of
+    the hyperparameter; one that promises less than `resolution`, which is about what its noise is,
+    moves its bucket by less. R is the radius common to all.
 
     - A point that broke down, or whose validation loss is worse than the best one's by more than
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
@@ -185,7 +188,7 @@ class TrustRegionDescent(_Rule):
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
         resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
-            Defaults to `0.1`.
+            Defaults to `0.05`.
         alarm: Greatest |dL/dφ| in units of the loss that is believed. Defaults to `5.0`.
 
     Raises:
@@ -202,7 +205,7 @@ class TrustRegionDescent(_Rule):
 
     largest_step = np.log(2.0)
 
-    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.1, alarm=5.0):
+    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, alarm=5.0):
         self.tolerance = _number("tolerance", tolerance, 0.0)
         self.growth = _number("growth", growth, 1.0)
         self.shrink = _fraction("shrink", shrink)
@@ -284,7 +287,8 @@ class TrustRegionDescent(_Rule):
             return np.clip(np.nan_to_num(measurement.hypergradients * scale), -1e100, 1e100)
 
     def _signs(self, state, measurement, ranges):
-        return np.clip(self._slopes(state, measurement, ranges) / self.resolution, -1.0, 1.0)
+        slopes = self._slopes(state, measurement, ranges)
+        return np.clip(_smoothed(slopes, ranges.groups) / self.resolution, -1.0, 1.0)
 
     def _alarms(self, state, measurement, ranges):
         """Which buckets have a hypergradient that is too great to be believed."""
@@ -307,6 +311,17 @@ class TrustRegionDescent(_Rule):
     def get_config(self):
         names = ("tolerance", "growth", "shrink", "resolution", "alarm")
         return {name: getattr(self, name) for name in names}
+
+
+def _smoothed(values, groups):
+    """Means of neighbours within a group, weighted 1, 2, 1."""
+    same = groups[1:] == groups[:-1]
+    sums, weights = 2.0 * values, np.full(len(values), 2.0)
+    sums[1:] += same * values[:-1]
+    sums[:-1] += same * values[1:]
+    weights[1:] += same
+    weights[:-1] += same
+    return sums / weights
 
 
 def _is_bounded(ranges):

@@ -20,7 +20,8 @@ RULES = (SignDescent, TrustRegionDescent)
 
 def linear_ranges(minimum, maximum):
     minimum, maximum = np.atleast_1d(minimum), np.atleast_1d(maximum)
-    return Ranges(minimum.astype(float), maximum.astype(float), np.full(len(minimum), True))
+    linear, groups = np.full(len(minimum), True), np.arange(len(minimum))
+    return Ranges(minimum.astype(float), maximum.astype(float), linear, groups)
 
 
 ANYWHERE = linear_ranges(-np.inf, np.inf)
@@ -183,7 +184,7 @@ def test_a_bounded_value_nears_the_end_of_its_range_by_factors_too():
 
 
 def test_coordinates_that_are_not_the_value_itself_move_by_the_step_size():
-    ranges = Ranges(np.array([-np.inf]), np.array([0.0]), np.array([False]))
+    ranges = Ranges(np.array([-np.inf]), np.array([0.0]), np.array([False]), np.array([0]))
     states = run(WHOLE_STEPS, [-4.0], [0.6], [[-1.0], [1.0]], ranges=ranges)
     first = 0.6 * np.log(2)
     assert values_of(states) == pytest.approx([-4, -4 + first, -4 + first / 2])
@@ -246,6 +247,15 @@ def test_a_slope_that_promises_little_moves_its_bucket_little():
     measured = [[0.4 / 1.1, 0.1 / 1.1, 0.02 / 1.1]]
     values = run(rule, [1.0] * 3, [0.1] * 3, measured, ranges=ranges)[-1]["values"]
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), [1, 1, 0.2])
+
+
+def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slopes():
+    ranges = linear_ranges([0.0] * 4, [np.inf] * 4)._replace(groups=np.array([0, 0, 0, 1]))
+    measured = [[0.4, 0.0, 0.0, 0.1]]
+    rule = TrustRegionDescent(resolution=1.0)
+    values = run(rule, [1.0] * 4, [0.1] * 4, measured, ranges=ranges)[-1]["values"]
+    slopes = 1.1 * np.array([2 / 3 * 0.4, 1 / 4 * 0.4, 0.0, 0.1])
+    np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
 
 
 def test_where_nothing_calm_is_known_an_exploding_bucket_steps_down():
@@ -366,7 +376,8 @@ def test_state_and_arguments_are_not_changed(rule, search):
 @pytest.mark.parametrize("rule", RULES)
 def test_state_keeps_its_keys_shapes_and_dtypes(rule):
     measured, losses = [[1.0, np.nan], [1.0, 1.0], [1.0, 0.0]], [1.0, 2.0, np.inf]
-    states = run(rule(), [0.5, 0.5], [0.1, 0.1], measured, losses)
+    ranges = linear_ranges([0.0] * 2, [np.inf] * 2)
+    states = run(rule(), [0.5, 0.5], [0.1, 0.1], measured, losses, ranges)
     forms = [{key: (v.shape, v.dtype) for key, v in state.items()} for state in states]
     assert all(form == forms[0] for form in forms)
     assert {dtype for _, dtype in forms[0].values()} == {np.dtype("float64")}
@@ -376,11 +387,12 @@ def test_state_keeps_its_keys_shapes_and_dtypes(rule):
 def test_going_on_from_a_saved_state_is_the_same_search(rule):
     rng = np.random.default_rng(0)
     measured, losses = rng.normal(size=(8, 3)), rng.random(8)
-    whole = run(rule(), np.ones(3), np.full(3, 0.1), measured, losses, POSITIVE)
+    ranges = linear_ranges([0.0] * 3, [np.inf] * 3)
+    whole = run(rule(), np.ones(3), np.full(3, 0.1), measured, losses, ranges)
     saved = {key: np.array(value.tolist()) for key, value in whole[4].items()}
     again = rule.from_config(rule().get_config())
     for hypergradients, loss in zip(measured[4:], losses[4:]):
-        saved = again.update(saved, measurement(hypergradients, float(loss)), POSITIVE)
+        saved = again.update(saved, measurement(hypergradients, float(loss)), ranges)
     np.testing.assert_array_equal(saved["values"], whole[-1]["values"])
 
 
