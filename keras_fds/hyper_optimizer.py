@@ -196,8 +196,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def update_schedules(self):
         """Moves the bucket values by what was recorded last. Nothing recorded, nothing moves."""
         if not np.isnan(self._outer_state["loss"].numpy()):
-            self.outer_state = self.outer.update(*self._measured())
-            self.outer_state = {"loss": np.nan}
+            self.outer_state = {**self.outer.update(*self._measured()), "loss": np.nan}
 
     def _measured(self):
         """What the outer rule judges and updates by: its state, a `Measurement`, the `Ranges`."""

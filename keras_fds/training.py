@@ -111,10 +111,8 @@ def fit(
     _checks.check_batched(model, train.spec)
     validation = None
     if validation_data is not None:
-        what = ("`validation_data`", "validation_steps")
-        validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
-        batch_size = validation_batch_size or batch_size
-        validation = _data.make_batches(validation_data, batch_size, validation_steps, what)
+        size = validation_batch_size or batch_size
+        validation = _validation_batches(validation_data, size, validation_steps)
         _checks.check_same_shapes(train.spec, validation.spec)
     data = _data.SplitData(train, validation, validation_split, validation_batch_size, shuffle)
     epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
@@ -213,6 +211,12 @@ def hypergradients(
     finally:
         for variable, value in zip(variables, saved):
             variable.assign(value)
+
+
+def _validation_batches(validation_data, batch_size, validation_steps):
+    validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
+    what = ("`validation_data`", "validation_steps")
+    return _data.make_batches(validation_data, batch_size, validation_steps, what)
 
 
 def _datasets(train_data, validation_data):

@@ -45,7 +45,7 @@ X, Y = arrays()
         (make_model, {"validation_data": (X[:0], Y[:0])}, "`validation_data` is empty"),
         (make_model, {"validation_data": (X[:, :2], Y)}, "structure, shapes"),
         (make_model, {"epochs": [1, 2]}, "3 numbers, one an outer step"),
-        (make_model, {"epochs": 0}, "at least 1"),
+        (make_model, {"epochs": 0}, "must be positive numbers"),
         (make_model, {"outer_steps": 0}, "`outer_steps`"),
         (make_model, {"divergence_factor": 1}, "above 1.*divergence_factor=1"),
         (make_model, {"steps_per_epoch": 99}, "steps_per_epoch=99"),

@@ -52,10 +52,10 @@ def test_the_last_number_of_epochs_is_for_all_that_follow():
         assert experiment.epochs_of_outer_steps(config) == expected
 
 
-def test_epochs_that_are_no_counts_are_refused():
-    for epochs in ((), 0, (1, 0), ("a",), 1.5):
+def test_epochs_that_are_not_positive_numbers_are_refused():
+    for epochs in ((), 0, (1, 0), ("a",), -1.5):
         config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
-        with pytest.raises(ValueError, match="`epochs` must be one or more whole numbers"):
+        with pytest.raises(ValueError, match="`epochs` must be one or more positive numbers"):
             experiment.epochs_of_outer_steps(config)
 
 

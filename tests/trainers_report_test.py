@@ -22,6 +22,7 @@ def history(num_steps=9, **optional):
     for i in range(num_steps):
         row = {"outer_step": i + 1, "horizon": 110, "loss": 1 / (i + 1), "accuracy": 0.9}
         row |= {"val_loss": 2.0 / (i + 1) + (i == 3), "val_accuracy": 0.5 + 0.05 * i}
+        row |= {"best": float(i not in (3, 5))}
         row |= {name: values[i] for name, values in optional.items()}
         for k in range(RATES):
             row[f"learning_rate[{k}]"] = 0.1 + 0.01 * k + 0.1 * i

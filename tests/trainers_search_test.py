@@ -87,7 +87,8 @@ def test_model_is_the_best_outer_steps(searched):
         np.testing.assert_array_equal(schedule.values, model.optimizer.schedules[name].values)
     # Starting from zero, the second outer step is the first that learns.
     assert np.argmin(history.history["val_loss"]) == 1
-    assert schedules["learning_rate"].values.max() == pytest.approx(0.1)
+    step_size = small_config("").hyperparameters[0]["step_size"]
+    assert 0 < schedules["learning_rate"].values.max() <= step_size
 
 
 def test_an_older_result_is_never_overwritten_silently(searched, data_dir):
@@ -136,7 +137,8 @@ def test_program_prints_schedules_and_what_to_type_next(program):
     assert ["bucket", *"0123456"] in lines
     rates = next(line for line in lines if line[:1] == ["learning_rate"])
     schedules = keras_fds.load_schedules(workdir / "schedules.json")
-    assert [float(rate) for rate in rates[1:]] == schedules["learning_rate"].values.tolist()
+    values = schedules["learning_rate"].values
+    np.testing.assert_allclose(np.array(rates[1:], "float64"), values, rtol=1e-2)
     assert "The best of 2 outer steps was number 2: validation loss" in output
     train = next(line for line in lines if "trainers.train" in line)
     assert train[1:3] == ["-m", "trainers.train"]

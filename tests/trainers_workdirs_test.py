@@ -48,9 +48,10 @@ def test_json_holds_null_for_what_is_not_finite(tmp_path):
     assert read == {"loss": None, "seeds": [{"loss": None}, 1.5], "count": 3}
 
 
-def test_best_row_passes_over_what_is_not_finite(tmp_path):
+def test_best_row_is_the_outer_rules_last_best_one(tmp_path):
     assert workdirs.read_history(tmp_path) == []
-    (tmp_path / "history.csv").write_text("outer_step,val_loss\n1,nan\n2,0.5\n3,\n4,0.25\n5,inf\n")
+    rows = ("1,0.5,1", "2,0.1,1", "3,nan,0", "4,0.25,1", "5,0.2,0")  # 3 and on: a longer horizon.
+    (tmp_path / "history.csv").write_text("\n".join(["outer_step,val_loss,best", *rows, ""]))
     rows = workdirs.read_history(tmp_path)
     assert len(rows) == 5
     assert workdirs.best_row(rows)["outer_step"] == "4"
