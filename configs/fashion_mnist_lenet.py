@@ -28,7 +28,7 @@ def get_config():
     # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
     # last is for all that follow.
     config.batch_size = 128
-    config.epochs = (0.2, 0.2, 0.5, 2.5)
+    config.epochs = (0.2, 0.2, 0.5, 2.5, 5)
     config.outer_steps = 8
     config.validation_split = 0.05
     config.validation_batch_size = 500
@@ -41,7 +41,7 @@ def get_config():
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.02},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
-        {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
+        {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 1e-3},
     ]
     config.outer = {"name": "TrustRegionDescent"}
 

@@ -169,7 +169,8 @@ class TrustRegionDescent(_Rule):
     `step_size`), grow while the sign stays the same, as far as log 2, and shrink when it
     flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring buckets of
     the hyperparameter; one that promises less than `resolution`, which is about what its noise is,
-    moves its bucket by less. R is the radius common to all.
+    moves its bucket by less, and one above `doubt`, more than a step can keep, does not move it at
+    all. R is the radius common to all.
 
     - A point that broke down, or whose validation loss is worse than the best one's by more than
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
@@ -189,11 +190,13 @@ class TrustRegionDescent(_Rule):
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
         resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
             Defaults to `0.05`.
-        alarm: Greatest |dL/dφ| in units of the loss that is believed. Defaults to `5.0`.
+        doubt: |dL/dφ| in units of the loss beyond which a slope is not believed. Defaults to `1.0`.
+        alarm: |dL/dφ| in units of the loss beyond which training is taken for chaotic. Defaults to
+            `5.0`.
 
     Raises:
         ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
-            `resolution` or `alarm` not positive.
+            `resolution`, `doubt` or `alarm` not positive.
 
     Example:
 
@@ -205,11 +208,14 @@ class TrustRegionDescent(_Rule):
 
     largest_step = np.log(2.0)
 
-    def __init__(self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, alarm=5.0):
+    def __init__(
+        self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0
+    ):
         self.tolerance = _number("tolerance", tolerance, 0.0)
         self.growth = _number("growth", growth, 1.0)
         self.shrink = _fraction("shrink", shrink)
         self.resolution = _number("resolution", resolution, 1e-12)
+        self.doubt = _number("doubt", doubt, 1e-12)
         self.alarm = _number("alarm", alarm, 1e-12)
 
     def initial_state(self, values, step_sizes):
@@ -288,7 +294,8 @@ class TrustRegionDescent(_Rule):
 
     def _signs(self, state, measurement, ranges):
         slopes = self._slopes(state, measurement, ranges)
-        return np.clip(_smoothed(slopes, ranges.groups) / self.resolution, -1.0, 1.0)
+        believed = np.where(np.abs(slopes) > self.doubt, 0.0, slopes)
+        return np.clip(_smoothed(believed, ranges.groups) / self.resolution, -1.0, 1.0)
 
     def _alarms(self, state, measurement, ranges):
         """Which buckets have a hypergradient that is too great to be believed."""
@@ -309,7 +316,7 @@ class TrustRegionDescent(_Rule):
         return state
 
     def get_config(self):
-        names = ("tolerance", "growth", "shrink", "resolution", "alarm")
+        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
         return {name: getattr(self, name) for name in names}
 
 

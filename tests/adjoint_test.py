@@ -190,7 +190,9 @@ def test_searches_are_the_same_in_either_mode(capsys):
 
 # ----------------------------------------------------------------------- what can be kept, refused
 def test_short_calls_share_checkpoints():
-    model = unroll_test.compiled_unroll("paper_sgd")[0].model.model
+    unroll, restart, _ = unroll_test.compiled_unroll("paper_sgd")
+    restart()
+    model = unroll.model.model
     train, validation = unroll_test.data()
     adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
     assert [len(block.pieces) for block in adjoint.blocks] == [3, 2]
@@ -198,7 +200,9 @@ def test_short_calls_share_checkpoints():
 
 
 def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
-    model = unroll_test.compiled_unroll("paper_sgd")[0].model.model
+    unroll, restart, _ = unroll_test.compiled_unroll("paper_sgd")
+    restart()
+    model = unroll.model.model
     train, validation = unroll_test.data()
     adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
     again, kept, alive = adjoint._run_again, [], []

@@ -191,10 +191,17 @@ def test_coordinates_that_are_not_the_value_itself_move_by_the_step_size():
 
 
 def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
-    states = run(WHOLE_STEPS, [1.0], [0.1], [[1.0], [-1.0], [-1.0]], ranges=POSITIVE)
+    states = run(WHOLE_STEPS, [1.0], [0.1], [[0.5], [-0.5], [-0.5]], ranges=POSITIVE)
     np.testing.assert_allclose(
         [float(s["steps"][0]) for s in states[1:]] / np.log(2), [1, 0.5, 0.6]
     )
+
+
+def test_a_slope_that_promises_more_than_a_step_can_keep_does_not_move_its_bucket():
+    rule = TrustRegionDescent(doubt=0.5)
+    for slope, moves in ((0.4, True), (0.6, False), (-0.6, False)):
+        before, after = values_of(run(rule, [1.0], [0.1], [[slope / 1.1]], ranges=POSITIVE))
+        assert (after != before) == moves
 
 
 def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
