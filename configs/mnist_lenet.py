@@ -14,38 +14,11 @@ EXPECTED
 A quick look: --config.outer_steps=2.
 """
 
-import ml_collections
-from ml_collections import config_dict
+from configs import fashion_mnist_lenet
 
 
 def get_config():
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = fashion_mnist_lenet.get_config()
     config.dataset = "mnist"
-    config.data_dir = config_dict.placeholder(str)  # None is TFDS's own.
-    config.network = "lenet"
-
-    # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
-    # last is for all that follow.
-    config.batch_size = 128
-    config.epochs = (0.2, 0.2, 0.5, 2.5, 5)
     config.outer_steps = 6
-    config.validation_split = 0.05
-    config.validation_batch_size = 500
-    config.resplit = False  # The paper holds out other data in every outer step.
-    config.validation_training = False
-    config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
-    config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
-    config.differentiation = "auto"
-    config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
-    config.hyperparameters = [
-        {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.02},
-        {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
-        {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 1e-3},
-    ]
-    config.outer = {"name": "TrustRegionDescent"}
-
-    # Training with what was learned, on the whole training split.
-    config.train_epochs = 5
-    config.train_seeds = 1
     return config

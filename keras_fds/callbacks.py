@@ -31,7 +31,20 @@ _RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
 _SUFFIX = ".keras_fds"
 
 
-class TensorBoard(keras.callbacks.Callback):
+class _ByRecords(keras.callbacks.Callback):
+    """Catches up with the search's records whenever there may be new ones."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_train_end(self, logs=None):
+        self._catch_up()
+
+
+class TensorBoard(_ByRecords):
     """Shows a search in TensorBoard; for `keras_fds.fit`.
 
     Every outer step writes, and flushes:
@@ -78,14 +91,8 @@ class TensorBoard(keras.callbacks.Callback):
         self._close()
         self._shown = None
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._catch_up()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._catch_up()
-
     def on_train_end(self, logs=None):
-        self._catch_up()
+        super().on_train_end(logs)
         self._close()
 
     def _catch_up(self):
@@ -126,12 +133,11 @@ class TensorBoard(keras.callbacks.Callback):
         with self._run(run):
             _write_curves(_schedules(record))
         self._writers.pop(run).close()
-        losses = [each["logs"].get("val_loss", np.inf) for each in records]
-        best = min(np.nan_to_num(losses, nan=np.inf))
+        best = [each["logs"]["val_loss"] for each in records if each["verdict"] == "best"]
         with self._run("search"):
             _write_buckets(record)
-            if np.isfinite(best):
-                tf.summary.scalar("best_val_loss", best, step=outer_step)
+            if best:
+                tf.summary.scalar("best_val_loss", best[-1], step=outer_step)
             figure = draw_schedules([_schedules(each) for each in records], outer_steps)
             tf.summary.image("schedules", _pictures.pixels(figure)[np.newaxis], step=outer_step)
         for run, prefix in (("train", ""), ("validation", "val_")):
@@ -156,7 +162,7 @@ class TensorBoard(keras.callbacks.Callback):
             self._writers.popitem()[1].close()
 
 
-class ScheduleExport(keras.callbacks.Callback):
+class ScheduleExport(_ByRecords):
     """Keeps a search's results in a directory; for `keras_fds.fit`.
 
     After each outer step it writes
@@ -195,15 +201,6 @@ class ScheduleExport(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         check_searching(self)
         self._written = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._catch_up()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._catch_up()
-
-    def on_train_end(self, logs=None):
-        self._catch_up()
 
     def _catch_up(self):
         records = self.model.optimizer.search.records
