@@ -176,10 +176,11 @@ class TrustRegionDescent(_Rule):
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
       accepted point R grows again, up to 1.
     - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
-      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point, or steps down
-      where no calm point is known; its step shrinks, and so does R. A point with such a bucket does
-      not become the best while there is one without: its schedules do not carry over to other
-      weights.
+      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point; its step
+      shrinks, and so does R. Where no calm point is known it stays at first, for single weights may
+      have been to blame, and takes a whole step down when it happens again. A point with such a
+      bucket does not become the best while there is one without: its schedules do not carry over to
+      other weights.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
@@ -263,16 +264,17 @@ class TrustRegionDescent(_Rule):
             agreement = np.where(alarms, -1.0, signs * state["signs"])
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
-            change = self.shrink if alarms.any() else self.growth
-            state["radius"] = np.minimum(1.0, change * state["radius"])
-            if measurement.horizon != state["horizon"]:
+            is_new = measurement.horizon != state["horizon"]
+            if is_new:
                 state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
                 state["radius"] = np.array(1.0)
-            if verdict == "best" and alarms.any():  # Nothing calm to return to.
-                signs = np.where(alarms, 1.0, signs)
-            elif alarms.any():
+            change = self.shrink if alarms.any() else self.growth
+            state["radius"] = np.minimum(1.0, change * state["radius"])
+            if alarms.any() and verdict != "best":
                 state["values"] = np.where(alarms, state["best_values"], state["values"])
-                signs = np.where(alarms, 0.0, signs)
+            # Where nothing calm is known, a whole step down.
+            whole = self.largest_step / (state["radius"] * state["steps"])
+            signs = np.where(alarms, 0.0 if is_new or state["best_is_calm"] else whole, signs)
             state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
             state.update(

@@ -265,10 +265,13 @@ def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slop
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
 
 
-def test_where_nothing_calm_is_known_an_exploding_bucket_steps_down():
+@pytest.mark.parametrize("second_loss", [0.9, 1.01])
+def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(second_loss):
     rule, ranges = WHOLE_STEPS, linear_ranges([0.0, 0.0], [np.inf, np.inf])
-    states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1]], [1.0], ranges)
-    np.testing.assert_allclose(states[1]["values"], [1.1 / 2**0.5 - 0.1, 2.1])
+    losses = [1.0, second_loss]
+    states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1], [-1e9, -0.1]], losses, ranges)
+    np.testing.assert_allclose(states[1]["values"], [1.0, 1.1 * 2**0.5 - 0.1])
+    np.testing.assert_allclose(states[2]["values"], [0.45, 1.1 * 2**0.75 - 0.1])
 
 
 def test_a_bucket_explodes_by_its_whole_hypergradient_whatever_its_length():
