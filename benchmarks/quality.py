@@ -6,13 +6,13 @@
     python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
     python -m benchmarks.quality
 
-The first searches from zero with a config and a seed, trains with what was learned on the whole
-training split, and tests once. The second chooses the best of a grid of cosine decays on a part of
-the training split that is held out, then trains and tests in the same way, from the same initial
-weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
+The first searches from zero with a config and a seed, trains three times with what was learned, on
+the whole training split, and tests. The second chooses the best of a grid of cosine decays on a
+part of the training split that is held out, then trains and tests in the same way, from the same
+initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
 for twice the outer steps that it should need; `good_start` begins with a cosine decay in buckets
 and tests what it began and what it ended with. Every seed is written to `--output` when it is
-finished, and not run again. Without `--part`, the results are compared.
+finished, and not run again; a search that was interrupted goes on. Without `--part`, the results are compared.
 """
 
 import json
@@ -33,7 +33,7 @@ _SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the sear
 
 CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion_mnist_lenet"}
 RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
-GRID_SEEDS = (100, 101)
+GRID_SEEDS, TRAININGS = (100, 101), 3
 # An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
 ADJOINT, DIVERGED = 4.0, 0.5
 
@@ -48,7 +48,7 @@ def search(dataset, seed):
     """A search and a training with what it learned."""
     config = load_config(dataset)
     folder, result = searched(config, dataset, seed, "search")
-    return {**result, "test_accuracy": tested(config, folder / "schedules.json", seed)}
+    return {**result, "test_accuracies": tested(config, folder / "schedules.json", seed)}
 
 
 def one_epoch(dataset, seed):
@@ -73,7 +73,7 @@ def good_start(dataset, seed):
     schedules = {name: keras_fds.BucketedSchedule(each, 1) for name, each in start.items()}
     keras_fds.save_schedules(folder / "start.json", schedules)
     for name in ("start", "schedules"):
-        result[f"{name}_accuracy"] = tested(config, folder / f"{name}.json", seed)
+        result[f"{name}_accuracies"] = tested(config, folder / f"{name}.json", seed)
     return result
 
 
@@ -85,7 +85,7 @@ def searched(config, dataset, seed, part):
 
     config.seed = seed
     folder = pathlib.Path(_SEARCHES.value) / dataset / f"{part}_{seed}"
-    search(config, folder, overwrite=True, verbose=0)
+    search(config, folder, verbose=0)
     rows = workdirs.read_history(folder)
     schedules = keras_fds.load_schedules(folder / "schedules.json")
     columns = ("val_loss", "val_accuracy", "horizon", "accepted", "best")
@@ -97,12 +97,18 @@ def searched(config, dataset, seed, part):
 
 
 def tested(config, schedules, seed):
-    """The test accuracy after training with a file's schedules."""
+    """The test accuracies after trainings with a file's schedules."""
     from trainers.train import train
 
-    config.seed, config.train_seeds = 1000 + seed, 1
+    seeds = training_seeds(seed)
+    config.seed, config.train_seeds = seeds[0], len(seeds)
     folder = schedules.parent.with_name(f"{schedules.parent.name}_{schedules.stem}_train")
-    return train(config, schedules, folder, overwrite=True, verbose=0)["accuracy"]
+    results = train(config, schedules, folder, overwrite=True, verbose=0)["seeds"]
+    return [each["accuracy"] for each in results]
+
+
+def training_seeds(seed):
+    return range(1000 + TRAININGS * seed, 1000 + TRAININGS * (seed + 1))
 
 
 def epochs_run(config, outer_steps):
@@ -112,7 +118,7 @@ def epochs_run(config, outer_steps):
 
 
 def cosine(dataset, seed):
-    """A training with the cosine decay that was best on held-out data, which seed 0 finds."""
+    """Trainings with the cosine decay that was best on held-out data, which the first seed finds."""
     config, (x, y), test = load_config(dataset), *arrays(dataset)
     path = pathlib.Path(_OUTPUT.value) / f"{dataset}_grid.json"
     if not path.exists():
@@ -135,8 +141,10 @@ def cosine(dataset, seed):
     return {
         "learning_rate": rate,
         "weight_decay": decay,
-        "test_accuracy": trained(config, rate, decay, 1000 + seed, (x, y), test),
-        "plain_epochs": config.train_epochs * len(grid),
+        "test_accuracies": [
+            trained(config, rate, decay, each, (x, y), test) for each in training_seeds(seed)
+        ],
+        "plain_epochs": config.train_epochs * sum(map(len, grid.values())),
     }
 
 
@@ -196,11 +204,12 @@ def compared(dataset):
         for part in ("search", "cosine")
     )
     seeds = [seed for seed in learned if seed in tuned and seed != "machine"]
-    accuracies = 100 * np.array([[r[s]["test_accuracy"] for s in seeds] for r in (learned, tuned)])
+    each = [[r[seed]["test_accuracies"] for seed in seeds] for r in (learned, tuned)]
+    accuracies = 100 * np.mean(each, axis=2)
     difference = accuracies[0] - accuracies[1]
     half = stats.sem(difference) * stats.t.ppf(0.975, len(seeds) - 1)
     searched = [seed for seed in learned if seed != "machine"]
-    diverged = sum(learned[seed]["test_accuracy"] < DIVERGED for seed in searched)
+    diverged = sum(min(learned[seed]["test_accuracies"]) < DIVERGED for seed in searched)
     cost = np.mean([learned[seed]["plain_epochs"] for seed in searched])
     return (
         f"| {dataset} | {accuracies[0].mean():.2f} | {accuracies[1].mean():.2f} "
