@@ -9,10 +9,11 @@
 The first searches from zero with a config and a seed, trains three times with what was learned, on
 the whole training split, and tests. The second chooses the best of a grid of cosine decays on a
 part of the training split that is held out, then trains and tests in the same way, from the same
-initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
-for twice the outer steps that it should need; `good_start` begins with a cosine decay in buckets
-and tests what it began and what it ended with. Every seed is written to `--output` when it is
-finished, and not run again; a search that was interrupted goes on. Without `--part`, the results are compared.
+initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one
+epoch, for twice the outer steps that it should need; `good_start` begins with a cosine decay in
+buckets and tests what it began and what it ended with. Every seed is written to `--output` when it
+is finished, and not run again; a search that was interrupted goes on. Without `--part`, the results
+are compared.
 """
 
 import json
@@ -118,7 +119,7 @@ def epochs_run(config, outer_steps):
 
 
 def cosine(dataset, seed):
-    """Trainings with the cosine decay that was best on held-out data, which the first seed finds."""
+    """Trainings with the cosine decay that is best on held-out data, which the first seed finds."""
     config, (x, y), test = load_config(dataset), *arrays(dataset)
     path = pathlib.Path(_OUTPUT.value) / f"{dataset}_grid.json"
     if not path.exists():
