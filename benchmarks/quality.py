@@ -6,7 +6,7 @@
     python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
     python -m benchmarks.quality
 
-The first searches from zero with a config and a seed, trains three times with what was learned, on
+The first searches from zero with a config and a seed, trains twice with what was learned, on
 the whole training split, and tests. The second chooses the best of a grid of cosine decays on a
 part of the training split that is held out, then trains and tests in the same way, from the same
 initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one
@@ -34,7 +34,7 @@ _SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the sear
 
 CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion_mnist_lenet"}
 RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
-GRID_SEEDS, TRAININGS = (100, 101), 3
+GRID_SEEDS, TRAININGS = (100, 101), 2
 # An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
 ADJOINT, DIVERGED = 4.0, 0.5
 
@@ -69,7 +69,7 @@ def good_start(dataset, seed):
     config.hyperparameters = [
         {**each, "initial": start[each["name"]]} for each in config.hyperparameters
     ]
-    config.epochs, config.outer_steps = config.epochs[-2:], 6
+    config.epochs, config.outer_steps = config.epochs[-2:], 4
     folder, result = searched(config, dataset, seed, "good_start")
     schedules = {name: keras_fds.BucketedSchedule(each, 1) for name, each in start.items()}
     keras_fds.save_schedules(folder / "start.json", schedules)
