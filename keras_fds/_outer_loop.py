@@ -14,8 +14,9 @@ from keras_fds._stock_fit import AnnounceHorizon
 # an interrupt is heard at a steady pace whatever a step costs.
 _SECONDS_A_CALL = 0.3
 _NO_BEST = (
-    ", and the search ends: there is no better point to go back to. Start from smaller values, or "
-    "clip gradients (`clipvalue`, `global_clipnorm`)."
+    "The search ends: training broke down, and there is no other point to go to. Start from "
+    "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and see whether the data are "
+    "finite."
 )
 
 
@@ -85,9 +86,12 @@ class OuterLoop:
     def has_ended(self):
         """Whether the search ends before another outer step; if not, moves the schedules."""
         begun = bool(self.search.records)
-        if begun and np.isinf(self.search.best["loss"]):
-            return True
+        before = self.optimizer.outer_state
         self.optimizer.update_schedules()
+        moved = not np.array_equal(before["values"], self.optimizer.outer_state["values"])
+        if np.isinf(self.search.best["loss"]) and not (moved or np.isnan(before["loss"])):
+            warnings.warn(_NO_BEST, RuntimeWarning, stacklevel=4)
+            return True
         done = len(self.search.records)
         settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
         converged = begun and settled and self.optimizer.converged
@@ -115,8 +119,8 @@ class OuterLoop:
             known = np.isfinite(self.search.best["loss"])
             warnings.warn(
                 f"Outer step {outer_step + 1}: the training loss {unroll.step.watch.verdict} at "
-                f"inner step {steps} of {horizon}. This step is given up"
-                + ("; the best so far is kept." if known else _NO_BEST),
+                f"inner step {steps} of {horizon}. This outer step is given up"
+                + ("; the best so far is kept." if known else "."),
                 RuntimeWarning,
                 stacklevel=4,
             )

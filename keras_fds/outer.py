@@ -165,22 +165,23 @@ class TrustRegionDescent(_Rule):
         s_k = clip(slope_k / resolution, −1, 1)
 
     so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
-    the coordinate u. The steps r_k start at log 2 (the first from zero is the hyperparameter's
-    `step_size`), grow while the sign stays the same, as far as log 2, and shrink when it
-    flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring buckets of
-    the hyperparameter; one that promises less than `resolution`, which is about what its noise is,
-    moves its bucket by less, and one above `doubt`, more than a step can keep, does not move it at
-    all. R is the radius common to all.
+    the coordinate u. The steps r_k start at log 2 (the first from zero is at most the
+    hyperparameter's `step_size`), grow while the sign stays the same, as far as log 2, and shrink
+    when it flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring
+    buckets of the hyperparameter; one that promises less than `resolution`, which is about what its
+    noise is, moves its bucket by less, and so does one beyond `doubt`, which promises more than a
+    whole step can keep. R is the radius common to all.
 
     - A point that broke down, or whose validation loss is worse than the best one's by more than
       `tolerance`, is rejected: the search returns to the best point and halves R. With every
       accepted point R grows again, up to 1.
     - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
-      |dL/dφ| exceeds `alarm` times the loss returns to its value at the best point; its step
-      shrinks, and so does R. Where no calm point is known it stays at first, for single weights may
-      have been to blame, and takes a whole step down when it happens again. A point with such a
-      bucket does not become the best while there is one without: its schedules do not carry over to
-      other weights.
+      |dL/dlog(λ − a)| exceeds `alarm` times the loss returns to its value at the best point; its
+      step shrinks, and so does R. Where no calm point is known it stays at first, for single
+      weights may have been to blame, and takes a whole step down whenever it happens again. A point
+      with such a bucket does not become the best while there is one without: its schedules do not
+      carry over to other weights.
+    - Where nothing is known yet, or no bucket has any slope, all take steps of a tenth down.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
@@ -191,9 +192,10 @@ class TrustRegionDescent(_Rule):
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
         resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
             Defaults to `0.05`.
-        doubt: |dL/dφ| in units of the loss beyond which a slope is not believed. Defaults to `1.0`.
-        alarm: |dL/dφ| in units of the loss beyond which training is taken for chaotic. Defaults to
-            `5.0`.
+        doubt: |dL/dφ| in units of the loss beyond which a bucket takes less than its whole step.
+            Defaults to `1.0`.
+        alarm: |dL/dlog(λ − a)| in units of the loss beyond which training is taken for chaotic.
+            Defaults to `5.0`.
 
     Raises:
         ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
@@ -207,7 +209,7 @@ class TrustRegionDescent(_Rule):
     (1993), for r_k. docs/outer_loop.md has the evidence.
     """
 
-    largest_step = np.log(2.0)
+    largest_step, step_out = np.log(2.0), np.log(10.0)
 
     def __init__(
         self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0
@@ -244,37 +246,47 @@ class TrustRegionDescent(_Rule):
             return "rejected"
         if measurement.horizon != state["horizon"]:
             return "best"
+        calm = not self._alarms(state, measurement, ranges).any()
+        if not state["best_is_calm"]:
+            return "best" if calm or loss < best else "accepted"
         if loss > best + self.tolerance * abs(best):
             return "rejected"
-        calm = not self._alarms(state, measurement, ranges).any()
-        better = loss < best if calm == state["best_is_calm"] else calm
-        return "best" if better else "accepted"
+        return "best" if calm and loss < best else "accepted"
+
+    def converged(self, state, ranges):
+        """Whether every step size is below 5% of its value, and the best point is a calm one."""
+        return bool(state["best_is_calm"]) and super().converged(state, ranges)
 
     def update(self, state, measurement, ranges):
         """One outer step; see `SignDescent.update`."""
         verdict = self.judge(state, measurement, ranges)
+        slopes = self._slopes(state, measurement, ranges)
         alarms = self._alarms(state, measurement, ranges)
-        state = dict(state)
+        state, is_new = dict(state), measurement.horizon != state["horizon"]
+        out = self.step_out / (state["radius"] * state["steps"])
+        if verdict == "rejected" and np.isinf(state["best_loss"]):
+            return self._moved(state, out, ranges)
         if verdict == "rejected":
             state["radius"] = self.shrink * state["radius"]
             state.update(values=state["best_values"], signs=state["best_signs"])
             signs = state["signs"]
         else:
-            signs = self._signs(state, measurement, ranges)
-            agreement = np.where(alarms, -1.0, signs * state["signs"])
+            signs = out if is_new and not slopes.any() else self._signs(slopes, ranges)
+            descends = not (is_new or state["best_is_calm"])
+            agreement = np.where(alarms, descends - 1.0, signs * state["signs"])
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
-            is_new = measurement.horizon != state["horizon"]
             if is_new:
                 state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
                 state["radius"] = np.array(1.0)
-            change = self.shrink if alarms.any() else self.growth
-            state["radius"] = np.minimum(1.0, change * state["radius"])
-            if alarms.any() and verdict != "best":
+            if alarms.any() and not descends:
+                state["radius"] = self.shrink * state["radius"]
+            elif not alarms.any():
+                state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+            if not (is_new or descends):
                 state["values"] = np.where(alarms, state["best_values"], state["values"])
-            # Where nothing calm is known, a whole step down.
-            whole = self.largest_step / (state["radius"] * state["steps"])
-            signs = np.where(alarms, 0.0 if is_new or state["best_is_calm"] else whole, signs)
+            down = self.largest_step / (state["radius"] * state["steps"])
+            signs = np.where(alarms, down if descends else 0.0, signs)
             state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
             state.update(
@@ -294,14 +306,18 @@ class TrustRegionDescent(_Rule):
             scale = measurement.lengths * distances * (1 - parts) / loss
             return np.clip(np.nan_to_num(measurement.hypergradients * scale), -1e100, 1e100)
 
-    def _signs(self, state, measurement, ranges):
-        slopes = self._slopes(state, measurement, ranges)
-        believed = np.where(np.abs(slopes) > self.doubt, 0.0, slopes)
+    def _signs(self, slopes, ranges):
+        sizes = np.maximum(np.abs(slopes), self.doubt)
+        less = np.sign(slopes) * self.resolution * self.doubt / sizes
+        believed = np.where(sizes > self.doubt, less, slopes)
         return np.clip(_smoothed(believed, ranges.groups) / self.resolution, -1.0, 1.0)
 
     def _alarms(self, state, measurement, ranges):
         """Which buckets have a hypergradient that is too great to be believed."""
-        return np.abs(self._slopes(state, measurement, ranges)) > self.alarm
+        distances = _gauge(state, ranges)[0]
+        beginning = np.where(_is_bounded(ranges), ranges.minimum, state["values"] - distances)
+        parts = (state["values"] - beginning) / distances
+        return np.abs(parts * self._slopes(state, measurement, ranges)) > self.alarm
 
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""

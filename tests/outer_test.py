@@ -197,11 +197,19 @@ def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
     )
 
 
-def test_a_slope_that_promises_more_than_a_step_can_keep_does_not_move_its_bucket():
+def test_a_slope_that_promises_more_than_a_step_can_keep_moves_its_bucket_by_less():
     rule = TrustRegionDescent(doubt=0.5)
-    for slope, moves in ((0.4, True), (0.6, False), (-0.6, False)):
-        before, after = values_of(run(rule, [1.0], [0.1], [[slope / 1.1]], ranges=POSITIVE))
-        assert (after != before) == moves
+    for slope, part in ((0.4, 1.0), (0.5, 1.0), (1.0, 0.5), (-2.0, -0.25)):
+        after = values_of(run(rule, [1.0], [0.1], [[slope / 1.1]], ranges=POSITIVE))[-1]
+        assert np.log(1.1 / (after + 0.1)) / np.log(2) == pytest.approx(part)
+
+
+@pytest.mark.parametrize("step_size", [0.1, 10.0, 1e6])
+def test_leaves_zero_whatever_the_first_step_size(step_size):
+    rule = TrustRegionDescent()
+    (_, after) = values_of(run(rule, [0.0], [step_size], [[-20.0]], ranges=POSITIVE))
+    # What it promises, 20 a unit, is about the loss.
+    assert 0.5 < 20 * after < 1
 
 
 def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
@@ -233,8 +241,8 @@ def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
 )
 def test_losses_within_the_tolerance_are_accepted(first, second, verdict):
     rule = TrustRegionDescent()
-    state = run(rule, [1.0], [0.1], [[1e-9]], [first], POSITIVE)[-1]
-    assert rule.judge(state, measurement([1e-9], second), POSITIVE) == verdict
+    state = run(rule, [1.0], [0.1], [[0.0]], [first], POSITIVE)[-1]
+    assert rule.judge(state, measurement([0.0], second), POSITIVE) == verdict
 
 
 def test_an_exploding_bucket_returns_and_its_point_is_not_the_best():
@@ -271,7 +279,7 @@ def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(sec
     losses = [1.0, second_loss]
     states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1], [-1e9, -0.1]], losses, ranges)
     np.testing.assert_allclose(states[1]["values"], [1.0, 1.1 * 2**0.5 - 0.1])
-    np.testing.assert_allclose(states[2]["values"], [0.45, 1.1 * 2**0.75 - 0.1])
+    np.testing.assert_allclose(states[2]["values"], [0.45, 1.1 * 2**1.0 - 0.1])
 
 
 def test_a_bucket_explodes_by_its_whole_hypergradient_whatever_its_length():
@@ -296,9 +304,23 @@ def test_a_new_horizon_has_a_best_point_of_its_own():
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_first_point_that_breaks_down_is_never_the_best(rule, loss):
     states = run(rule(), [1.0], [0.1], [[np.nan], [1.0], [np.nan]], [loss, 2.0, loss], POSITIVE)
-    assert values_of(states)[:2] == [1.0, 1.0]
+    assert values_of(states)[1] == pytest.approx(1.0 if rule is SignDescent else 1.1 / 10 - 0.1)
     assert float(states[1]["best_loss"]) == np.inf
     assert float(states[-1]["best_loss"]) == 2.0
+
+
+@pytest.mark.parametrize("start", [1e4, 30.0])
+def test_finds_a_way_down_from_values_that_are_far_too_great(start):
+    # Not finite above 100, chaotic above 1, and least at 0.3.
+    rule, ranges = TrustRegionDescent(), linear_ranges(0.0, np.inf)
+    state = rule.initial_state(np.full(1, start), np.full(1, 0.1))
+    for _ in range(20):
+        value = float(state["values"][0])
+        loss, slope = (1 + (value - 0.3) ** 2, 2 * (value - 0.3)) if value < 1 else (2.3, -1e6)
+        measured = measurement([slope], loss) if value < 100 else measurement([np.nan], np.inf)
+        assert not rule.converged(state, ranges) or value < 1
+        state = rule.update(state, measured, ranges)
+    assert float(state["best_values"][0]) == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.parametrize("rule", RULES)
