@@ -101,11 +101,24 @@ def epochs_of_outer_steps(epochs, outer_steps):
     return each
 
 
-def whole_seed(seed):
-    """The seed as an int; a `ValueError` unless it is a whole number from 0."""
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0:
-        return int(seed)
-    raise ValueError(f"`seed` must be None or a whole number from 0. Received: seed={seed!r}")
+def whole_from_zero(name, value):
+    """The value as an int; a `ValueError` unless it is a whole number from 0."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    raise ValueError(f"`{name}` must be a whole number from 0. Received: {name}={value!r}")
+
+
+def check_callbacks(callbacks, optimizer):
+    """Raises a `ValueError` for callbacks that set a learning rate which is learned."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    for callback in keras.tree.flatten(callbacks) if callbacks else ():
+        if isinstance(callback, setters) and "learning_rate" in optimizer.names:
+            raise ValueError(
+                f"{type(callback).__name__} sets the learning rate, which is learned. Leave it "
+                "out, or do not learn 'learning_rate'."
+            )
 
 
 def check_searching(callback):

@@ -113,7 +113,7 @@ def remedies(unroll, differentiation, horizons, steps_per_epoch):
 
 
 # ------------------------------------------------------------------------------------ measuring
-def cost_of(unroll, reason, horizons, seconds, remedies):
+def cost_of(unroll, reason, remedies, horizons, seconds):
     """The `Cost` of a search of which the `Seconds` were measured."""
     horizon, backward = max(horizons), isinstance(unroll, Adjoint)
     return Cost(
@@ -233,20 +233,31 @@ def _unchanged(unroll, horizon):
 class Progress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar of an outer step, under a line that says how long the search takes yet.
 
+    Before the first outer step it measures and tells what the search will cost; by that goes the
+    time left at first. Later it goes by the last outer step, but not by the first, which compiles.
+
     Args:
         horizons: Numbers of inner steps, one an outer step.
-        seconds: The `Seconds` that were measured, by which the first outer step goes; later ones
-            go by the last outer step that was finished.
+        measured: Arguments of `measure`.
+        told: The first arguments of `cost_of`.
     """
 
-    def __init__(self, horizons, seconds):
+    def __init__(self, horizons, measured, told):
         super().__init__()
-        self.horizons = horizons
-        self.seconds_a_step = seconds.of_outer_step(max(horizons)) / max(horizons)
+        self.horizons, self.measured, self.told = horizons, measured, told
 
     def set_params(self, params):
         super().set_params(params)
         self.epochs = 1  # Keras's own line is not printed.
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        to_come = self.horizons[len(self.model.optimizer.search.records) :]
+        if to_come:
+            seconds = measure(*self.measured)
+            print(table(cost_of(*self.told, to_come, seconds)))
+            self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
+            self.finished = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.monotonic()
@@ -256,5 +267,6 @@ class Progress(keras.callbacks.ProgbarLogger):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if self.seen == self.horizons[epoch]:
+        if self.finished and self.seen == self.horizons[epoch]:
             self.seconds_a_step = (time.monotonic() - self.start) / self.seen
+        self.finished += 1

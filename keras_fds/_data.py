@@ -78,7 +78,8 @@ def map_structure(function, structure):
 
 def whole_number(name, value):
     """The value as an int; a `ValueError` unless it is a whole number of at least 1."""
-    if isinstance(value, (int, float, np.number)) and value >= 1 and int(value) == value:
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if is_number and 1 <= value < np.inf and int(value) == value:
         return int(value)
     raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}")
 
@@ -249,7 +250,7 @@ class SplitData:
         if validation is not None:
             self.num_batches = train.num_batches
             return
-        if not split or not 0 < split < 1:
+        if not (isinstance(split, (int, float, np.number)) and 0 < split < 1):
             raise ValueError(
                 "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
                 f"or `validation_data`. Received: validation_split={split!r}"

@@ -64,6 +64,8 @@ class OuterLoop:
     def take_over(self, search):
         """Goes on with a search that was begun before; the number of its finished outer steps."""
         begun_with, self.search = self.search, search
+        if search is not begun_with:
+            search.check_same(begun_with, self.horizons)
         done, of = len(search.records), len(self.horizons)
         if search.mode != begun_with.mode:
             warnings.warn(

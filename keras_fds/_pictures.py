@@ -6,13 +6,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def draw_schedules(schedules, outer_steps=None):
-    """Draws schedules, one panel a hyperparameter: old ones pale, the last one dark.
+def draw_schedules(schedules, outer_steps=None, best=None):
+    """Draws schedules, one panel a hyperparameter: old ones pale, the best one dark.
 
     Args:
         schedules: List of `{name: BucketedSchedule}`, oldest first, all with the same names.
             Where their horizons differ they are drawn over the fraction of the horizon.
         outer_steps: Their numbers for the legend. Defaults to `1, 2, …`.
+        best: The number of the one to draw dark. Defaults to the last one.
 
     Returns:
         A `matplotlib.figure.Figure`; it belongs to no window and needs no closing.
@@ -31,18 +32,20 @@ def draw_schedules(schedules, outer_steps=None):
             "`schedules` must be a list of dictionaries with the same hyperparameters. "
             f"Received: schedules={schedules}"
         )
-    outer_steps = range(1, len(schedules) + 1) if outer_steps is None else outer_steps
+    outer_steps = list(range(1, len(schedules) + 1) if outer_steps is None else outer_steps)
+    best = best if best in outer_steps else None
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(1.2 + 3.6 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for name, panel in zip(names, panels):
-        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps)
+        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps, best)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     if len(schedules) > 1:
         lines, labels = panels[0].get_legend_handles_labels()
-        shown = sorted({round(i) for i in np.linspace(0, len(lines) - 1, 6)})
+        shown = {round(i) for i in np.linspace(0, len(lines) - 1, 6)}
+        shown = sorted(shown | ({outer_steps.index(best)} if best else set()))
         figure.legend(
             [lines[i] for i in shown],
             [labels[i] for i in shown],
@@ -53,18 +56,20 @@ def draw_schedules(schedules, outer_steps=None):
     return figure
 
 
-def _draw_panel(panel, name, schedules, outer_steps):
+def _draw_panel(panel, name, schedules, outer_steps, best):
     fraction = len({schedule.horizon for schedule in schedules}) > 1
     last = len(schedules) - 1
+    dark = outer_steps.index(best) if best else last
     for i, (schedule, outer_step) in enumerate(zip(schedules, outer_steps)):
         bounds = edges(schedule) / (schedule.horizon if fraction else 1)
         panel.stairs(
             schedule.values,
             bounds,
             baseline=None,
-            color=colormaps["Blues"](1.0 if i == last else 0.2 + 0.5 * i / max(last, 1)),
-            linewidth=2.2 if i == last else 1.1,
-            label=str(outer_step),
+            color=colormaps["Blues"](1.0 if i == dark else 0.2 + 0.5 * i / max(last, 1)),
+            linewidth=2.2 if i == dark else 1.1,
+            zorder=3 if i == dark else 2,
+            label=f"{outer_step}{', the best' if outer_step == best else ''}",
         )
     panel.set_xlabel("inner step / horizon" if fraction else "inner step")
     panel.set_ylabel(name)

@@ -21,6 +21,7 @@ class Search:
         start: The values of the model's variables that every outer step starts from, a list of
             arrays. Defaults to `None`: new ones each time.
         resplit: Whether what is held out is drawn anew every outer step. Defaults to `False`.
+        settings: What else it depends on, `{name: value}` such that JSON can hold it.
 
     Attributes:
         records: One dictionary a finished outer step: `outer_step` (from 1), `horizon`, `logs`, and
@@ -32,8 +33,9 @@ class Search:
         passes: How many passes over the training and the validation data were begun.
     """
 
-    def __init__(self, seed, mode, start=None, resplit=False):
+    def __init__(self, seed, mode, start=None, resplit=False, settings=None):
         self.seed, self.mode, self.start, self.resplit = seed, mode, start, resplit
+        self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.records = []
         self.best = {"loss": np.inf}
         self.passes = [0, 0]
@@ -50,6 +52,29 @@ class Search:
         generators = map(np.random.default_rng, (of_data, of_split))
         return *generators, int(of_weights.generate_state(1)[0])
 
+    def check_same(self, other, horizons):
+        """Raises a `ValueError` unless one that is begun now may go on with this one.
+
+        Args:
+            other: The `Search` that is begun now; where it has no seed of its own, any will do.
+            horizons: Its numbers of inner steps, one an outer step.
+        """
+        of_records = [record["horizon"] for record in self.records]
+        begun = {**self.settings, "horizons": of_records, "seed": self.seed}
+        now = {**other.settings, "horizons": horizons[: len(of_records)]}
+        if now.get("seed") is None:
+            now["seed"] = self.seed
+        differing = [
+            f"{name}={begun[name]!r}, now {now[name]!r}"
+            for name in begun
+            if name in now and begun[name] != now[name]
+        ]
+        if differing and len(of_records) <= len(horizons):
+            raise ValueError(
+                "The search to go on with was begun with other settings. Pass the same ones, or "
+                f"another folder for its checkpoints. It was begun with {'; '.join(differing)}"
+            )
+
     def to_arrays(self):
         """All of it as `{key: array}`."""
         best = dict(self.best)
@@ -60,7 +85,7 @@ class Search:
             "version": _VERSION,
             **{
                 name: getattr(self, name)
-                for name in ("seed", "mode", "resplit", "records", "passes")
+                for name in ("seed", "mode", "resplit", "settings", "records", "passes")
             },
             "best": best,
             "lengths": {name: len(arrays) for name, arrays in groups.items() if arrays is not None},
@@ -93,7 +118,7 @@ class Search:
             for name, length in description["lengths"].items()
         }
         seed, mode, resplit = (description[name] for name in ("seed", "mode", "resplit"))
-        search = cls(seed, mode, groups.get("start"), resplit)
+        search = cls(seed, mode, groups.get("start"), resplit, description.get("settings"))
         search.records, search.passes = description["records"], description["passes"]
         search.best = description["best"]
         if "best" in groups:

@@ -127,7 +127,7 @@ class TensorBoard(_ByRecords):
 
     def _show(self, records):
         """Shows the last of some outer steps."""
-        record, outer_steps = records[-1], [each["outer_step"] for each in records]
+        record = records[-1]
         outer_step, logs = record["outer_step"], record["logs"]
         run = f"schedules/outer_step_{outer_step:03d}"
         with self._run(run):
@@ -138,7 +138,7 @@ class TensorBoard(_ByRecords):
             _write_buckets(record)
             if best:
                 tf.summary.scalar("best_val_loss", best[-1], step=outer_step)
-            figure = draw_schedules([_schedules(each) for each in records], outer_steps)
+            figure = _picture(records)
             tf.summary.image("schedules", _pictures.pixels(figure)[np.newaxis], step=outer_step)
         for run, prefix in (("train", ""), ("validation", "val_")):
             with self._run(run):
@@ -217,10 +217,8 @@ class ScheduleExport(_ByRecords):
             save_schedules(self.directory / "schedules.json", _schedules(records[best]))
         with replacement(self.directory / "history.csv") as path:
             _write_csv(path, [_row(record) for record in records])
-        outer_steps = [record["outer_step"] for record in records]
-        figure = draw_schedules([_schedules(record) for record in records], outer_steps)
         with replacement(self.directory / "schedules.png") as path:
-            figure.savefig(path, format="png", dpi=150)
+            _picture(records).savefig(path, format="png", dpi=150)
 
 
 def _warn_of_unwritten(directory, error):
@@ -236,6 +234,12 @@ def _schedules(record):
     """`{name: BucketedSchedule}` of an outer step."""
     values, horizon = record["values"], record["horizon"]
     return {name: BucketedSchedule(each, horizon) for name, each in values.items()}
+
+
+def _picture(records):
+    outer_steps = [record["outer_step"] for record in records]
+    best = [record["outer_step"] for record in records if record["verdict"] == "best"]
+    return draw_schedules(list(map(_schedules, records)), outer_steps, *best[-1:])
 
 
 def _row(record):

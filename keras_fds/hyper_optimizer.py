@@ -108,7 +108,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         if len(set(names)) < len(names):
             raise ValueError(f"A hyperparameter is named twice. Received: {names}")
         clip = self.tangent_clipvalue
-        if not hasattr(self.outer, "initial_state"):
+        if isinstance(self.outer, type) or not hasattr(self.outer, "initial_state"):
             raise ValueError(
                 "`outer` must be an outer update rule, such as "
                 f"keras_fds.outer.TrustRegionDescent(). Received: outer={self.outer!r}"

@@ -104,37 +104,37 @@ def fit(
     >>> model.optimizer.schedules["learning_rate"]
     """
     _checks.check_compiled(model)
+    _checks.check_callbacks(callbacks, model.optimizer)
     _checks.check_targets(model, x, y)
     what = ("The training data", "steps_per_epoch")
-    data = (x, y, sample_weight)
-    train = _data.make_batches(data, batch_size, steps_per_epoch, what, class_weight)
+    train = (x, y, sample_weight)
+    train = _data.make_batches(train, batch_size, steps_per_epoch, what, class_weight)
     _checks.check_batched(model, train.spec)
-    validation = None
-    if validation_data is not None:
-        size = validation_batch_size or batch_size
-        validation = _validation_batches(validation_data, size, validation_steps)
-        _checks.check_same_shapes(train.spec, validation.spec)
+    size = validation_batch_size or batch_size
+    validation = _validation_batches(validation_data, size, validation_steps, train.spec)
     data = _data.SplitData(train, validation, validation_split, validation_batch_size, shuffle)
     epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
+    initial_epoch = _checks.whole_from_zero("initial_epoch", initial_epoch)
     steps_per_epoch = steps_per_epoch or data.num_batches
     horizons = [max(1, round(number * steps_per_epoch)) for number in epochs]
     _checks.check_buckets(model.optimizer, min(horizons))
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
     unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
     restart = Restart(unroll, initial_weights, data.spec[0])
-    batches, progress = data.alike(), None
-    if verbose and initial_epoch < outer_steps:
-        remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
-        seconds = _cost.measure(unroll, batches, max(horizons), validation_training)
-        cost = _cost.cost_of(unroll, reason, horizons[initial_epoch:], seconds, remedies)
-        print(_cost.table(cost))
-        progress = _cost.Progress(horizons, seconds)
-    seed = np.random.randint(2**31) if seed is None else _checks.whole_seed(seed)
-    search = Search(seed, unroll.mode, restart.start, resplit)
+    remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
+    # Also when it is silent: of a dataset this begins a pass, on which results may depend.
+    measured = unroll, data.alike(), max(horizons), validation_training
+    progress = _cost.Progress(horizons, measured, (unroll, reason, remedies)) if verbose else None
+    settings = {
+        **{"optimizer": model.optimizer.get_config(), "divergence_factor": divergence_factor},
+        **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle, "resplit": resplit},
+        **{"validation_split": validation_split, "validation_training": validation_training},
+    }
+    seed = np.random.randint(2**31) if seed is None else _checks.whole_from_zero("seed", seed)
+    search = Search(seed, unroll.mode, restart.start, resplit, settings)
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
-    loop = OuterLoop(
-        unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
-    )
+    numbers = steps_per_epoch, horizons, validation_training
+    loop = OuterLoop(unroll, data, restart, callbacks, *numbers)
     with _data.raising_errors_of(train, validation):
         return loop.run(initial_epoch, search)
 
@@ -213,10 +213,14 @@ def hypergradients(
             variable.assign(value)
 
 
-def _validation_batches(validation_data, batch_size, validation_steps):
+def _validation_batches(validation_data, batch_size, validation_steps, spec):
+    if validation_data is None:
+        return None
     validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
     what = ("`validation_data`", "validation_steps")
-    return _data.make_batches(validation_data, batch_size, validation_steps, what)
+    batches = _data.make_batches(validation_data, batch_size, validation_steps, what)
+    _checks.check_same_shapes(spec, batches.spec)
+    return batches
 
 
 def _datasets(train_data, validation_data):

@@ -322,7 +322,7 @@ def test_seeds(tmp_path):
     assert_same(one, same)
     assert one["history"]["val_loss"] != other["history"]["val_loss"]
     for seed in (-1, 1.5, "a", True):
-        with pytest.raises(ValueError, match="`seed` must be None or a whole number from 0"):
+        with pytest.raises(ValueError, match="`seed` must be a whole number from 0"):
             search(seed=seed)
 
 

@@ -11,6 +11,7 @@ from small_problem import arrays, make_model
 import keras_fds
 from keras_fds import _cost, _data
 from keras_fds._adjoint import Adjoint
+from keras_fds._search import Search
 from keras_fds._unroll import Unroll
 
 MEBIBYTE = 2**20
@@ -210,18 +211,40 @@ def test_tells_only_what_would_help(capsys, arguments, expected, unexpected):
 
 
 def test_the_time_left_goes_by_the_last_outer_step_that_was_finished(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 100.0, 110.0])
-    progress = _cost.Progress([10, 10, 20], _cost.Seconds(60.0, 0.0, 0.0))
-    progress.set_params({"verbose": 0, "epochs": 3, "steps": 10})
-    monkeypatch.setattr(_cost.time, "monotonic", lambda: next(now, 110.0))
-    for epoch, steps in enumerate((10, 3)):
+    now = iter([0.0, 100.0, 110.0, 110.0])
+    seconds = _cost.Seconds(60.0, 0.0, 0.0)
+    monkeypatch.setattr(_cost, "measure", lambda: seconds)
+    monkeypatch.setattr(_cost, "cost_of", lambda horizons, seconds: cost(horizons=horizons))
+    progress = _cost.Progress([10, 10, 10, 20], (), ())
+    progress.set_params({"verbose": 0, "epochs": 4, "steps": 10})
+    progress.set_model(make_model())
+    progress.model.optimizer.search = Search(0, "forward")
+    progress.on_train_begin()
+    assert "for 4 outer steps" in capsys.readouterr().out
+    monkeypatch.setattr(_cost.time, "monotonic", lambda: next(now, 200.0))
+    for epoch, steps in enumerate((10, 10, 3)):
         progress.on_epoch_begin(epoch)
         progress.on_train_batch_end(steps - 1)
         progress.on_epoch_end(epoch)
-    progress.on_epoch_begin(2)
+    progress.on_epoch_begin(3)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "Outer step 1/3, about 40 min left",
-        "Outer step 2/3, about 30 s left",
-        "Outer step 3/3, about 20 s left",
+        "Outer step 1/4, about 50 min left",
+        "Outer step 2/4, about 40 min left",  # The first one compiled.
+        "Outer step 3/4, about 30 s left",
+        "Outer step 4/4, about 20 s left",
     ]
+
+
+def test_of_a_search_that_goes_on_it_tells_what_is_to_come(capsys, monkeypatch):
+    monkeypatch.setattr(_cost, "measure", lambda: _cost.Seconds(1.0, 0.0, 0.0))
+    monkeypatch.setattr(_cost, "cost_of", lambda horizons, seconds: cost(horizons=horizons))
+    for done, told in ((2, "for 1 outer steps"), (3, "")):
+        progress = _cost.Progress([10] * 3, (), ())
+        progress.set_params({"verbose": 0, "epochs": 3, "steps": 10})
+        progress.set_model(make_model())
+        progress.model.optimizer.search = Search(0, "forward")
+        progress.model.optimizer.search.records = [{}] * done
+        progress.on_train_begin()
+        printed = capsys.readouterr().out
+        assert told in printed and bool(told) == bool(printed)

@@ -155,7 +155,7 @@ def test_outer_steps_are_taken_in_coordinates_within_the_range():
 def test_search_on_a_scale_has_converged_when_values_hardly_move():
     optimizer = scaled_optimizer()
     assert not optimizer.converged
-    optimizer.outer_state = {"step_sizes": np.array([0.04, 0.04, 0.04])}
+    optimizer.outer_state = {"best_is_calm": 1.0, "step_sizes": np.array([0.04, 0.04, 0.04])}
     assert optimizer.converged
     optimizer.outer_state = {"step_sizes": np.array([0.04, 0.06, 0.04])}
     assert not optimizer.converged

@@ -24,6 +24,15 @@ def test_drawing_panels_and_legend():
     np.testing.assert_allclose(values, [0.3, 0.2])
 
 
+def test_the_best_one_is_dark():
+    schedules = [{"learning_rate": keras_fds.BucketedSchedule([n, 0.2], 10)} for n in range(9)]
+    figure = draw_schedules(schedules, best=4)
+    widths = [patch.get_linewidth() for patch in figure.axes[0].patches]
+    assert np.argmax(widths) == 3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "4, the best" in labels and "9" in labels
+
+
 def test_drawing_unlike_horizons_and_many_outer_steps():
     schedules = [
         {name: keras_fds.BucketedSchedule([-0.5, n], 10 + n) for name in "abcd"} for n in range(30)

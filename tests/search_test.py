@@ -75,3 +75,25 @@ def test_the_randomness_of_an_outer_step_depends_on_seed_and_step_alone():
             assert of_weights == of_weights_again and 0 <= of_weights < 2**32
             drawn[seed, outer_step] = (*numbers, of_weights)
     assert len(set(drawn.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "horizons", "message"),
+    [
+        ({"seed": 5, "batch_size": 8}, [3, 4, 4], None),
+        ({"seed": None, "batch_size": 8}, [3, 4, 9], None),
+        ({"seed": 6, "batch_size": 8}, [3, 4], "seed=5, now 6"),
+        ({"seed": 5, "batch_size": 9}, [3, 4], "batch_size=8, now 9"),
+        ({"seed": 5, "batch_size": 8}, [3, 5], r"horizons=\[3, 4\], now \[3, 5\]"),
+    ],
+)
+def test_goes_on_with_its_own_settings_only(settings, horizons, message):
+    begun = Search(5, "forward", settings={"seed": None, "batch_size": 8})
+    begun.records = [{"horizon": 3}, {"horizon": 4}]
+    begun = Search.taken_out_of(begun.to_arrays())
+    now = Search(7, "forward", settings=settings)
+    if message is None:
+        begun.check_same(now, horizons)
+    else:
+        with pytest.raises(ValueError, match=f"other settings.*{message}"):
+            begun.check_same(now, horizons)

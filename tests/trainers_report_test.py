@@ -125,6 +125,7 @@ def test_nothing_finite_still_gives_a_page():
     rows = history(num_steps=2)
     for row in rows:
         row.update({name: math.nan for name in row if "loss" in name or "hyper" in name})
+        row["best"] = 0.0
     assert "none had a finite validation loss" in Page(search_page(rows)).text
 
 

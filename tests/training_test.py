@@ -202,13 +202,13 @@ def test_early_stopping_ends_the_search():
 
 
 class Break(keras.callbacks.Callback):
-    """Makes an outer step's weights NaN."""
+    """Makes the weights of outer steps NaN."""
 
-    def __init__(self, outer_step):
-        self.outer_step = outer_step
+    def __init__(self, *outer_steps):
+        self.outer_steps = outer_steps
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.outer_step:
+        if epoch in self.outer_steps:
             self.model.set_weights([w * np.nan for w in self.model.get_weights()])
 
 
@@ -225,11 +225,20 @@ def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
 def test_a_search_that_never_had_a_finite_loss_ends_with_the_start_weights():
     model = make_model(initial=0.1)
     before = model.get_weights()
-    with pytest.warns(RuntimeWarning, match="no better point.*smaller values"):
-        history = quick_fit(model, callbacks=[Break(0)])
-    assert len(history.history["loss"]) == 1
+    with pytest.warns(RuntimeWarning, match="no other point.*smaller values"):
+        history = quick_fit(model, outer_steps=9, callbacks=[Break(*range(9))])
+    assert len(history.history["loss"]) == 2
+    assert not model.optimizer.schedules["learning_rate"].values.any()  # It went down first.
     for weight, value in zip(model.get_weights(), before):
         np.testing.assert_array_equal(weight, value)
+
+
+def test_a_search_that_breaks_down_at_first_goes_on_from_smaller_values():
+    model, spy = make_model(initial=3.0), Spy()
+    with pytest.warns(RuntimeWarning, match="This outer step is given up."):
+        losses = quick_fit(model, outer_steps=3, callbacks=[Break(0), spy]).history["val_loss"]
+    assert np.isnan(losses[0]) and np.isfinite(losses[1:]).all()
+    assert model.optimizer.schedules["learning_rate"].values.max() < 1.0
 
 
 def test_losses_of_several_outputs_are_those_of_evaluate():

@@ -342,17 +342,25 @@ def _bucket_table(buckets):
 def _outer_steps_table(rows, best):
     columns = {"horizon": ".0f", "loss": ".4f", "accuracy": ".2%"}
     columns |= {"val_loss": ".4f", "val_loss_error": ".4f", "val_accuracy": ".2%"}
-    present = [column for column in columns if any(column in row for row in rows)]
+    present = [c for c in columns if any(math.isfinite(_finite(row.get(c))) for row in rows)]
     judged = any("accepted" in row for row in rows)
     lines, classes = [], []
     for row in rows:
-        cells = [format(row[c], columns[c]) if c in row else "" for c in present]
-        verdict = ["" if "accepted" not in row else "rejected" if _rejected(row) else "accepted"]
+        numbers = {c: _finite(row.get(c)) for c in present}
+        cells = [f"{n:{columns[c]}}" if math.isfinite(n) else "" for c, n in numbers.items()]
+        verdict = [_verdict(row, best)]
         lines.append([f"{row['outer_step']:.0f}", *cells, *(verdict if judged else ())])
         classes.append("best" if row is best else "rejected" if _rejected(row) else "")
     names = [c.replace("val_", "validation ").replace("_", " ") for c in present]
     names = ["± error" if name == "validation loss error" else name for name in names]
     return _table(["outer step", *names, *(["outer rule"] if judged else ())], lines, classes)
+
+
+def _verdict(row, best):
+    if "accepted" not in row or _rejected(row):
+        return "rejected" if "accepted" in row else ""
+    comparable = best and row["horizon"] == best["horizon"] and row["val_loss"] < best["val_loss"]
+    return "set aside: chaotic" if comparable else "accepted"
 
 
 def _machine():

@@ -105,11 +105,7 @@ def write_report(config, workdir):
     lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
-        best = workdirs.best_row(rows)
-        lead = (
-            f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
-            f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
-        )
+        lead = workdirs.verdict_on(rows)
         if not any("." in name for name in schedules):
             optimizer = experiment.make_optimizer(config, schedules).optimizer
             code = keras_fds.export.python_snippet(schedules, optimizer)
@@ -138,8 +134,7 @@ def report(workdir):
     )
     tensorboard = experiment.command("tensorboard", f"--logdir={workdir / 'tensorboard'}")
     return (
-        f"\nThe best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
-        f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}.\n"
+        f"\n{workdirs.verdict_on(rows)}\n"
         f"Its schedules, over a horizon of {best['horizon']} inner steps:\n\n"
         f"{experiment.table(keras_fds.load_schedules(schedules))}\n\n"
         f"Picture of all outer steps' schedules: {workdir / 'schedules.png'}\n"

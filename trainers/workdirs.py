@@ -135,6 +135,27 @@ def best_row(rows):
     return [row for row in rows if row["best"] == "1"][-1]
 
 
+def verdict_on(rows):
+    """Which outer step of a search's history is the best, a sentence or two."""
+    best = best_row(rows)
+    text = (
+        f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
+        f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
+    )
+    lower = [row["outer_step"] for row in rows if _is_set_aside(row, best)]
+    if lower:
+        text += (
+            f" Lower, but set aside, because training was chaotic and its schedules need not carry "
+            f"over to other weights: number {', '.join(lower)}."
+        )
+    return text
+
+
+def _is_set_aside(row, best):
+    lower = float(row["val_loss"] or "nan") < float(best["val_loss"])
+    return lower and row["accepted"] == "1" and row["horizon"] == best["horizon"]
+
+
 def what_is_there(workdir):
     """What to tell after an interrupt about what a folder holds, a string."""
     rows = len(read_history(workdir))
