@@ -42,7 +42,7 @@ def get_config():
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 3e-4},
     ]
-    config.outer = {"name": "TrustRegionDescent"}
+    config.outer = {"name": "TrustRegionDescent", "tolerance": 0.02}
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 30

@@ -88,6 +88,8 @@ def python_snippet(schedules, optimizer):
         [
             f"def make_optimizer(horizon={_horizon(schedules)}):",
             '    """Over `horizon` training steps, which are batches."""',
+            "    if horizon < 1:",
+            '        raise ValueError(f"horizon must be at least 1. Received: horizon={horizon!r}")',
             f"    optimizer = {_name(optimizer)}(",
             *(f"        {argument}={value}," for argument, value in arguments.items()),
             "    )",

@@ -3,7 +3,7 @@
     python -m trainers.search --config=configs/digits.py --workdir=runs/digits
 
 Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
-config.json, schedules.json and model.keras (of the best outer step by validation loss), history.csv
+config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
 (a row an outer step), schedules.png, tensorboard/ and checkpoints/; then schedules.py, which makes
 the optimizer with its schedules in programs without keras_fds, and report.html.
 
