@@ -89,7 +89,7 @@ def python_snippet(schedules, optimizer):
             f"def make_optimizer(horizon={_horizon(schedules)}):",
             '    """Over `horizon` training steps, which are batches."""',
             "    if horizon < 1:",
-            '        raise ValueError(f"horizon must be at least 1. Received: horizon={horizon!r}")',
+            '        raise ValueError(f"horizon must be at least 1. Received: {horizon!r}")',
             f"    optimizer = {_name(optimizer)}(",
             *(f"        {argument}={value}," for argument, value in arguments.items()),
             "    )",
