@@ -10,7 +10,7 @@ The first searches from zero with a config and a seed, trains with what was lear
 training split, and tests. The second chooses the best of a grid of cosine decays on a
 part of the training split that is held out, then trains and tests in the same way, from the same
 initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one
-epoch, for twice the outer steps that it should need; `good_start` begins with a cosine decay in
+epoch, for half as many outer steps again as it should need; `good_start` begins with a cosine decay in
 buckets and tests what it began and what it ended with. Every seed is written to `--output` when it
 is finished, and not run again; a search that was interrupted goes on. Without `--part`, the results
 are compared.
@@ -57,7 +57,7 @@ def search(dataset, seed):
 def one_epoch(dataset, seed):
     """A search over one epoch."""
     config = load_config(dataset)
-    config.epochs, config.outer_steps = (1,), 12
+    config.epochs, config.outer_steps = (1,), 9
     return searched(config, dataset, seed, "one_epoch")[1]
 
 
