@@ -7,10 +7,10 @@
     python -m benchmarks.quality
 
 The first searches from zero with a config and a seed, trains with what was learned, on the whole
-training split, and tests. The second chooses the best of a grid of cosine decays on a
-part of the training split that is held out, then trains and tests in the same way, from the same
-initial weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one
-epoch, for half as many outer steps again as it should need; `good_start` begins with a cosine decay in
+training split, and tests. The second chooses the best of a grid of cosine decays on a part of the
+training split that is held out, then trains and tests in the same way, from the same initial
+weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
+for half as many outer steps again as it should need; `good_start` begins with a cosine decay in
 buckets and tests what it began and what it ended with. Every seed is written to `--output` when it
 is finished, and not run again; a search that was interrupted goes on. Without `--part`, the results
 are compared.
@@ -199,29 +199,54 @@ def run(dataset, part, seeds):
             print(dataset, part, seed, flush=True)
 
 
-def compared(dataset):
-    """A row of the comparison, text; the interval is Student's t over the seeds' differences."""
+def results_of(dataset, part):
+    """`{seed: results}` of a part, or nothing."""
+    path = pathlib.Path(_OUTPUT.value) / f"{dataset}_{part}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    return {seed: each for seed, each in results.items() if seed != "machine"}
+
+
+def interval(differences):
+    """A mean and its 95% interval, by Student's t, as text."""
     from scipy import stats
 
-    folder = pathlib.Path(_OUTPUT.value)
-    learned, tuned = (
-        {k: v for k, v in json.loads((folder / f"{dataset}_{part}.json").read_text()).items()}
-        for part in ("search", "cosine")
-    )
-    seeds = [seed for seed in learned if seed in tuned and seed != "machine"]
+    mean = np.mean(differences)
+    half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def compared(dataset):
+    """A row of the comparison with the cosine decay."""
+    learned, tuned = (results_of(dataset, part) for part in ("search", "cosine"))
+    seeds = [seed for seed in learned if seed in tuned]
     each = [[r[seed]["test_accuracies"] for seed in seeds] for r in (learned, tuned)]
     accuracies = 100 * np.mean(each, axis=2)
-    difference = accuracies[0] - accuracies[1]
-    half = stats.sem(difference) * stats.t.ppf(0.975, len(seeds) - 1)
-    searched = [seed for seed in learned if seed != "machine"]
-    diverged = sum(min(learned[seed]["test_accuracies"]) < DIVERGED for seed in searched)
-    cost = np.mean([learned[seed]["plain_epochs"] for seed in searched])
+    diverged = sum(min(each["test_accuracies"]) < DIVERGED for each in learned.values())
+    cost = np.mean([each["plain_epochs"] for each in learned.values()])
     return (
         f"| {dataset} | {accuracies[0].mean():.2f} | {accuracies[1].mean():.2f} "
-        f"| {difference.mean():+.2f} ({difference.mean() - half:+.2f} to "
-        f"{difference.mean() + half:+.2f}) | {len(seeds)} | {diverged} of {len(searched)} "
-        f"| {cost:.0f} | {tuned[seeds[0]]['plain_epochs']} |"
+        f"| {interval(accuracies[0] - accuracies[1])} | {len(seeds)} x {TRAININGS[dataset]} "
+        f"| {diverged} of {len(learned)} | {cost:.0f} | {tuned[seeds[0]]['plain_epochs']} |"
     )
+
+
+def told_of_good_start(dataset):
+    results = results_of(dataset, "good_start").values()
+    start, end = (
+        100 * np.array([np.mean(each[f"{name}_accuracies"]) for each in results])
+        for name in ("start", "schedules")
+    )
+    return (
+        f"{dataset} from a good start: {start.mean():.2f}, at the end {end.mean():.2f}, "
+        f"difference {interval(end - start)}, {len(start)} seeds"
+    )
+
+
+def told_of_one_epoch(dataset):
+    each = [100 * np.array(r["val_accuracy"]) for r in results_of(dataset, "one_epoch").values()]
+    needed = [int(np.argmax(accuracies >= accuracies.max() - 0.3)) + 1 for accuracies in each]
+    best = ", ".join(f"{accuracies.max():.2f}" for accuracies in each)
+    return f"{dataset} over one epoch: best {best}; within 0.3 points after outer steps {needed}"
 
 
 def main(_):
@@ -229,12 +254,17 @@ def main(_):
         run(_DATASET.value, _PART.value, _SEEDS.value)
         return
     print(
-        "| data | learned | tuned cosine | difference (95%) | seeds | diverged "
+        "| data | learned | tuned cosine | difference (95%) | seeds x trainings | diverged "
         "| search, plain epochs | grid, plain epochs |\n|---|---|---|---|---|---|---|---|"
     )
-    for dataset in CONFIGS:
-        if (pathlib.Path(_OUTPUT.value) / f"{dataset}_search.json").exists():
-            print(compared(dataset))
+    for part, tell in (
+        ("search", compared),
+        ("good_start", told_of_good_start),
+        ("one_epoch", told_of_one_epoch),
+    ):
+        for dataset in CONFIGS:
+            if results_of(dataset, part):
+                print(tell(dataset))
 
 
 if __name__ == "__main__":
