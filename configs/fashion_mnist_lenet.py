@@ -29,7 +29,7 @@ def get_config():
     # last is for all that follow.
     config.batch_size = 128
     config.epochs = (0.2, 0.2, 0.5, 2.5, 5)
-    config.outer_steps = 10
+    config.outer_steps = 8
     config.validation_split = 0.05
     config.validation_batch_size = 500
     config.resplit = False  # The paper holds out other data in every outer step.
