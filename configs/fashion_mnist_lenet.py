@@ -9,7 +9,8 @@ epochs that the schedules are for. Gradients are clipped to a global norm of 1.
     python -m trainers.train --config=configs/fashion_mnist_lenet.py \
         --schedules=runs/fashion/schedules.json --workdir=runs/fashion-train --config.train_seeds=3
 
-EXPECTED
+Expected: a search of about ten minutes on two cores, test accuracy of 89% or more.
+Measured: ten searches are in docs/reproductions.md.
 
 A quick look: --config.outer_steps=2.
 """

@@ -9,7 +9,8 @@ epochs that the schedules are for. Gradients are clipped to a global norm of 1.
     python -m trainers.train --config=configs/mnist_lenet.py \
         --schedules=runs/mnist/schedules.json --workdir=runs/mnist-train --config.train_seeds=3
 
-EXPECTED
+Expected: a search of about six minutes on two cores, test accuracy of 98.5% or more.
+Measured: ten searches are in docs/reproductions.md.
 
 A quick look: --config.outer_steps=2.
 """
