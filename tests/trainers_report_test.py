@@ -100,7 +100,7 @@ def test_what_the_outer_rule_rejected_is_marked():
     assert [cells[0] for cells in rejected] == ["4", "6"]
     assert all(cells[-1] == "rejected" for cells in rejected)
     best = next(cells for kind, cells in page.rows if kind == "best")
-    assert best[0] == "9" and best[-1] == "accepted"
+    assert best[0] == "9" and best[-1] == "best"
     (panel,) = report.draw_validation([report._numbers(row) for row in history(**NOISY)]).axes
     labels = panel.get_legend_handles_labels()[1]
     shown = ["validation loss", "± one standard error", "rejected", "not finite", "best: 0.2222"]

@@ -77,7 +77,8 @@ def search_sections(rows):
         {name: BucketedSchedule(v, int(row["horizon"])) for name, v in _buckets(row).items()}
         for row in rows
     ]
-    figure = callbacks.draw_schedules(schedules, [int(row["outer_step"]) for row in rows])
+    numbers = [int(row["outer_step"]) for row in rows]
+    figure = callbacks.draw_schedules(schedules, numbers, int(shown["outer_step"]))
     return [
         (
             "Learned schedules",
@@ -359,6 +360,8 @@ def _outer_steps_table(rows, best):
 def _verdict(row, best):
     if "accepted" not in row or _rejected(row):
         return "rejected" if "accepted" in row else ""
+    if row is best:
+        return "best"
     comparable = best and row["horizon"] == best["horizon"] and row["val_loss"] < best["val_loss"]
     return "set aside: chaotic" if comparable else "accepted"
 
