@@ -258,7 +258,7 @@ def main(_):
         "| search, plain epochs | grid, plain epochs |\n|---|---|---|---|---|---|---|---|"
     )
     for part, tell in (
-        ("search", compared),
+        ("cosine", compared),
         ("good_start", told_of_good_start),
         ("one_epoch", told_of_one_epoch),
     ):
