@@ -247,11 +247,10 @@ class TrustRegionDescent(_Rule):
         if measurement.horizon != state["horizon"]:
             return "best"
         calm = not self._alarms(state, measurement, ranges).any()
-        if not state["best_is_calm"]:
-            return "best" if calm or loss < best else "accepted"
-        if loss > best + self.tolerance * abs(best):
+        if (calm or state["best_is_calm"]) and loss > best + self.tolerance * abs(best):
             return "rejected"
-        return "best" if calm and loss < best else "accepted"
+        better = loss < best if calm == state["best_is_calm"] else calm
+        return "best" if better else "accepted"
 
     def converged(self, state, ranges):
         """Whether every step size is below 5% of its value, and the best point is a calm one."""

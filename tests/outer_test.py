@@ -282,6 +282,13 @@ def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(sec
     np.testing.assert_allclose(states[2]["values"], [0.45, 1.1 * 2**1.0 - 0.1])
 
 
+def test_a_calm_point_that_is_clearly_worse_does_not_take_the_place_of_one_that_is_not():
+    rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
+    (_, state) = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1]], [1.0], ranges)
+    for loss, verdict in ((1.01, "best"), (1.03, "rejected"), (0.5, "best")):
+        assert rule.judge(state, measurement([-0.1, -0.1], loss), ranges) == verdict
+
+
 def test_a_bucket_explodes_by_its_whole_hypergradient_whatever_its_length():
     rule = TrustRegionDescent()
     state = run(rule, [1.0], [0.1], [[0.1]], [1.0], POSITIVE)[-1]
