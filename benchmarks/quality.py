@@ -71,7 +71,7 @@ def good_start(dataset, seed):
     config.hyperparameters = [
         {**each, "initial": start[each["name"]]} for each in config.hyperparameters
     ]
-    config.epochs, config.outer_steps = config.epochs[-2:], 4
+    config.epochs, config.outer_steps = config.epochs[-1:], 4
     folder, result = searched(config, dataset, seed, "good_start")
     schedules = {name: keras_fds.BucketedSchedule(each, 1) for name, each in start.items()}
     keras_fds.save_schedules(folder / "start.json", schedules)
