@@ -36,7 +36,7 @@ CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion
 RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
 GRID_SEEDS = 100, 101
 # How often what a seed gave is trained and tested: the test split of digits has 360 examples.
-TRAININGS = {"digits": 6, "mnist": 2, "fashion_mnist": 2}
+TRAININGS = {"digits": 6, "mnist": 4, "fashion_mnist": 4}
 # An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
 ADJOINT, DIVERGED = 4.0, 0.5
 

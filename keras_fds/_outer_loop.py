@@ -151,7 +151,8 @@ class OuterLoop:
     def finish(self, outer_step, logs, loss, values):
         """Records what an outer step measured."""
         optimizer, search = self.optimizer, self.search
-        optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss)
+        error = self.unroll.validation_error if np.isfinite(loss) else np.nan
+        optimizer.record(np.broadcast_to(values, [self.unroll.num_tangents]), loss, error)
         schedules = optimizer.schedules
         measured = {
             "values": {name: schedule.values for name, schedule in schedules.items()},
@@ -162,9 +163,7 @@ class OuterLoop:
         record["logs"] = dict(sorted(logs.items()))  # As callbacks get them.
         for kind, of_names in measured.items():
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
-        record["verdict"] = optimizer.judge()
-        error = self.unroll.validation_error if np.isfinite(loss) else np.nan
-        record["val_loss_error"] = error
+        record.update(verdict=optimizer.judge(), val_loss_error=error)
         search.records.append(record)
         search.passes = self.data.begun
         if record["verdict"] == "best":

@@ -81,7 +81,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
         state = self.outer.initial_state(_concatenated(initial), _concatenated(step_sizes))
         state["hypergradients"] = np.full_like(state["values"], np.nan)
-        state["loss"] = np.array(np.nan)
+        state.update(loss=np.array(np.nan), loss_error=np.array(0.0))
         self._outer_state = {}
         for key in sorted(state):
             variable = self.add_variable(state[key].shape, dtype="float64", name=key)
@@ -179,15 +179,18 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         for key, value in state.items():
             self._outer_state[key].assign(value)
 
-    def record(self, hypergradients, loss):
+    def record(self, hypergradients, loss, loss_error=0.0):
         """Keeps what an outer step measured, for the next `update_schedules`.
 
         Args:
             hypergradients: Float64 `[total_buckets]`, by coordinates.
             loss: Validation loss; not finite when the inner loop broke down.
+            loss_error: Its standard error; not finite where it is not known.
         """
-        loss = np.inf if np.isnan(loss) else loss
-        self.outer_state = {"hypergradients": hypergradients, "loss": loss}
+        measured = {"loss": loss, "loss_error": np.nan_to_num(loss_error, posinf=0.0)}
+        if np.isnan(loss):
+            measured["loss"] = np.inf
+        self.outer_state = {"hypergradients": hypergradients, **measured}
 
     def judge(self):
         """What was recorded last is to the search: `"best"`, `"accepted"` or `"rejected"`."""
@@ -201,9 +204,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def _measured(self):
         """What the outer rule judges and updates by: its state, a `Measurement`, the `Ranges`."""
         state, horizon = self.outer_state, self.horizon
-        hypergradients, loss = state.pop("hypergradients"), float(state.pop("loss"))
+        hypergradients = state.pop("hypergradients")
+        loss, loss_error = float(state.pop("loss")), float(state.pop("loss_error"))
         lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
-        return state, Measurement(hypergradients, loss, lengths, horizon), self.ranges
+        measurement = Measurement(hypergradients, loss, lengths, horizon, loss_error)
+        return state, measurement, self.ranges
 
     @property
     def converged(self):

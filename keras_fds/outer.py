@@ -19,6 +19,7 @@ class Measurement(NamedTuple):
         loss: Validation loss; not finite when the inner loop broke down.
         lengths: Inner steps in each bucket, `[total_buckets]`.
         horizon: Inner steps in all.
+        loss_error: Standard error of the validation loss, `0.0` where it is not known.
 
     Example:
 
@@ -29,6 +30,7 @@ class Measurement(NamedTuple):
     loss: float
     lengths: np.ndarray
     horizon: int
+    loss_error: float = 0.0
 
 
 class Ranges(NamedTuple):
@@ -172,22 +174,26 @@ class TrustRegionDescent(_Rule):
     noise is, moves its bucket by less, and so does one beyond `doubt`, which promises more than a
     whole step can keep. R is the radius common to all.
 
-    - A point that broke down, or whose validation loss is worse than the best one's by more than
-      `tolerance`, is rejected: the search returns to the best point and halves R. With every
-      accepted point R grows again, up to 1.
-    - Where training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
-      |dL/dlog(λ − a)| exceeds `alarm` times the loss returns to its value at the best point; its
-      step shrinks, and so does R. Where no calm point is known it stays at first, for single
-      weights may have been to blame, and takes a whole step down whenever it happens again. A point
-      with such a bucket does not become the best while there is one without: its schedules do not
-      carry over to other weights.
+    - Validation losses have noise: their standard error, and `tolerance` times the lowest one. A
+      point that broke down, or is above the lowest by more than twice the noise, is rejected: the
+      search returns to the best point and halves R. With every accepted point R grows again, up to
+      1. The best point is the latest that is within the noise of the lowest: of points that cannot
+      be told apart it is not the luckiest, but the one that most hypergradients have led to.
+    - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
+      |dL/dlog(λ − a)| exceeds `alarm` times the loss does not move by it. The hyperparameter with
+      the greatest of them is blamed: its exploding buckets return to their values at the best
+      point, or step down where they are no greater than that, and their steps shrink. Where no
+      calm point is known, none is blamed at first, for single weights may have been, and R shrinks;
+      when it happens again, all that explode take a whole step down. A point with such a bucket
+      does not become the best while there is one without: its schedules do not carry over to other
+      weights.
     - Where nothing is known yet, or no bucket has any slope, all take steps of a tenth down.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
     Args:
-        tolerance: Relative worsening of the validation loss that is still accepted. Defaults to
-            `0.02`.
+        tolerance: Noise of the validation loss beyond its standard error, relative to it. Defaults
+            to `0.02`.
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
         resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
@@ -206,7 +212,8 @@ class TrustRegionDescent(_Rule):
     >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
 
     Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
-    (1993), for r_k. docs/outer_loop.md has the evidence.
+    (1993), for r_k; Breiman et al., "Classification and Regression Trees" (1984), for a choice
+    within one standard error. docs/outer_loop.md has the evidence.
     """
 
     largest_step, step_out = np.log(2.0), np.log(10.0)
@@ -237,19 +244,21 @@ class TrustRegionDescent(_Rule):
             "best_signs": zeros,
             "best_loss": np.array(np.inf),
             "best_is_calm": np.array(0.0),
+            "lowest_loss": np.array(np.inf),
         }
 
     def judge(self, state, measurement, ranges):
         """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
-        loss, best = measurement.loss, float(state["best_loss"])
+        loss, lowest = measurement.loss, float(state["lowest_loss"])
         if not np.isfinite(loss):
             return "rejected"
         if measurement.horizon != state["horizon"]:
             return "best"
-        calm = not self._alarms(state, measurement, ranges).any()
-        if (calm or state["best_is_calm"]) and loss > best + self.tolerance * abs(best):
+        calm = not (self._elasticities(state, measurement, ranges) > self.alarm).any()
+        noise = self.tolerance * abs(lowest) + measurement.loss_error
+        if (calm or state["best_is_calm"]) and loss > lowest + 2 * noise:
             return "rejected"
-        better = loss < best if calm == state["best_is_calm"] else calm
+        better = loss <= lowest + noise if calm == state["best_is_calm"] else calm
         return "best" if better else "accepted"
 
     def converged(self, state, ranges):
@@ -260,7 +269,8 @@ class TrustRegionDescent(_Rule):
         """One outer step; see `SignDescent.update`."""
         verdict = self.judge(state, measurement, ranges)
         slopes = self._slopes(state, measurement, ranges)
-        alarms = self._alarms(state, measurement, ranges)
+        elasticities = self._elasticities(state, measurement, ranges)
+        alarms = elasticities > self.alarm
         state, is_new = dict(state), measurement.horizon != state["horizon"]
         out = self.step_out / (state["radius"] * state["steps"])
         if verdict == "rejected" and np.isinf(state["best_loss"]):
@@ -271,28 +281,36 @@ class TrustRegionDescent(_Rule):
             signs = state["signs"]
         else:
             signs = out if is_new and not slopes.any() else self._signs(slopes, ranges)
-            descends = not (is_new or state["best_is_calm"])
-            agreement = np.where(alarms, descends - 1.0, signs * state["signs"])
+            signs = np.where(alarms, 0.0, signs)
+            calm_is_known = bool(state["best_is_calm"]) and not is_new
+            blamed = alarms
+            if calm_is_known:
+                blamed = alarms & (ranges.groups == ranges.groups[np.argmax(elasticities)])
+            returns = blamed & calm_is_known & (state["best_values"] < state["values"])
+            agreement = np.where(returns | alarms & is_new, -1.0, signs * state["signs"])
             factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
             state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
             if is_new:
                 state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
-                state["radius"] = np.array(1.0)
-            if alarms.any() and not descends:
-                state["radius"] = self.shrink * state["radius"]
+                state["radius"] = np.array(self.shrink if alarms.any() else 1.0)
             elif not alarms.any():
                 state["radius"] = np.minimum(1.0, self.growth * state["radius"])
-            if not (is_new or descends):
-                state["values"] = np.where(alarms, state["best_values"], state["values"])
-            down = self.largest_step / (state["radius"] * state["steps"])
-            signs = np.where(alarms, down if descends else 0.0, signs)
+            state["values"] = np.where(returns, state["best_values"], state["values"])
+            if not is_new:
+                whole = self.largest_step / (state["radius"] * state["steps"])
+                down = 1.0 if calm_is_known else whole
+                signs = np.where(blamed & ~returns, down, signs)
             state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
+            is_calm = float(not alarms.any())
+            comparable = not is_new and is_calm == state["best_is_calm"]
+            lowest = min(state["lowest_loss"] if comparable else np.inf, measurement.loss)
             state.update(
                 best_values=state["values"],
                 best_signs=signs,
                 best_loss=np.array(measurement.loss),
-                best_is_calm=np.array(float(not alarms.any())),
+                best_is_calm=np.array(is_calm),
+                lowest_loss=np.array(lowest),
                 horizon=np.array(float(measurement.horizon)),
             )
         return self._moved(state, signs, ranges)
@@ -311,12 +329,12 @@ class TrustRegionDescent(_Rule):
         believed = np.where(sizes > self.doubt, less, slopes)
         return np.clip(_smoothed(believed, ranges.groups) / self.resolution, -1.0, 1.0)
 
-    def _alarms(self, state, measurement, ranges):
-        """Which buckets have a hypergradient that is too great to be believed."""
+    def _elasticities(self, state, measurement, ranges):
+        """|dL/dlog(λ − a)| in units of the loss."""
         distances = _gauge(state, ranges)[0]
         beginning = np.where(_is_bounded(ranges), ranges.minimum, state["values"] - distances)
         parts = (state["values"] - beginning) / distances
-        return np.abs(parts * self._slopes(state, measurement, ranges)) > self.alarm
+        return np.abs(parts * self._slopes(state, measurement, ranges))
 
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""

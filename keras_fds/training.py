@@ -43,8 +43,9 @@ def fit(
     measures the hypergradients of the validation loss, and moves the schedules. To Keras's
     callbacks and progress bar an outer step is an epoch and an inner step is a batch.
     Afterwards the model holds the weights of the best outer step, by the outer rule, and its
-    optimizer that step's schedules, with fresh slots. It is the one of least validation loss, but
-    for those over other horizons, and, by the default rule, those whose training was chaotic.
+    optimizer that step's schedules, with fresh slots. It is the one of least validation loss over
+    the last horizon; by the default rule the latest that is within the noise of it, and whose
+    training was not chaotic.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.

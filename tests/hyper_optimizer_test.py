@@ -131,6 +131,17 @@ def test_update_schedules_moves_by_what_was_recorded_once():
     np.testing.assert_array_equal(optimizer.outer_state["values"], moved)
 
 
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(0.5, "best"), (0.0, "rejected"), (np.nan, "rejected")]
+)
+def test_judges_by_the_losses_standard_error_where_it_is_known(error, verdict):
+    optimizer = hyper_optimizer()
+    optimizer.record(np.full(3, 0.1), 2.0)
+    optimizer.update_schedules()
+    optimizer.record(np.full(3, 0.1), 2.4, error)
+    assert optimizer.judge() == verdict
+
+
 def scaled_optimizer(**arguments):
     return keras_fds.HyperOptimizer(
         keras.optimizers.SGD(),

@@ -45,9 +45,9 @@ def paper(values, step_sizes, measured, shrink=0.5):
     return values, step_sizes
 
 
-def measurement(hypergradients, loss=1.0, lengths=1, horizon=10):
+def measurement(hypergradients, loss=1.0, lengths=1, horizon=10, error=0.0):
     hypergradients = np.array(hypergradients, "float64")
-    return Measurement(hypergradients, loss, np.full(len(hypergradients), lengths), horizon)
+    return Measurement(hypergradients, loss, np.full(len(hypergradients), lengths), horizon, error)
 
 
 def run(rule, values, step_sizes, measured, losses=None, ranges=ANYWHERE):
@@ -213,10 +213,10 @@ def test_leaves_zero_whatever_the_first_step_size(step_size):
 
 
 def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
-    losses = [1.0, 0.5, 0.52, 0.6, 0.4]
+    losses = [1.0, 0.5, 0.53, 0.6, 0.4]
     states = run(WHOLE_STEPS, [1.0], [0.1], [[-0.01]] * 5, losses, POSITIVE)
     values = values_of(states)
-    # From 2.1 with loss 0.5, the best, to 4.3, which is worse by more than 2%, and back.
+    # From 2.1 with loss 0.5, the best, to 4.3, which is worse by more than 4%, and back.
     assert values == pytest.approx(
         [1, 2.1, 4.3, 2.2 * 2**0.5 - 0.1, 2.2 * 2**0.25 - 0.1, values[-1]]
     )
@@ -227,22 +227,44 @@ def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
 @pytest.mark.parametrize(
     ("first", "second", "verdict"),
     [
-        (1.0, 1.019, "accepted"),
-        (1.0, 1.021, "rejected"),
-        (-1.0, -0.981, "accepted"),
-        (-1.0, -0.979, "rejected"),
-        (0.0, 0.0, "accepted"),
-        (0.0, 1e-9, "rejected"),
         (1.0, 0.1, "best"),
+        (1.0, 1.019, "best"),
+        (1.0, 1.021, "accepted"),
+        (1.0, 1.039, "accepted"),
+        (1.0, 1.041, "rejected"),
+        (-1.0, -0.981, "best"),
+        (-1.0, -0.961, "accepted"),
+        (-1.0, -0.959, "rejected"),
+        (0.0, 0.0, "best"),
+        (0.0, 1e-9, "rejected"),
         (1.0, math.inf, "rejected"),
         (1.0, -math.inf, "rejected"),
         (1.0, math.nan, "rejected"),
     ],
 )
-def test_losses_within_the_tolerance_are_accepted(first, second, verdict):
+def test_losses_within_the_noise_are_as_good_and_within_twice_the_noise_accepted(
+    first, second, verdict
+):
     rule = TrustRegionDescent()
     state = run(rule, [1.0], [0.1], [[0.0]], [first], POSITIVE)[-1]
     assert rule.judge(state, measurement([0.0], second), POSITIVE) == verdict
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(0.0, "rejected"), (0.02, "rejected"), (0.04, "accepted"), (0.09, "best")],
+)
+def test_the_standard_error_of_the_loss_is_noise_too(error, verdict):
+    rule = TrustRegionDescent()
+    state = run(rule, [1.0], [0.1], [[0.0]], [1.0], POSITIVE)[-1]
+    assert rule.judge(state, measurement([0.0], 1.1, error=error), POSITIVE) == verdict
+
+
+def test_noise_does_not_add_up_from_one_best_point_to_the_next():
+    rule, measured = TrustRegionDescent(), [[0.0]] * 3
+    state = run(rule, [1.0], [0.1], measured, [1.0, 1.015, 1.03], POSITIVE)[-1]
+    assert (float(state["best_loss"]), float(state["lowest_loss"])) == (1.015, 1.0)
+    assert rule.judge(state, measurement([0.0], 1.045), POSITIVE) == "rejected"
 
 
 def test_an_exploding_bucket_returns_and_its_point_is_not_the_best():
@@ -251,9 +273,22 @@ def test_an_exploding_bucket_returns_and_its_point_is_not_the_best():
     states = run(rule, [1.0, 1.0], [0.1, 0.1], measured, [1.0, 0.9, 0.95], ranges)
     first, second = (state["values"] for state in states[1:3])
     np.testing.assert_allclose(first, [2.1, 2.1])
-    # One is at the best point again; the other goes on with half the radius.
-    np.testing.assert_allclose(second, [1.0, 2.2 * 2**0.5 - 0.1])
+    # One is at the best point again; the other goes on.
+    np.testing.assert_allclose(second, [1.0, 4.3])
     assert [float(state["best_loss"]) for state in states[1:]] == [1.0, 1.0, 0.95]
+
+
+def test_only_the_hyperparameter_that_explodes_most_is_blamed():
+    ranges = linear_ranges([0.0] * 3, [np.inf] * 3)._replace(groups=np.array([0, 0, 1]))
+    measured = [[-0.1] * 3, [-1e9, 1e5, 1e8]]
+    states = run(WHOLE_STEPS, [1.0] * 3, [0.1] * 3, measured, [1.0, 0.9], ranges)
+    np.testing.assert_allclose(states[-1]["values"], [1.0, 1.0, 2.1])
+
+
+def test_a_bucket_that_explodes_at_its_best_value_steps_down():
+    measured, losses = [[-0.1], [-1e9], [-1e9], [-1e9]], [1.0, 0.9, 0.95, 0.95]
+    values = values_of(run(WHOLE_STEPS, [1.0], [0.1], measured, losses, POSITIVE))
+    assert values == pytest.approx([1.0, 2.1, 1.0, 1.1 / 2**0.5 - 0.1, 1.1 / 2 - 0.1])
 
 
 def test_a_slope_that_promises_little_moves_its_bucket_little():
@@ -285,7 +320,7 @@ def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(sec
 def test_a_calm_point_that_is_clearly_worse_does_not_take_the_place_of_one_that_is_not():
     rule, ranges = TrustRegionDescent(), linear_ranges([0.0, 0.0], [np.inf, np.inf])
     (_, state) = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1]], [1.0], ranges)
-    for loss, verdict in ((1.01, "best"), (1.03, "rejected"), (0.5, "best")):
+    for loss, verdict in ((1.01, "best"), (1.05, "rejected"), (0.5, "best")):
         assert rule.judge(state, measurement([-0.1, -0.1], loss), ranges) == verdict
 
 
@@ -303,7 +338,7 @@ def test_a_new_horizon_has_a_best_point_of_its_own():
     assert rule.judge(state, measurement([0.1], 5.0, horizon=20), POSITIVE) == "best"
     state = rule.update(state, measurement([0.1], 5.0, horizon=20), POSITIVE)
     assert (float(state["best_loss"]), float(state["horizon"])) == (5.0, 20)
-    assert rule.judge(state, measurement([0.1], 5.2, horizon=20), POSITIVE) == "rejected"
+    assert rule.judge(state, measurement([0.1], 5.3, horizon=20), POSITIVE) == "rejected"
     assert rule.judge(state, measurement([0.1], np.nan, horizon=30), POSITIVE) == "rejected"
 
 

@@ -142,16 +142,16 @@ def verdict_on(rows):
         f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
         f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
     )
-    lower = [row["outer_step"] for row in rows if _is_set_aside(row, best)]
+    lower = [row["outer_step"] for row in rows if _is_lower(row, best)]
     if lower:
         text += (
-            f" Lower, but set aside, because training was chaotic and its schedules need not carry "
-            f"over to other weights: number {', '.join(lower)}."
+            f" Number {', '.join(lower)} had a lower one, by no more than noise or in chaotic "
+            "training, whose schedules need not carry over to other weights."
         )
     return text
 
 
-def _is_set_aside(row, best):
+def _is_lower(row, best):
     lower = float(row["val_loss"] or "nan") < float(best["val_loss"])
     return lower and row["accepted"] == "1" and row["horizon"] == best["horizon"]
 
