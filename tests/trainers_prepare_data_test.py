@@ -56,3 +56,13 @@ def test_program_refuses_other_arguments():
     program = run_program("fashion_mnist")
     assert program.returncode == 1
     assert "Unexpected arguments: fashion_mnist" in program.stdout + program.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_tensorflow_computes_with_onednn_unless_told_otherwise(monkeypatch, given, expected):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given or "")
+    if given is None:
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    prepare_data.import_tensorflow_quietly()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == expected
