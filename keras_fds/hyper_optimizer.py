@@ -104,18 +104,16 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     f"Received: {hyperparameter!r}"
                 )
             _learnable.check_hyperparameter(self.optimizer, hyperparameter)
-        names = self.names
-        if len(set(names)) < len(names):
-            raise ValueError(f"A hyperparameter is named twice. Received: {names}")
-        clip = self.tangent_clipvalue
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"A hyperparameter is named twice. Received: {self.names}")
         if isinstance(self.outer, type) or not hasattr(self.outer, "initial_state"):
             raise ValueError(
                 "`outer` must be an outer update rule, such as "
                 f"keras_fds.outer.TrustRegionDescent(). Received: outer={self.outer!r}"
             )
+        clip, size = self.tangent_clipvalue, self.tangents_per_pass
         if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
             raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
-        size = self.tangents_per_pass
         if size is not None and not (type(size) is int and size >= 1):
             raise ValueError(
                 "`tangents_per_pass` must be None or a whole number of at least 1. "
@@ -187,9 +185,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             loss: Validation loss; not finite when the inner loop broke down.
             loss_error: Its standard error; not finite where it is not known.
         """
-        measured = {"loss": loss, "loss_error": np.nan_to_num(loss_error, posinf=0.0)}
-        if np.isnan(loss):
-            measured["loss"] = np.inf
+        measured = {"loss": np.inf if np.isnan(loss) else loss}
+        measured["loss_error"] = np.nan_to_num(loss_error, posinf=0.0)
         self.outer_state = {"hypergradients": hypergradients, **measured}
 
     def judge(self):
@@ -204,11 +201,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def _measured(self):
         """What the outer rule judges and updates by: its state, a `Measurement`, the `Ranges`."""
         state, horizon = self.outer_state, self.horizon
-        hypergradients = state.pop("hypergradients")
-        loss, loss_error = float(state.pop("loss")), float(state.pop("loss_error"))
         lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
-        measurement = Measurement(hypergradients, loss, lengths, horizon, loss_error)
-        return state, measurement, self.ranges
+        measured = {key: state.pop(key) for key in ("hypergradients", "loss", "loss_error")}
+        return state, Measurement(**measured, lengths=lengths, horizon=horizon), self.ranges
 
     @property
     def converged(self):

@@ -136,9 +136,9 @@ def test_update_schedules_moves_by_what_was_recorded_once():
 )
 def test_judges_by_the_losses_standard_error_where_it_is_known(error, verdict):
     optimizer = hyper_optimizer()
-    optimizer.record(np.full(3, 0.1), 2.0)
+    optimizer.record(np.full(3, 0.1), 2.0, error)
     optimizer.update_schedules()
-    optimizer.record(np.full(3, 0.1), 2.4, error)
+    optimizer.record(np.full(3, 0.1), 2.4)
     assert optimizer.judge() == verdict
 
 

@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Lowest first; a module imports only from levels below its own.
 LEVELS = (
-    ("hyperparameters", "optimizers", "outer", "_py_dataset", "_pruning", "_snippet"),
-    ("_data", "_divergence", "_files", "_pictures", "_search"),
-    ("schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
+    ("hyperparameters", "optimizers", "_outer_rule", "_py_dataset", "_pruning", "_snippet"),
+    ("_data", "_divergence", "_files", "_pictures", "_search", "_trust_region"),
+    ("outer", "schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
     ("export",),
     ("_forward_mode",),
     ("_keras",),

@@ -1,0 +1,252 @@
+"""The default outer update rule: steps by factors within a trust region."""
+
+import keras
+import numpy as np
+
+from keras_fds._outer_rule import Rule, fraction, number
+
+
+@keras.saving.register_keras_serializable("keras_fds")
+class TrustRegionDescent(Rule):
+    """Sign steps by factors, within a trust region, that return from what did not work.
+
+    A bucket moves along s_k, which is nearly the sign of its hypergradient, in a coordinate φ_k in
+    which a step is a factor: for a linear value λ with first step size w and the range [a, b],
+
+        φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
+        s_k = clip(slope_k / resolution, −1, 1)
+
+    so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
+    the coordinate u. The steps r_k start at log 2 (the first from zero is at most the
+    hyperparameter's `step_size`), grow while the sign stays the same, as far as log 2, and shrink
+    when it flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring
+    buckets of the hyperparameter; one that promises less than `resolution`, which is about what its
+    noise is, moves its bucket by less, and so does one beyond `doubt`, which promises more than a
+    whole step can keep. R is the radius common to all.
+
+    - Validation losses have noise: their standard error, and `tolerance` times the lowest one. A
+      point that broke down, or is above the lowest by more than twice the noise, is rejected: the
+      search returns to the best point and halves R. With every accepted point R grows again, up to
+      1. The best point is the latest that is within the noise of the lowest: of points that cannot
+      be told apart it is not the luckiest, but the one that most hypergradients have led to.
+    - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
+      |dL/dlog(λ − a)| exceeds `alarm` times the loss does not move by it. The hyperparameter with
+      the greatest of them is blamed: its exploding buckets return to their values at the best
+      point, or step down where they are no greater than that, and their steps shrink. Where no
+      calm point is known, none is blamed at first, for single weights may have been, and R shrinks;
+      when it happens again, all that explode take a whole step down. A point with such a bucket
+      does not become the best while there is one without: its schedules do not carry over to other
+      weights.
+    - Where nothing is known yet, or no bucket has any slope, all take steps of a tenth down.
+    - Losses over different horizons are not compared: the first finite one over a new horizon is
+      the best of the new ones. Steps that have become small are half their greatest again.
+
+    Args:
+        tolerance: Noise of the validation loss beyond its standard error, relative to it. Defaults
+            to `0.02`.
+        growth: Factor on r_k when its sign stays. Defaults to `1.2`.
+        shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
+        resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
+            Defaults to `0.05`.
+        doubt: |dL/dφ| in units of the loss beyond which a bucket takes less than its whole step.
+            Defaults to `1.0`.
+        alarm: |dL/dlog(λ − a)| in units of the loss beyond which training is taken for chaotic.
+            Defaults to `5.0`.
+
+    Raises:
+        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
+            `resolution`, `doubt` or `alarm` not positive.
+
+    Example:
+
+    >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
+
+    Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
+    (1993), for r_k; Breiman et al., "Classification and Regression Trees" (1984), for a choice
+    within one standard error. docs/outer_loop.md has the evidence.
+    """
+
+    largest_step = np.log(2.0)
+
+    def __init__(
+        self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0
+    ):
+        self.tolerance = number("tolerance", tolerance, 0.0)
+        self.growth = number("growth", growth, 1.0)
+        self.shrink = fraction("shrink", shrink)
+        self.resolution = number("resolution", resolution, 1e-12)
+        self.doubt = number("doubt", doubt, 1e-12)
+        self.alarm = number("alarm", alarm, 1e-12)
+
+    def initial_state(self, values, step_sizes):
+        """The state before the first outer step; see `SignDescent.initial_state`."""
+        values, widths = np.array(values, "float64"), np.array(step_sizes, "float64")
+        zeros = np.zeros_like(values)
+        return {
+            "values": values,
+            "step_sizes": widths,
+            "widths": widths,
+            "steps": np.full_like(values, self.largest_step),
+            "signs": zeros,
+            "radius": np.array(1.0),
+            "horizon": np.array(0.0),
+            "best_values": values,
+            "best_signs": zeros,
+            "best_loss": np.array(np.inf),
+            "best_is_calm": np.array(0.0),
+            "lowest_loss": np.array(np.inf),
+            "lowest_error": np.array(0.0),
+        }
+
+    def judge(self, state, measurement, ranges):
+        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        loss, lowest = measurement.loss, float(state["lowest_loss"])
+        if not np.isfinite(loss):
+            return "rejected"
+        if measurement.horizon != state["horizon"]:
+            return "best"
+        calm = self._is_calm(state, measurement, ranges)
+        noise = self.tolerance * abs(lowest) + state["lowest_error"]
+        if (calm or state["best_is_calm"]) and loss > lowest + 2 * noise:
+            return "rejected"
+        better = loss <= lowest + noise if calm == state["best_is_calm"] else calm
+        return "best" if better else "accepted"
+
+    def converged(self, state, ranges):
+        """Whether every step size is below 5% of its value, and the best point is a calm one."""
+        return bool(state["best_is_calm"]) and super().converged(state, ranges)
+
+    def update(self, state, measurement, ranges):
+        """One outer step; see `SignDescent.update`."""
+        verdict, state = self.judge(state, measurement, ranges), dict(state)
+        is_new = measurement.horizon != state["horizon"]
+        if verdict == "rejected" and is_new:
+            return self._moved_towards_calm(state, ranges)
+        if verdict == "rejected":
+            state["radius"] = self.shrink * state["radius"]
+            state.update(values=state["best_values"], signs=state["best_signs"])
+            return self._moved(state, state["signs"], ranges)
+        slopes = self._slopes(state, measurement, ranges)
+        elasticities = self._elasticities(state, measurement, ranges)
+        alarms, is_calm = elasticities > self.alarm, self._is_calm(state, measurement, ranges)
+        calm_is_known = bool(state["best_is_calm"]) and not is_new
+        higher = state["values"] > state["best_values"]
+        blamed = alarms
+        if calm_is_known:
+            most = alarms & (ranges.groups == ranges.groups[np.argmax(elasticities)])
+            blamed = most if (most & higher).any() else alarms
+        returns = blamed & higher & calm_is_known
+        descends = blamed & ~returns & (not is_new)
+        signs = np.where(alarms, 0.0, self._signs(slopes, ranges))
+        agreement = np.where(blamed & ~descends, -1.0, signs * state["signs"])
+        factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
+        state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
+        if is_new:
+            state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
+            state["radius"] = np.array(1.0 if is_calm else self.shrink)
+        elif is_calm:
+            state["radius"] = np.minimum(1.0, self.growth * state["radius"])
+        state["values"] = np.where(returns, state["best_values"], state["values"])
+        signs = np.where(descends, 1.0 if calm_is_known else _down_by(2.0, state), signs)
+        if is_new and not slopes.any():
+            signs = _down_by(10.0, state)
+        state["signs"] = np.where(signs != 0, signs, state["signs"])
+        if verdict == "best":
+            comparable = not is_new and is_calm == state["best_is_calm"]
+            if not comparable or measurement.loss < state["lowest_loss"]:
+                state["lowest_loss"] = np.array(measurement.loss)
+                state["lowest_error"] = np.array(measurement.loss_error)
+            state.update(
+                best_values=state["values"],
+                best_signs=signs,
+                best_loss=np.array(measurement.loss),
+                best_is_calm=np.array(float(is_calm)),
+                horizon=np.array(float(measurement.horizon)),
+            )
+        return self._moved(state, signs, ranges)
+
+    def _moved_towards_calm(self, state, ranges):
+        """After a break-down where nothing is known over the horizon."""
+        if np.isinf(state["best_loss"]):
+            return self._moved(state, _down_by(10.0, state), ranges)
+        if (state["values"] > state["best_values"]).any():  # The best over another horizon.
+            state["values"] = np.minimum(state["values"], state["best_values"])
+            return self._moved(state, np.zeros_like(state["signs"]), ranges)
+        return self._moved(state, _down_by(2.0, state), ranges)
+
+    def _slopes(self, state, measurement, ranges):
+        """dL/dφ in units of the loss."""
+        distances, parts = _gauge(state, ranges)
+        loss = np.maximum(np.abs(measurement.loss), 1e-100)
+        with np.errstate(all="ignore"):  # They may be anything after a break-down.
+            scale = measurement.lengths * distances * (1 - parts) / loss
+            return np.clip(np.nan_to_num(measurement.hypergradients * scale), -1e100, 1e100)
+
+    def _signs(self, slopes, ranges):
+        sizes = np.maximum(np.abs(slopes), self.doubt)
+        less = np.sign(slopes) * self.resolution * self.doubt / sizes
+        believed = np.where(sizes > self.doubt, less, slopes)
+        return np.clip(_smoothed(believed, ranges.groups) / self.resolution, -1.0, 1.0)
+
+    def _elasticities(self, state, measurement, ranges):
+        """|dL/dφ|, by the part of the way from the beginning of the range (w aside)."""
+        distances = _gauge(state, ranges)[0]
+        beginning = np.where(_is_bounded(ranges), ranges.minimum, state["values"] - distances)
+        parts = (state["values"] - beginning) / distances
+        return np.abs(parts * self._slopes(state, measurement, ranges))
+
+    def _is_calm(self, state, measurement, ranges):
+        known = np.isfinite(measurement.hypergradients).all()
+        return bool(known and (self._elasticities(state, measurement, ranges) <= self.alarm).all())
+
+    def _moved(self, state, signs, ranges):
+        """The state with values moved against the signs."""
+        distances, parts = _gauge(state, ranges)
+        steps = state["radius"] * state["steps"]
+        factors = np.exp(-signs * steps)
+        by_factors = distances * factors / (1 - parts + parts * factors)
+        is_bounded = _is_bounded(ranges)
+        moved = state["values"] + np.where(
+            is_bounded, by_factors - distances, -signs * steps * distances
+        )
+        state["step_sizes"] = np.abs(state["signs"]) * steps * distances * (1 - parts)
+        state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
+        return state
+
+    def get_config(self):
+        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
+        return {name: getattr(self, name) for name in names}
+
+
+def _down_by(factor, state):
+    """Signs that move every bucket down by a factor, whatever its step and the radius."""
+    return np.log(factor) / (state["radius"] * state["steps"])
+
+
+def _smoothed(values, groups):
+    """Means of neighbours within a group, weighted 1, 2, 1."""
+    same = groups[1:] == groups[:-1]
+    sums, weights = 2.0 * values, np.full(len(values), 2.0)
+    sums[1:] += same * values[:-1]
+    sums[:-1] += same * values[1:]
+    weights[1:] += same
+    weights[:-1] += same
+    return sums / weights
+
+
+def _is_bounded(ranges):
+    """Where steps are factors: linear coordinates that are bounded below."""
+    return ranges.linear & np.isfinite(ranges.minimum)
+
+
+def _gauge(state, ranges):
+    """`(d, p)`, with du/dφ = d (1 − p).
+
+    Where steps are factors, d is the distance from the beginning of the range and p its part of
+    the whole range; elsewhere d is the first step size and p is 0.
+    """
+    widths, is_bounded = state["widths"], _is_bounded(ranges)
+    beginning = np.where(is_bounded, ranges.minimum - widths, 0.0)
+    whole = np.where(is_bounded, ranges.maximum - beginning, np.inf)
+    distances = np.where(is_bounded, state["values"] - beginning, widths)
+    return distances, np.minimum(distances / whole, 1 - 1e-3)
