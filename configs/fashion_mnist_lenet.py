@@ -41,7 +41,7 @@ def get_config():
     config.differentiation = "auto"
     config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
     config.hyperparameters = [
-        {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.02},
+        {"name": "learning_rate", "num_buckets": 28, "initial": 0.0, "step_size": 0.02},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
         {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 1e-3},
     ]

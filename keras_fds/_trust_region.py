@@ -22,40 +22,47 @@ class TrustRegionDescent(Rule):
     when it flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring
     buckets of the hyperparameter; one that promises less than `resolution`, which is about what its
     noise is, moves its bucket by less, and so does one beyond `doubt`, which promises more than a
-    whole step can keep. R is the radius common to all.
+    whole step can keep. Slopes of buckets shorter than `breadth` are what they would be for one of
+    that length, means over as many more neighbours: many buckets are learned as fast as few, and
+    smoothly. R is the radius common to all.
 
-    - Validation losses have noise: their standard error, and `tolerance` times the lowest one. A
-      point that broke down, or is above the lowest by more than twice the noise, is rejected: the
-      search returns to the best point and halves R. With every accepted point R grows again, up to
-      1. The best point is the latest that is within the noise of the lowest: of points that cannot
-      be told apart it is not the luckiest, but the one that most hypergradients have led to.
+    - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
+      A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
+      search returns to the best point and halves R. With every calm point R grows again, up to 1.
+      The best point is the latest that is within the noise of the lowest: of points that cannot be
+      told apart it is not the luckiest, but the one that most hypergradients have led to.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
-      |dL/dlog(λ − a)| exceeds `alarm` times the loss does not move by it. The hyperparameter with
-      the greatest of them is blamed: its exploding buckets return to their values at the best
-      point, or step down where they are no greater than that, and their steps shrink. Where no
-      calm point is known, none is blamed at first, for single weights may have been, and R shrinks;
-      when it happens again, all that explode take a whole step down. A point with such a bucket
-      does not become the best while there is one without: its schedules do not carry over to other
-      weights.
-    - Where nothing is known yet, or no bucket has any slope, all take steps of a tenth down.
+      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss does not move by it. Blamed are
+      those of the hyperparameter with the greatest: the ones that are higher than at the best point
+      return there, and their steps shrink; the others step down. Where none of them is higher, all
+      that explode are treated so. Where no calm point is known over this horizon, none is blamed
+      at first, for single weights may have been, and R and their steps shrink; when it happens
+      again, all that explode take a whole step down. A point with such a bucket, or with
+      hypergradients that are not numbers, does not become the best while there is one without: its
+      schedules do not carry over to other weights.
+    - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
+      any slope at the first point over a horizon. A longer horizon that breaks down is met with the
+      values of the best point over the last one, then with whole steps down.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
     Args:
-        tolerance: Noise of the validation loss beyond its standard error, relative to it. Defaults
-            to `0.02`.
+        tolerance: Noise of the validation loss beyond its standard error, relative to the lowest
+            loss. It should cover what restarts do where there is one validation batch, whose
+            standard error is not known. Defaults to `0.02`.
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
         resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
             Defaults to `0.05`.
         doubt: |dL/dφ| in units of the loss beyond which a bucket takes less than its whole step.
             Defaults to `1.0`.
-        alarm: |dL/dlog(λ − a)| in units of the loss beyond which training is taken for chaotic.
-            Defaults to `5.0`.
+        alarm: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which training is taken for
+            chaotic. Defaults to `5.0`.
+        breadth: Part of the horizon over which slopes are put together. Defaults to `1 / 7`.
 
     Raises:
-        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
-            `resolution`, `doubt` or `alarm` not positive.
+        ValueError: When `shrink` or `breadth` is outside (0, 1), `tolerance` is negative, `growth`
+            below 1, `resolution`, `doubt` or `alarm` not positive.
 
     Example:
 
@@ -69,7 +76,14 @@ class TrustRegionDescent(Rule):
     largest_step = np.log(2.0)
 
     def __init__(
-        self, tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0
+        self,
+        tolerance=0.02,
+        growth=1.2,
+        shrink=0.5,
+        resolution=0.05,
+        doubt=1.0,
+        alarm=5.0,
+        breadth=1 / 7,
     ):
         self.tolerance = number("tolerance", tolerance, 0.0)
         self.growth = number("growth", growth, 1.0)
@@ -77,6 +91,7 @@ class TrustRegionDescent(Rule):
         self.resolution = number("resolution", resolution, 1e-12)
         self.doubt = number("doubt", doubt, 1e-12)
         self.alarm = number("alarm", alarm, 1e-12)
+        self.breadth = fraction("breadth", breadth)
 
     def initial_state(self, values, step_sizes):
         """The state before the first outer step; see `SignDescent.initial_state`."""
@@ -175,21 +190,33 @@ class TrustRegionDescent(Rule):
         return self._moved(state, _down_by(2.0, state), ranges)
 
     def _slopes(self, state, measurement, ranges):
-        """dL/dφ in units of the loss."""
+        """dL/dφ in units of the loss, as if no bucket were shorter than `breadth`."""
         distances, parts = _gauge(state, ranges)
         loss = np.maximum(np.abs(measurement.loss), 1e-100)
         with np.errstate(all="ignore"):  # They may be anything after a break-down.
             scale = measurement.lengths * distances * (1 - parts) / loss
-            return np.clip(np.nan_to_num(measurement.hypergradients * scale), -1e100, 1e100)
+            slopes = measurement.hypergradients * scale * self._breadths(ranges)
+            return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
+
+    def _breadths(self, ranges):
+        """How many buckets of its hyperparameter a `breadth` has, at least one, by bucket."""
+        _, inverse, counts = np.unique(ranges.groups, return_inverse=True, return_counts=True)
+        return np.maximum(1.0, self.breadth * counts)[inverse]
 
     def _signs(self, slopes, ranges):
         sizes = np.maximum(np.abs(slopes), self.doubt)
         less = np.sign(slopes) * self.resolution * self.doubt / sizes
         believed = np.where(sizes > self.doubt, less, slopes)
-        return np.clip(_smoothed(believed, ranges.groups) / self.resolution, -1.0, 1.0)
+        # Means over neighbours of the same hyperparameter; weights 1, 2, 1 where the breadth is 1.
+        positions, breadths = np.arange(len(slopes)), self._breadths(ranges)
+        weights = 2 * breadths - np.abs(positions[:, None] - positions)
+        same = ranges.groups[:, None] == ranges.groups
+        weights = np.where(same, np.maximum(weights, 0.0), 0.0)
+        means = weights @ believed / weights.sum(axis=1)
+        return np.clip(means / self.resolution, -1.0, 1.0)
 
     def _elasticities(self, state, measurement, ranges):
-        """|dL/dφ|, by the part of the way from the beginning of the range (w aside)."""
+        """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""
         distances = _gauge(state, ranges)[0]
         beginning = np.where(_is_bounded(ranges), ranges.minimum, state["values"] - distances)
         parts = (state["values"] - beginning) / distances
@@ -214,24 +241,13 @@ class TrustRegionDescent(Rule):
         return state
 
     def get_config(self):
-        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
+        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm", "breadth")
         return {name: getattr(self, name) for name in names}
 
 
 def _down_by(factor, state):
     """Signs that move every bucket down by a factor, whatever its step and the radius."""
     return np.log(factor) / (state["radius"] * state["steps"])
-
-
-def _smoothed(values, groups):
-    """Means of neighbours within a group, weighted 1, 2, 1."""
-    same = groups[1:] == groups[:-1]
-    sums, weights = 2.0 * values, np.full(len(values), 2.0)
-    sums[1:] += same * values[:-1]
-    sums[:-1] += same * values[1:]
-    weights[1:] += same
-    weights[:-1] += same
-    return sums / weights
 
 
 def _is_bounded(ranges):

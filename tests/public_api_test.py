@@ -214,7 +214,8 @@ def test_fit_takes_what_model_fit_takes():
         ("outer.SignDescent", "(shrink=0.5)"),
         (
             "outer.TrustRegionDescent",
-            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0)",
+            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0, "
+            f"breadth={1 / 7})",
         ),
         (
             "optimizers.SGD",

@@ -196,6 +196,30 @@ def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slop
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
 
 
+def test_many_buckets_are_learned_as_few_but_smoothly():
+    def moved(num_buckets):
+        time = (np.arange(num_buckets) + 0.5) / num_buckets
+        ranges = linear_ranges(np.zeros(num_buckets), np.full(num_buckets, np.inf))
+        ranges = ranges._replace(groups=np.zeros(num_buckets))
+        slopes = (time - 0.3) / num_buckets
+        state = run(rule, [1.0] * num_buckets, [0.1] * num_buckets, [slopes], ranges=ranges)[-1]
+        return np.interp(np.linspace(0.1, 0.9, 50), time, np.log(state["values"] + 0.1))
+
+    rule = TrustRegionDescent(resolution=1.0)
+    np.testing.assert_allclose(moved(28), moved(7), atol=0.005)
+    np.testing.assert_allclose(moved(700), moved(7), atol=0.005)
+    assert np.ptp(moved(7)) > 0.05
+
+
+def test_a_jump_in_the_slopes_of_many_buckets_makes_no_jump_in_the_schedule():
+    slopes = np.repeat([-0.0035, 0.0035], 50)
+    ranges = linear_ranges(np.zeros(100), np.full(100, np.inf))._replace(groups=np.zeros(100))
+    values = run(TrustRegionDescent(), [1.0] * 100, [0.1] * 100, [slopes], ranges=ranges)[-1]
+    logarithms = np.log(values["values"] + 0.1)
+    assert np.ptp(logarithms) == pytest.approx(2 * np.log(2), rel=0.01)
+    assert np.abs(np.diff(logarithms)).max() < 0.1
+
+
 @pytest.mark.parametrize("second_loss", [0.9, 1.01])
 def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(second_loss):
     rule, ranges = WHOLE_STEPS, linear_ranges([0.0, 0.0], [np.inf, np.inf])
