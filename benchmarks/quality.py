@@ -66,7 +66,8 @@ def good_start(dataset, seed):
     import keras_fds
 
     config = load_config(dataset)
-    rates = 0.05 * (1 + np.cos(np.pi * (np.arange(7) + 0.5) / 7))
+    num_buckets = config.hyperparameters[0]["num_buckets"]
+    rates = 0.05 * (1 + np.cos(np.pi * (np.arange(num_buckets) + 0.5) / num_buckets))
     start = {"learning_rate": rates.tolist(), "momentum": [MOMENTUM], "weight_decay": [0.0]}
     config.hyperparameters = [
         {**each, "initial": start[each["name"]]} for each in config.hyperparameters

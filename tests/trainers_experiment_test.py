@@ -161,6 +161,17 @@ def test_table_has_a_column_a_bucket():
     ]
 
 
+def test_table_of_many_buckets_has_ten_beside_each_other():
+    schedules = {"learning_rate": keras_fds.BucketedSchedule(range(12), 12)}
+    schedules["momentum"] = keras_fds.BucketedSchedule([0.5], 12)
+    first, second = experiment.table(schedules).split("\n\n")
+    assert [len(line.split()) for line in first.splitlines()] == [11, 11, 2]
+    assert [line.split() for line in second.splitlines()] == [
+        ["bucket", "10", "11"],
+        ["learning_rate", "10", "11"],
+    ]
+
+
 def test_commands_are_those_of_this_python(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python3"))
     assert experiment.command("python", "-m", "a b") == f"{tmp_path}/bin/python -m 'a b'"

@@ -243,14 +243,19 @@ def summarise(results):
 
 
 def table(schedules):
-    """A text table of schedules: rows hyperparameters, columns buckets."""
+    """A text table of schedules: rows hyperparameters, columns buckets, ten beside each other."""
     rows = {name: [f"{v:.3g}" for v in each.values] for name, each in schedules.items()}
     columns = max(len(row) for row in rows.values())
     rows = {"bucket": [str(k) for k in range(columns)], **rows}
     width = max(len(name) for name in rows)
-    return "\n".join(
-        name.ljust(width) + "".join(cell.rjust(10) for cell in row) for name, row in rows.items()
-    )
+
+    def block(first):
+        cells = {name: row[first : first + 10] for name, row in rows.items() if row[first:]}
+        return [
+            name.ljust(width) + "".join(c.rjust(10) for c in row) for name, row in cells.items()
+        ]
+
+    return "\n\n".join("\n".join(block(first)) for first in range(0, columns, 10))
 
 
 def command(program, *arguments):
