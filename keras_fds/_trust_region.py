@@ -32,14 +32,13 @@ class TrustRegionDescent(Rule):
       The best point is the latest that is within the noise of the lowest: of points that cannot be
       told apart it is not the luckiest, but the one that most hypergradients have led to.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
-      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss does not move by it. Blamed are
-      those of the hyperparameter with the greatest: the ones that are higher than at the best point
-      return there, and their steps shrink; the others step down. Where none of them is higher, all
-      that explode are treated so. Where no calm point is known over this horizon, none is blamed
-      at first, for single weights may have been, and R and their steps shrink; when it happens
-      again, all that explode take a whole step down. A point with such a bucket, or with
-      hypergradients that are not numbers, does not become the best while there is one without: its
-      schedules do not carry over to other weights.
+      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss does not move by it. It returns to
+      its value at the best point, if that is lower, and takes smaller steps from then on; where
+      none of those that explode is higher than at the best point, all of them step down. Where no
+      calm point is known over this horizon, they stay at first, for single weights may have been
+      to blame, and R and their steps shrink; when it happens again, they take a whole step down. A
+      point with such a bucket, or with hypergradients that are not numbers, does not become the
+      best while there is one without: its schedules do not carry over to other weights.
     - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
       any slope at the first point over a horizon. A longer horizon that breaks down is met with the
       values of the best point over the last one, then with whole steps down.
@@ -142,18 +141,14 @@ class TrustRegionDescent(Rule):
             state.update(values=state["best_values"], signs=state["best_signs"])
             return self._moved(state, state["signs"], ranges)
         slopes = self._slopes(state, measurement, ranges)
-        elasticities = self._elasticities(state, measurement, ranges)
-        alarms, is_calm = elasticities > self.alarm, self._is_calm(state, measurement, ranges)
+        alarms = self._elasticities(state, measurement, ranges) > self.alarm
+        is_calm = self._is_calm(state, measurement, ranges)
         calm_is_known = bool(state["best_is_calm"]) and not is_new
         higher = state["values"] > state["best_values"]
-        blamed = alarms
-        if calm_is_known:
-            most = alarms & (ranges.groups == ranges.groups[np.argmax(elasticities)])
-            blamed = most if (most & higher).any() else alarms
-        returns = blamed & higher & calm_is_known
-        descends = blamed & ~returns & (not is_new)
+        returns = alarms & higher & calm_is_known
+        descends = alarms & (not is_new) & (not returns.any())
         signs = np.where(alarms, 0.0, self._signs(slopes, ranges))
-        agreement = np.where(blamed & ~descends, -1.0, signs * state["signs"])
+        agreement = np.where(returns | alarms & is_new, -1.0, signs * state["signs"])
         factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
         state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
         if is_new:
