@@ -11,8 +11,8 @@ a global norm of 1.
         --schedules=runs/mnist/schedules.json --workdir=runs/mnist-train --config.train_seeds=3
 
 Expected: a search of about six minutes on two cores, test accuracy of 98.5% or more.
-Measured: test accuracy of 99.1%, that of a tuned cosine decay is 99.2% (means of 4 searches, see
-docs/reproductions.md).
+Measured: with seven learning rates test accuracy of 99.1%, that of a tuned cosine decay is 99.2%
+(means of 4 searches, see docs/reproductions.md).
 
 A quick look: --config.outer_steps=2.
 """
