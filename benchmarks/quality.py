@@ -226,7 +226,7 @@ def compared(dataset):
     cost = np.mean([each["plain_epochs"] for each in learned.values()])
     return (
         f"| {dataset} | {accuracies[0].mean():.2f} | {accuracies[1].mean():.2f} "
-        f"| {interval(accuracies[0] - accuracies[1])} | {len(seeds)} x {TRAININGS[dataset]} "
+        f"| {interval(accuracies[0] - accuracies[1])} | {len(seeds)} x {len(each[0][0])} "
         f"| {diverged} of {len(learned)} | {cost:.0f} | {tuned[seeds[0]]['plain_epochs']} |"
     )
 
