@@ -68,13 +68,15 @@ def good_start(dataset, seed):
     config = load_config(dataset)
     num_buckets = config.hyperparameters[0]["num_buckets"]
     rates = 0.05 * (1 + np.cos(np.pi * (np.arange(num_buckets) + 0.5) / num_buckets))
-    start = {"learning_rate": rates.tolist(), "momentum": [MOMENTUM], "weight_decay": [0.0]}
+    start = {"learning_rate": rates.tolist(), "momentum": MOMENTUM, "weight_decay": 0.0}
     config.hyperparameters = [
         {**each, "initial": start[each["name"]]} for each in config.hyperparameters
     ]
     config.epochs, config.outer_steps = config.epochs[-1:], 4
     folder, result = searched(config, dataset, seed, "good_start")
-    schedules = {name: keras_fds.BucketedSchedule(each, 1) for name, each in start.items()}
+    schedules = {
+        name: keras_fds.BucketedSchedule(np.atleast_1d(each), 1) for name, each in start.items()
+    }
     keras_fds.save_schedules(folder / "start.json", schedules)
     for name in ("start", "schedules"):
         result[f"{name}_accuracies"] = tested(config, folder / f"{name}.json", seed)

@@ -31,8 +31,8 @@ def get_config():
     # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
     # last is for all that follow.
     config.batch_size = 128
-    config.epochs = (0.2, 0.2, 0.5, 2.5, 5)
-    config.outer_steps = 8
+    config.epochs = (0.2, 0.2, 0.5, 0.5, 2.5, 5)
+    config.outer_steps = 9
     config.validation_split = 0.05
     config.validation_batch_size = 500
     config.resplit = False  # The paper holds out other data in every outer step.
@@ -43,8 +43,14 @@ def get_config():
     config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 28, "initial": 0.0, "step_size": 0.02},
-        {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},
-        {"name": "weight_decay", "num_buckets": 1, "initial": 0.0, "step_size": 1e-3},
+        {"name": "momentum", "num_buckets": 7, "initial": 0.0, "step_size": 0.5, "breadth": 1.0},
+        {
+            "name": "weight_decay",
+            "num_buckets": 7,
+            "initial": 0.0,
+            "step_size": 2e-3,
+            "breadth": 1.0,
+        },
     ]
     config.outer = {"name": "TrustRegionDescent", "tolerance": 0.02}
 

@@ -23,5 +23,4 @@ from configs import fashion_mnist_lenet
 def get_config():
     config = fashion_mnist_lenet.get_config()
     config.dataset = "mnist"
-    config.outer_steps = 6
     return config

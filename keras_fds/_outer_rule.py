@@ -39,16 +39,19 @@ class Ranges(NamedTuple):
         minimum, maximum: The ends, float64, which may be infinite.
         linear: Whether a coordinate is the value itself, bool.
         groups: The number of the hyperparameter that the bucket belongs to.
+        breadths: Buckets in the part of the horizon over which the slopes of this hyperparameter
+            are put together, float64 of at least 1.
 
     Example:
 
-    >>> Ranges(np.zeros(2), np.full(2, np.inf), np.full(2, True), groups=np.zeros(2))
+    >>> Ranges(np.zeros(2), np.full(2, np.inf), np.full(2, True), np.zeros(2), np.ones(2))
     """
 
     minimum: np.ndarray
     maximum: np.ndarray
     linear: np.ndarray
     groups: np.ndarray
+    breadths: np.ndarray
 
 
 class Rule:

@@ -18,30 +18,32 @@ class TrustRegionDescent(Rule):
 
     so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
     the coordinate u. The steps r_k start at log 2 (the first from zero is at most the
-    hyperparameter's `step_size`), grow while the sign stays the same, as far as log 2, and shrink
-    when it flips (resilient propagation). The slope is dL/dφ_k / |L|, a mean over neighbouring
-    buckets of the hyperparameter; one that promises less than `resolution`, which is about what its
-    noise is, moves its bucket by less, and so does one beyond `doubt`, which promises more than a
-    whole step can keep. Slopes of buckets shorter than `breadth` are what they would be for one of
-    that length, means over as many more neighbours: many buckets are learned as fast as few, and
-    smoothly. R is the radius common to all.
+    hyperparameter's `step_size`), grow while the sign stays the same, and shrink when it flips
+    (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a mean over
+    neighbouring buckets of the hyperparameter; one that promises less than `resolution`, which is
+    about what its noise is, moves its bucket by less, and so does one beyond `doubt`, which
+    promises more than a whole step can keep. Slopes of buckets shorter than their hyperparameter's
+    `breadth` are what they would be for one of that length, means over as many more neighbours:
+    many buckets are learned as fast as few, and smoothly.
 
     - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
       A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
-      search returns to the best point and halves R. With every calm point R grows again, up to 1.
-      The best point is the latest that is within the noise of the lowest: of points that cannot be
-      told apart it is not the luckiest, but the one that most hypergradients have led to.
+      search returns to the best point and halves R. The best point is the latest that is within the
+      noise of the lowest: of points that cannot be told apart it is not the luckiest, but the one
+      that most hypergradients have led to.
+    - R is common to all buckets and starts at 1. While the loss falls clearly, by more than the
+      noise since it last did, R doubles, up to 1; where it does not, R becomes R / (1 + R), which
+      is 1, 1/2, 1/3, …: steps near the optimum are those of a running mean over what the noisy
+      hypergradients propose (stochastic approximation). A new horizon begins with half at least.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
-      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss does not move by it. It returns to
-      its value at the best point, if that is lower, and takes smaller steps from then on; where
-      none of those that explode is higher than at the best point, all of them step down. Where no
-      calm point is known over this horizon, they stay at first, for single weights may have been
-      to blame, and R and their steps shrink; when it happens again, they take a whole step down. A
-      point with such a bucket, or with hypergradients that are not numbers, does not become the
-      best while there is one without: its schedules do not carry over to other weights.
+      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, and
+      takes its neighbours with it. Over a new horizon it stays at first, for single weights may
+      have been to blame, and R and its step shrink; while no calm point is known there, it steps
+      down by 2. A point with such a bucket, or with hypergradients that are not numbers, needs the
+      lowest loss of all to become the best: its schedules carry over to other weights less well.
     - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
       any slope at the first point over a horizon. A longer horizon that breaks down is met with the
-      values of the best point over the last one, then with whole steps down.
+      values of the best point over the last one, then with steps down by 2.
     - Losses over different horizons are not compared: the first finite one over a new horizon is
       the best of the new ones. Steps that have become small are half their greatest again.
 
@@ -57,19 +59,19 @@ class TrustRegionDescent(Rule):
             Defaults to `1.0`.
         alarm: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which training is taken for
             chaotic. Defaults to `5.0`.
-        breadth: Part of the horizon over which slopes are put together. Defaults to `1 / 7`.
 
     Raises:
-        ValueError: When `shrink` or `breadth` is outside (0, 1), `tolerance` is negative, `growth`
-            below 1, `resolution`, `doubt` or `alarm` not positive.
+        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
+            `resolution`, `doubt` or `alarm` not positive.
 
     Example:
 
     >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
 
     Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
-    (1993), for r_k; Breiman et al., "Classification and Regression Trees" (1984), for a choice
-    within one standard error. docs/outer_loop.md has the evidence.
+    (1993), for r_k; Robbins & Monro, "A stochastic approximation method" (1951), for R; Breiman et
+    al., "Classification and Regression Trees" (1984), for a choice within one standard error.
+    docs/outer_loop.md has the evidence.
     """
 
     largest_step = np.log(2.0)
@@ -82,7 +84,6 @@ class TrustRegionDescent(Rule):
         resolution=0.05,
         doubt=1.0,
         alarm=5.0,
-        breadth=1 / 7,
     ):
         self.tolerance = number("tolerance", tolerance, 0.0)
         self.growth = number("growth", growth, 1.0)
@@ -90,7 +91,6 @@ class TrustRegionDescent(Rule):
         self.resolution = number("resolution", resolution, 1e-12)
         self.doubt = number("doubt", doubt, 1e-12)
         self.alarm = number("alarm", alarm, 1e-12)
-        self.breadth = fraction("breadth", breadth)
 
     def initial_state(self, values, step_sizes):
         """The state before the first outer step; see `SignDescent.initial_state`."""
@@ -110,6 +110,7 @@ class TrustRegionDescent(Rule):
             "best_is_calm": np.array(0.0),
             "lowest_loss": np.array(np.inf),
             "lowest_error": np.array(0.0),
+            "reference_loss": np.array(np.inf),
         }
 
     def judge(self, state, measurement, ranges):
@@ -120,11 +121,15 @@ class TrustRegionDescent(Rule):
         if measurement.horizon != state["horizon"]:
             return "best"
         calm = self._is_calm(state, measurement, ranges)
-        noise = self.tolerance * abs(lowest) + state["lowest_error"]
+        noise = self._noise(state)
         if (calm or state["best_is_calm"]) and loss > lowest + 2 * noise:
             return "rejected"
-        better = loss <= lowest + noise if calm == state["best_is_calm"] else calm
-        return "best" if better else "accepted"
+        if calm == state["best_is_calm"]:
+            return "best" if loss <= lowest + noise else "accepted"
+        return "best" if calm or loss < lowest else "accepted"
+
+    def _noise(self, state):
+        return self.tolerance * abs(state["lowest_loss"]) + state["lowest_error"]
 
     def converged(self, state, ranges):
         """Whether every step size is below 5% of its value, and the best point is a calm one."""
@@ -140,30 +145,36 @@ class TrustRegionDescent(Rule):
             state["radius"] = self.shrink * state["radius"]
             state.update(values=state["best_values"], signs=state["best_signs"])
             return self._moved(state, state["signs"], ranges)
+        falls = not is_new and measurement.loss < state["reference_loss"] - self._noise(state)
         slopes = self._slopes(state, measurement, ranges)
         alarms = self._elasticities(state, measurement, ranges) > self.alarm
         is_calm = self._is_calm(state, measurement, ranges)
         calm_is_known = bool(state["best_is_calm"]) and not is_new
-        higher = state["values"] > state["best_values"]
-        returns = alarms & higher & calm_is_known
-        descends = alarms & (not is_new) & (not returns.any())
-        signs = np.where(alarms, 0.0, self._signs(slopes, ranges))
-        agreement = np.where(returns | alarms & is_new, -1.0, signs * state["signs"])
+        explodes_again = alarms & (not is_new)
+        believed = np.where(alarms, self.resolution * explodes_again, self._believed(slopes))
+        means = _mean_over_neighbours(believed, ranges) / self.resolution
+        signs = np.where(alarms, explodes_again, np.clip(means, -1.0, 1.0))
+        agreement = np.where(alarms & is_new, -1.0, signs * state["signs"])
         factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
-        state["steps"] = np.minimum(factors * state["steps"], self.largest_step)
+        state["steps"] = factors * state["steps"]
         if is_new:
             state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
-            state["radius"] = np.array(1.0 if is_calm else self.shrink)
-        elif is_calm:
-            state["radius"] = np.minimum(1.0, self.growth * state["radius"])
-        state["values"] = np.where(returns, state["best_values"], state["values"])
-        signs = np.where(descends, 1.0 if calm_is_known else _down_by(2.0, state), signs)
+            is_first = np.isinf(state["best_loss"])
+            state["radius"] = np.array(1.0 if is_first and is_calm else self.shrink)
+        elif falls:
+            state["radius"] = np.minimum(1.0, state["radius"] / self.shrink)
+        else:
+            state["radius"] = state["radius"] / (1 + state["radius"])
+        state["steps"] = np.minimum(state["steps"], self.largest_step / state["radius"])
+        if is_new or falls:
+            state["reference_loss"] = np.array(measurement.loss)
+        down = _down_by(2.0**0.5 if calm_is_known else 2.0, state)
+        signs = np.where(explodes_again, down, signs)
         if is_new and not slopes.any():
             signs = _down_by(10.0, state)
         state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
-            comparable = not is_new and is_calm == state["best_is_calm"]
-            if not comparable or measurement.loss < state["lowest_loss"]:
+            if is_new or measurement.loss < state["lowest_loss"]:
                 state["lowest_loss"] = np.array(measurement.loss)
                 state["lowest_error"] = np.array(measurement.loss_error)
             state.update(
@@ -185,30 +196,19 @@ class TrustRegionDescent(Rule):
         return self._moved(state, _down_by(2.0, state), ranges)
 
     def _slopes(self, state, measurement, ranges):
-        """dL/dφ in units of the loss, as if no bucket were shorter than `breadth`."""
+        """dL/dφ in units of the loss, as if no bucket were shorter than its breadth."""
         distances, parts = _gauge(state, ranges)
         loss = np.maximum(np.abs(measurement.loss), 1e-100)
         with np.errstate(all="ignore"):  # They may be anything after a break-down.
             scale = measurement.lengths * distances * (1 - parts) / loss
-            slopes = measurement.hypergradients * scale * self._breadths(ranges)
+            slopes = measurement.hypergradients * scale * ranges.breadths
             return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
 
-    def _breadths(self, ranges):
-        """How many buckets of its hyperparameter a `breadth` has, at least one, by bucket."""
-        _, inverse, counts = np.unique(ranges.groups, return_inverse=True, return_counts=True)
-        return np.maximum(1.0, self.breadth * counts)[inverse]
-
-    def _signs(self, slopes, ranges):
+    def _believed(self, slopes):
+        """Slopes, less of those that promise too much."""
         sizes = np.maximum(np.abs(slopes), self.doubt)
         less = np.sign(slopes) * self.resolution * self.doubt / sizes
-        believed = np.where(sizes > self.doubt, less, slopes)
-        # Means over neighbours of the same hyperparameter; weights 1, 2, 1 where the breadth is 1.
-        positions, breadths = np.arange(len(slopes)), self._breadths(ranges)
-        weights = 2 * breadths - np.abs(positions[:, None] - positions)
-        same = ranges.groups[:, None] == ranges.groups
-        weights = np.where(same, np.maximum(weights, 0.0), 0.0)
-        means = weights @ believed / weights.sum(axis=1)
-        return np.clip(means / self.resolution, -1.0, 1.0)
+        return np.where(sizes > self.doubt, less, slopes)
 
     def _elasticities(self, state, measurement, ranges):
         """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""
@@ -224,7 +224,7 @@ class TrustRegionDescent(Rule):
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""
         distances, parts = _gauge(state, ranges)
-        steps = state["radius"] * state["steps"]
+        steps = np.minimum(state["radius"] * state["steps"], self.largest_step)
         factors = np.exp(-signs * steps)
         by_factors = distances * factors / (1 - parts + parts * factors)
         is_bounded = _is_bounded(ranges)
@@ -236,13 +236,22 @@ class TrustRegionDescent(Rule):
         return state
 
     def get_config(self):
-        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm", "breadth")
+        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
         return {name: getattr(self, name) for name in names}
 
 
 def _down_by(factor, state):
     """Signs that move every bucket down by a factor, whatever its step and the radius."""
     return np.log(factor) / (state["radius"] * state["steps"])
+
+
+def _mean_over_neighbours(slopes, ranges):
+    """Means over buckets of the same hyperparameter; weights 1, 2, 1 where the breadth is 1."""
+    positions = np.arange(len(slopes))
+    weights = 2 * ranges.breadths - np.abs(positions[:, None] - positions)
+    same = ranges.groups[:, None] == ranges.groups
+    weights = np.where(same, np.maximum(weights, 0.0), 0.0)
+    return weights @ slopes / weights.sum(axis=1)
 
 
 def _is_bounded(ranges):

@@ -229,7 +229,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             ]
         numbers = [h.num_buckets for h in self.hyperparameters]
         linear = np.repeat([h.scale == "linear" for h in self.hyperparameters], numbers)
-        return Ranges(*ends, linear.astype(bool), np.repeat(np.arange(len(numbers)), numbers))
+        groups = np.repeat(np.arange(len(numbers)), numbers)
+        breadths = [max(1.0, h.breadth * h.num_buckets) for h in self.hyperparameters]
+        return Ranges(*ends, linear.astype(bool), groups, np.repeat(breadths, numbers))
 
     def derivatives(self):
         """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""

@@ -53,11 +53,14 @@ class Hyperparameter:
             hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
             or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can
             a value start at 0. Defaults to `"linear"`.
+        breadth: Part of the horizon, at most 1, over which the default outer rule puts slopes
+            together where buckets are shorter: they are then learned as fast as one of that
+            length, and smoothly. Defaults to `1 / 7`.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
-            length than `num_buckets`, a step size that is not positive, an empty range, or a
-            range or start value that the scale does not have.
+            length than `num_buckets`, a step size that is not positive, an empty range, a
+            range or start value that the scale does not have, or a breadth outside (0, 1].
 
     Example:
 
@@ -75,6 +78,7 @@ class Hyperparameter:
         min_value=None,
         max_value=None,
         scale="linear",
+        breadth=1 / 7,
     ):
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
@@ -100,7 +104,13 @@ class Hyperparameter:
         self.max_value = self._number(
             "max_value", self._default_maximum if max_value is None else max_value
         )
+        self.breadth = self._number("breadth", breadth)
         self.initial = initial
+        if not 0 < self.breadth <= 1:
+            raise ValueError(
+                f"`breadth` of {name!r} must be a part of the horizon, above 0 and at most 1. "
+                f"Received: breadth={breadth!r}"
+            )
         if not self.step_size > 0 or not np.isfinite(self.step_size):
             raise ValueError(
                 f"`step_size` of {name!r} must be positive and finite. "
@@ -194,6 +204,7 @@ class Hyperparameter:
             # The default may be infinite, which JSON has no word for.
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
+            "breadth": self.breadth,
         }
 
     @classmethod

@@ -5,10 +5,13 @@ import numpy as np
 from keras_fds.outer import Measurement, Ranges
 
 
-def linear_ranges(minimum, maximum):
+def linear_ranges(minimum, maximum, breadth=None):
+    """Of one hyperparameter a bucket, or of one with all buckets where `breadth` is given."""
     minimum, maximum = np.atleast_1d(minimum), np.atleast_1d(maximum)
-    linear, groups = np.full(len(minimum), True), np.arange(len(minimum))
-    return Ranges(minimum.astype(float), maximum.astype(float), linear, groups)
+    number, linear = len(minimum), np.full(len(minimum), True)
+    groups = np.arange(number) if breadth is None else np.zeros(number)
+    breadths = np.full(number, max(1.0, (breadth or 0) * number))
+    return Ranges(minimum.astype(float), maximum.astype(float), linear, groups, breadths)
 
 
 ANYWHERE = linear_ranges(-np.inf, np.inf)

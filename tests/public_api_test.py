@@ -188,7 +188,7 @@ def test_fit_takes_what_model_fit_takes():
         (
             "Hyperparameter",
             "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
-            "scale='linear')",
+            f"scale='linear', breadth={1 / 7})",
         ),
         (
             "HyperOptimizer",
@@ -214,8 +214,7 @@ def test_fit_takes_what_model_fit_takes():
         ("outer.SignDescent", "(shrink=0.5)"),
         (
             "outer.TrustRegionDescent",
-            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0, "
-            f"breadth={1 / 7})",
+            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0)",
         ),
         (
             "optimizers.SGD",
