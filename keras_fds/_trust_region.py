@@ -34,13 +34,13 @@ class TrustRegionDescent(Rule):
     - R is common to all buckets and starts at 1. While the loss falls clearly, by more than the
       noise since it last did, R doubles, up to 1; where it does not, R becomes R / (1 + R), which
       is 1, 1/2, 1/3, …: steps near the optimum are those of a running mean over what the noisy
-      hypergradients propose (stochastic approximation). A new horizon begins with half at least.
+      hypergradients propose (stochastic approximation). Over a longer horizon it begins with 1/2.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
-      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, and
-      takes its neighbours with it. Over a new horizon it stays at first, for single weights may
-      have been to blame, and R and its step shrink; while no calm point is known there, it steps
-      down by 2. A point with such a bucket, or with hypergradients that are not numbers, needs the
-      lowest loss of all to become the best: its schedules carry over to other weights less well.
+      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, or by 2
+      as long as no calm point is known over this horizon, and takes its neighbours along. Over a
+      new horizon it only goes along with them, for single weights may have been to blame. A point
+      with such a bucket, or with hypergradients that are not numbers, needs the lowest loss of all
+      to become the best: its schedules carry over to other weights less well.
     - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
       any slope at the first point over a horizon. A longer horizon that breaks down is met with the
       values of the best point over the last one, then with steps down by 2.
@@ -150,11 +150,10 @@ class TrustRegionDescent(Rule):
         alarms = self._elasticities(state, measurement, ranges) > self.alarm
         is_calm = self._is_calm(state, measurement, ranges)
         calm_is_known = bool(state["best_is_calm"]) and not is_new
-        explodes_again = alarms & (not is_new)
-        believed = np.where(alarms, self.resolution * explodes_again, self._believed(slopes))
-        means = _mean_over_neighbours(believed, ranges) / self.resolution
-        signs = np.where(alarms, explodes_again, np.clip(means, -1.0, 1.0))
-        agreement = np.where(alarms & is_new, -1.0, signs * state["signs"])
+        believed = np.where(alarms, 0.0, self._believed(slopes)) / self.resolution
+        signs = np.clip(_mean_over_neighbours(believed, ranges), -1.0, 1.0)
+        exploding = _mean_over_neighbours(alarms & (not is_new), ranges)
+        agreement = (signs + exploding) * state["signs"]
         factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
         state["steps"] = factors * state["steps"]
         if is_new:
@@ -168,8 +167,7 @@ class TrustRegionDescent(Rule):
         state["steps"] = np.minimum(state["steps"], self.largest_step / state["radius"])
         if is_new or falls:
             state["reference_loss"] = np.array(measurement.loss)
-        down = _down_by(2.0**0.5 if calm_is_known else 2.0, state)
-        signs = np.where(explodes_again, down, signs)
+        signs += exploding * _down_by(2.0**0.5 if calm_is_known else 2.0, state)
         if is_new and not slopes.any():
             signs = _down_by(10.0, state)
         state["signs"] = np.where(signs != 0, signs, state["signs"])

@@ -163,6 +163,21 @@ def test_outer_steps_are_taken_in_coordinates_within_the_range():
     np.testing.assert_allclose(schedules["momentum"].values, [0.999], rtol=1e-12)
 
 
+def test_a_value_in_several_buckets_with_the_whole_horizon_as_breadth_is_learned_as_one():
+    def moved(**arguments):
+        momentum = keras_fds.Hyperparameter("momentum", initial=0.5, **arguments)
+        optimizer = keras_fds.HyperOptimizer(keras.optimizers.SGD(0.5), [momentum])
+        optimizer.horizon = 70
+        optimizer.record(np.full(momentum.num_buckets, -1e-4), 1.0)  # The mean over a step.
+        optimizer.update_schedules()
+        return optimizer.schedules["momentum"].values
+
+    one = moved()
+    assert one[0] > 0.5
+    np.testing.assert_allclose(moved(num_buckets=7, breadth=1.0), np.repeat(one, 7))
+    assert moved(num_buckets=7)[0] < one[0]
+
+
 def test_search_on_a_scale_has_converged_when_values_hardly_move():
     optimizer = scaled_optimizer()
     assert not optimizer.converged
