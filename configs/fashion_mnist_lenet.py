@@ -1,9 +1,10 @@
 """LeNet on Fashion-MNIST, everything learned from zero, for five epochs of training.
 
-A momentum, a weight decay and 28 learning rates: in adjoint mode they cost no more than the seven
-of Micaelli & Storkey (2021), Figure 1. The search climbs from zero over short horizons, a fifth of
-an epoch at first, and ends at the five epochs that the schedules are for. Gradients are clipped to
-a global norm of 1.
+Learning rates in 28 buckets cost no more than the seven of Micaelli & Storkey (2021), Figure 1, in
+adjoint mode. Momentum and weight decay are learned as one value for all of training is
+(`breadth=1`), but from slopes in seven buckets, so that chaos in the first epoch does not hide what
+the later ones say. The search climbs from zero over short horizons, a fifth of an epoch at first,
+and ends at the five epochs that the schedules are for. Gradients are clipped to a global norm of 1.
 
     python -m trainers.prepare_data --dataset=fashion_mnist
     python -m trainers.search --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion

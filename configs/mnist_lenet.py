@@ -1,9 +1,6 @@
 """LeNet on MNIST, everything learned from zero, for five epochs of training.
 
-A momentum, a weight decay and 28 learning rates: in adjoint mode they cost no more than the seven
-of Micaelli & Storkey (2021), Figure 1. The search climbs from zero over short horizons, a fifth of
-an epoch at first, and ends at the five epochs that the schedules are for. Gradients are clipped to
-a global norm of 1.
+The search and its settings are those of `configs/fashion_mnist_lenet.py`.
 
     python -m trainers.prepare_data --dataset=mnist [--manual_dir=FOLDER]
     python -m trainers.search --config=configs/mnist_lenet.py --workdir=runs/mnist
