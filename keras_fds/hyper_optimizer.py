@@ -221,17 +221,15 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         """The `keras_fds.outer.Ranges` of the coordinates."""
         with np.errstate(divide="ignore"):
             ends = [
-                _concatenated(
-                    h.coordinates(np.full(h.num_buckets, getattr(h, end)))
-                    for h in self.hyperparameters
-                )
-                for end in ("min_value", "max_value")
+                h.coordinates(np.array([h.min_value, h.max_value])) for h in self.hyperparameters
             ]
-        numbers = [h.num_buckets for h in self.hyperparameters]
-        linear = np.repeat([h.scale == "linear" for h in self.hyperparameters], numbers)
-        groups = np.repeat(np.arange(len(numbers)), numbers)
-        breadths = [max(1.0, h.breadth * h.num_buckets) for h in self.hyperparameters]
-        return Ranges(*ends, linear.astype(bool), groups, np.repeat(breadths, numbers))
+        each = [
+            (*end, h.scale == "linear", i, max(1.0, h.breadth * h.num_buckets))
+            for i, (end, h) in enumerate(zip(ends, self.hyperparameters, strict=True))
+        ]
+        numbers = np.array([h.num_buckets for h in self.hyperparameters], "int64")
+        columns = np.repeat(np.reshape(each, (-1, len(Ranges._fields))), numbers, axis=0).T
+        return Ranges(*columns)._replace(linear=columns[2].astype(bool))
 
     def derivatives(self):
         """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
