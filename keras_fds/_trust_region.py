@@ -222,7 +222,7 @@ class TrustRegionDescent(Rule):
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""
         distances, parts = _gauge(state, ranges)
-        steps = np.minimum(state["radius"] * state["steps"], self.largest_step)
+        steps = state["radius"] * state["steps"]
         factors = np.exp(-signs * steps)
         by_factors = distances * factors / (1 - parts + parts * factors)
         is_bounded = _is_bounded(ranges)
