@@ -22,9 +22,10 @@ class TrustRegionDescent(Rule):
     (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a mean over
     neighbouring buckets of the hyperparameter; one that promises less than `resolution`, which is
     about what its noise is, moves its bucket by less, and so does one beyond `doubt`, which
-    promises more than a whole step can keep. Slopes of buckets shorter than their hyperparameter's
-    `breadth` are what they would be for one of that length, means over as many more neighbours:
-    many buckets are learned as fast as few, and smoothly.
+    promises more than a whole step can keep. None counts for more than twice the resolution in the
+    mean: a bucket's bad luck does not draw its neighbours along. Slopes of buckets shorter than
+    their hyperparameter's `breadth` are what they would be for one of that length, means over as
+    many more neighbours: many buckets are learned as fast as few, and smoothly.
 
     - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
       A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
@@ -204,9 +205,10 @@ class TrustRegionDescent(Rule):
 
     def _believed(self, slopes):
         """Slopes, less of those that promise too much."""
-        sizes = np.maximum(np.abs(slopes), self.doubt)
-        less = np.sign(slopes) * self.resolution * self.doubt / sizes
-        return np.where(sizes > self.doubt, less, slopes)
+        sizes = np.abs(slopes)
+        trusted = np.minimum(sizes, 2 * self.resolution)
+        doubted = self.resolution * self.doubt / np.maximum(sizes, self.doubt)
+        return np.sign(slopes) * np.where(sizes > self.doubt, doubted, trusted)
 
     def _elasticities(self, state, measurement, ranges):
         """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""

@@ -217,6 +217,14 @@ def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slop
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
 
 
+def test_the_great_slope_of_one_bucket_does_not_draw_its_neighbours_along():
+    ranges = linear_ranges([0.0] * 3, [np.inf] * 3)._replace(groups=np.zeros(3))
+    rule = TrustRegionDescent(resolution=0.1)
+    values = run(rule, [1.0] * 3, [0.1] * 3, [[0.9 / 1.1, 0.0, 0.0]], ranges=ranges)[-1]["values"]
+    # It counts for 0.2: two thirds of it at its own place, a quarter beside it.
+    np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), [1, 0.5, 0], atol=1e-12)
+
+
 def test_many_buckets_are_learned_as_few_but_smoothly():
     def moved(num_buckets):
         time = (np.arange(num_buckets) + 0.5) / num_buckets
