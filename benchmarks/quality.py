@@ -209,27 +209,45 @@ def results_of(dataset, part):
     return {seed: each for seed, each in results.items() if seed != "machine"}
 
 
-def interval(differences):
-    """A mean and its 95% interval, by Student's t, as text."""
+def differences(learned, tuned):
+    """`(seeds, differences in points of the mean test accuracies)` of what both have."""
+    seeds = [seed for seed in learned if seed in tuned]
+    accuracies = [
+        [np.mean(results[seed]["test_accuracies"]) for seed in seeds]
+        for results in (learned, tuned)
+    ]
+    return seeds, 100 * np.subtract(*accuracies)
+
+
+def mean_and_half(differences):
+    """A mean and half its 95% interval, by Student's t."""
     from scipy import stats
 
-    mean = np.mean(differences)
     half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    return np.mean(differences), half
+
+
+def interval(differences):
+    """A mean and its 95% interval as text."""
+    mean, half = mean_and_half(differences)
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def compared(dataset):
     """A row of the comparison with the cosine decay."""
     learned, tuned = (results_of(dataset, part) for part in ("search", "cosine"))
-    seeds = [seed for seed in learned if seed in tuned]
-    each = [[r[seed]["test_accuracies"] for seed in seeds] for r in (learned, tuned)]
-    accuracies = 100 * np.mean(each, axis=2)
+    seeds, points = differences(learned, tuned)
+    means = [
+        100 * np.mean([each[seed]["test_accuracies"] for seed in seeds])
+        for each in (learned, tuned)
+    ]
     diverged = sum(min(each["test_accuracies"]) < DIVERGED for each in learned.values())
     cost = np.mean([each["plain_epochs"] for each in learned.values()])
+    trainings = len(learned[seeds[0]]["test_accuracies"])
     return (
-        f"| {dataset} | {accuracies[0].mean():.2f} | {accuracies[1].mean():.2f} "
-        f"| {interval(accuracies[0] - accuracies[1])} | {len(seeds)} x {len(each[0][0])} "
-        f"| {diverged} of {len(learned)} | {cost:.0f} | {tuned[seeds[0]]['plain_epochs']} |"
+        f"| {dataset} | {means[0]:.2f} | {means[1]:.2f} | {interval(points)} "
+        f"| {len(seeds)} x {trainings} | {diverged} of {len(learned)} | {cost:.0f} "
+        f"| {tuned[seeds[0]]['plain_epochs']} |"
     )
 
 
