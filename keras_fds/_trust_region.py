@@ -22,11 +22,14 @@ class TrustRegionDescent(Rule):
     (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a mean over
     neighbouring buckets of the hyperparameter; one that promises less than `resolution`, which is
     about what its noise is, moves its bucket by less, and so does one beyond `doubt`, which
-    promises more than a whole step can keep. None counts for more than twice the resolution in the
-    mean: a bucket's bad luck does not draw its neighbours along. Slopes of buckets shorter than
-    their hyperparameter's `breadth` are what they would be for one of that length, means over as
-    many more neighbours: many buckets are learned as fast as few, and smoothly.
+    promises more than a whole step can keep. Slopes of buckets shorter than their hyperparameter's
+    `breadth` are what they would be for one of that length, means over as many more neighbours:
+    many buckets are learned as fast as few, and smoothly.
 
+    - Slopes of a hyperparameter have noise: what they differ by from the mean of both neighbours,
+      in the median over its buckets. Where two standard deviations of it are more than the
+      `resolution`, they take its place: in a measurement whose slopes point here and there no
+      bucket goes far.
     - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
       A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
       search returns to the best point and halves R. The best point is the latest that is within the
@@ -70,8 +73,10 @@ class TrustRegionDescent(Rule):
     >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
 
     Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
-    (1993), for r_k; Robbins & Monro, "A stochastic approximation method" (1951), for R; Breiman et
-    al., "Classification and Regression Trees" (1984), for a choice within one standard error.
+    (1993), for r_k; Gasser, Sroka & Jennen-Steinmetz, "Residual variance and residual pattern in
+    nonlinear regression" (1986), for the slopes' noise; Robbins & Monro, "A stochastic
+    approximation method" (1951), for R; Breiman et al., "Classification and Regression Trees"
+    (1984), for a choice within one standard error.
     docs/outer_loop.md has the evidence.
     """
 
@@ -151,8 +156,9 @@ class TrustRegionDescent(Rule):
         alarms = self._elasticities(state, measurement, ranges) > self.alarm
         is_calm = self._is_calm(state, measurement, ranges)
         calm_is_known = bool(state["best_is_calm"]) and not is_new
-        believed = np.where(alarms, 0.0, self._believed(slopes)) / self.resolution
-        signs = np.clip(_mean_over_neighbours(believed, ranges), -1.0, 1.0)
+        believed = np.where(alarms, 0.0, self._believed(slopes))
+        clear = np.maximum(self.resolution, 2 * _scatter(believed, ranges))
+        signs = np.clip(_mean_over_neighbours(believed, ranges) / clear, -1.0, 1.0)
         exploding = _mean_over_neighbours(alarms & (not is_new), ranges)
         agreement = (signs + exploding) * state["signs"]
         factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
@@ -205,10 +211,9 @@ class TrustRegionDescent(Rule):
 
     def _believed(self, slopes):
         """Slopes, less of those that promise too much."""
-        sizes = np.abs(slopes)
-        trusted = np.minimum(sizes, 2 * self.resolution)
-        doubted = self.resolution * self.doubt / np.maximum(sizes, self.doubt)
-        return np.sign(slopes) * np.where(sizes > self.doubt, doubted, trusted)
+        sizes = np.maximum(np.abs(slopes), self.doubt)
+        less = np.sign(slopes) * self.resolution * self.doubt / sizes
+        return np.where(sizes > self.doubt, less, slopes)
 
     def _elasticities(self, state, measurement, ranges):
         """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""
@@ -252,6 +257,20 @@ def _mean_over_neighbours(slopes, ranges):
     same = ranges.groups[:, None] == ranges.groups
     weights = np.where(same, np.maximum(weights, 0.0), 0.0)
     return weights @ slopes / weights.sum(axis=1)
+
+
+def _scatter(slopes, ranges):
+    """Their standard deviation as neighbours tell it, one for all buckets of a hyperparameter.
+
+    The median of |s_k − (s_{k−1} + s_{k+1}) / 2|, which is 0.826 σ for independent noise around a
+    smooth course, whatever single buckets do. Zero where there are fewer than three buckets.
+    """
+    scatter = np.zeros_like(slopes)
+    for group in np.unique(ranges.groups):
+        of_group = ranges.groups == group
+        bends = np.abs(np.diff(slopes[of_group], 2)) / 2
+        scatter[of_group] = np.median(bends) / 0.826 if bends.size else 0.0
+    return scatter
 
 
 def _is_bounded(ranges):

@@ -217,12 +217,31 @@ def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slop
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
 
 
-def test_the_great_slope_of_one_bucket_does_not_draw_its_neighbours_along():
-    ranges = linear_ranges([0.0] * 3, [np.inf] * 3)._replace(groups=np.zeros(3))
-    rule = TrustRegionDescent(resolution=0.1)
-    values = run(rule, [1.0] * 3, [0.1] * 3, [[0.9 / 1.1, 0.0, 0.0]], ranges=ranges)[-1]["values"]
-    # It counts for 0.2: two thirds of it at its own place, a quarter beside it.
-    np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), [1, 0.5, 0], atol=1e-12)
+def moves(slopes, **arguments):
+    """How far, in whole steps, buckets of one hyperparameter go for their slopes dL/dφ."""
+    count = len(slopes)
+    ranges = linear_ranges([0.0] * count, [np.inf] * count)._replace(groups=np.zeros(count))
+    rule = TrustRegionDescent(**arguments)
+    measured = [np.asarray(slopes) / 1.1]
+    values = run(rule, [1.0] * count, [0.1] * count, measured, ranges=ranges)[-1]["values"]
+    return np.log(1.1 / (values + 0.1)) / np.log(2)
+
+
+def test_slopes_that_scatter_around_their_neighbours_move_their_buckets_by_less():
+    smooth = np.linspace(-0.4, 0.4, 28)
+    scattered = np.random.default_rng(0).permutation(smooth)
+    assert (np.abs(moves(smooth)) > 0.9).sum() >= 24
+    assert np.abs(moves(scattered)).max() < 0.6 and np.abs(moves(scattered)).mean() < 0.25
+
+
+def test_the_slope_of_one_bucket_is_no_scatter():
+    slopes = np.full(28, -0.02)
+    slopes[-1] = 0.5
+    np.testing.assert_allclose(moves(slopes)[[0, 10, 27]], [-0.4, -0.4, 1])
+
+
+def test_two_buckets_whose_slopes_differ_are_not_taken_for_noise():
+    np.testing.assert_allclose(moves([0.4, -0.4]), [1, -1])
 
 
 def test_many_buckets_are_learned_as_few_but_smoothly():
