@@ -87,16 +87,18 @@ class OuterLoop:
 
     def has_ended(self):
         """Whether the search ends before another outer step; if not, moves the schedules."""
-        begun = bool(self.search.records)
+        begun, ranges = bool(self.search.records), self.optimizer.ranges
         before = self.optimizer.outer_state
         self.optimizer.update_schedules()
-        moved = not np.array_equal(before["values"], self.optimizer.outer_state["values"])
-        if np.isinf(self.search.best["loss"]) and not (moved or np.isnan(before["loss"])):
+        values = self.optimizer.outer_state["values"]
+        moved = before["values"] != values
+        if np.isinf(self.search.best["loss"]) and not (moved.any() or np.isnan(before["loss"])):
             warnings.warn(_NO_BEST, RuntimeWarning, stacklevel=4)
             return True
         done = len(self.search.records)
         settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
-        converged = begun and settled and self.optimizer.converged
+        arrived = moved & ((values <= ranges.minimum) | (values >= ranges.maximum))
+        converged = begun and settled and not arrived.any() and self.optimizer.converged
         if converged and self.callbacks.params["verbose"]:
             print("The search has converged: no value moves by 5% of itself any more.")
         return converged
@@ -142,7 +144,7 @@ class OuterLoop:
         if unknown:
             warnings.warn(
                 f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so these "
-                "values stay where they are. keras_fds.check_hypergradients(model, ...) finds the "
+                "values do not move by them. keras_fds.check_hypergradients(model, ...) finds the "
                 "layer; a start value at the end of its range is another cause.",
                 RuntimeWarning,
                 stacklevel=5,

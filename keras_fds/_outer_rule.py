@@ -57,16 +57,17 @@ class Ranges(NamedTuple):
 class Rule:
     """What the rules share."""
 
-    # The search has converged when every step is below this fraction of its value.
+    # The search has converged when every step is below this fraction of its value and room.
     converged_fraction = 0.05
 
     def converged(self, state, ranges):
-        """Whether every step size is below 5% of its value.
+        """Whether every step size is below 5% of its value, and of what is left to its maximum.
 
         A value that its last sign holds at an end of its range counts as settled.
         """
         values, signs = state["values"], state["signs"]
-        small = state["step_sizes"] < self.converged_fraction * np.abs(values)
+        room = np.minimum(np.abs(values), ranges.maximum - values)
+        small = state["step_sizes"] < self.converged_fraction * room
         held = (values <= ranges.minimum) & (signs > 0)
         held |= (values >= ranges.maximum) & (signs < 0)
         return bool(np.all(small | held))

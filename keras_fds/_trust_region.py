@@ -16,35 +16,40 @@ class TrustRegionDescent(Rule):
         φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
         s_k = clip(slope_k / resolution, −1, 1)
 
-    so that values may start at the end of their range, and never leave it; elsewhere φ = u / w of
-    the coordinate u. The steps r_k start at log 2 (the first from zero is at most the
-    hyperparameter's `step_size`), grow while the sign stays the same, and shrink when it flips
-    (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a mean over
-    neighbouring buckets of the hyperparameter; one that promises less than `resolution`, which is
-    about what its noise is, moves its bucket by less, and so does one beyond `doubt`, which
-    promises more than a whole step can keep. Slopes of buckets shorter than their hyperparameter's
-    `breadth` are what they would be for one of that length, means over as many more neighbours:
-    many buckets are learned as fast as few, and smoothly.
+    so that values may start at the ends of their range, and never leave it; elsewhere φ is the
+    coordinate u, or u / w of a linear one without a minimum. The steps r_k start at log 2 (the
+    first from zero is at most the hyperparameter's `step_size`; on other scales they start at
+    `step_size`), grow while the sign stays the same, and shrink when it flips, by as much as both
+    were clear (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a
+    mean over neighbouring buckets of the hyperparameter; one that promises less than `resolution`,
+    which is about what its noise is, moves its bucket by less, and so does one beyond `doubt`,
+    which promises more than a whole step can keep. Slopes of buckets shorter than their
+    hyperparameter's `breadth` are what they would be for one of that length, means over as many
+    more neighbours: many buckets are learned as fast as few, and smoothly.
 
     - Slopes of a hyperparameter have noise: what they differ by from the mean of both neighbours,
       in the median over its buckets. Where two standard deviations of it are more than the
       `resolution`, they take its place: in a measurement whose slopes point here and there no
-      bucket goes far.
+      bucket goes far. In the mean over neighbours no slope counts for more than four times that.
     - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
       A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
-      search returns to the best point and halves R. The best point is the latest that is within the
-      noise of the lowest: of points that cannot be told apart it is not the luckiest, but the one
-      that most hypergradients have led to.
+      search returns to the best point and halves R. (One beyond the edge is not, as long as all
+      were: see below.) The best point is the latest that is within the noise of the lowest: of
+      points that cannot be told apart it is not the luckiest, but the one that most hypergradients
+      have led to.
     - R is common to all buckets and starts at 1. While the loss falls clearly, by more than the
       noise since it last did, R doubles, up to 1; where it does not, R becomes R / (1 + R), which
       is 1, 1/2, 1/3, …: steps near the optimum are those of a running mean over what the noisy
-      hypergradients propose (stochastic approximation). Over a longer horizon it begins with 1/2.
+      hypergradients propose (stochastic approximation). Over another horizon, and where the first
+      point of all is beyond the edge, it begins with 1/2.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
       |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, or by 2
       as long as no calm point is known over this horizon, and takes its neighbours along. Over a
       new horizon it only goes along with them, for single weights may have been to blame. A point
       with such a bucket, or with hypergradients that are not numbers, needs the lowest loss of all
-      to become the best: its schedules carry over to other weights less well.
+      to become the best, and a calm one within twice the noise takes its place: its schedules carry
+      over to other weights less well. Where stepping down is rejected, it was a steep descent: the
+      search goes along the slopes, and the alarm of this horizon is four times what it was.
     - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
       any slope at the first point over a horizon. A longer horizon that breaks down is met with the
       values of the best point over the last one, then with steps down by 2.
@@ -109,6 +114,8 @@ class TrustRegionDescent(Rule):
             "steps": np.full_like(values, self.largest_step),
             "signs": zeros,
             "radius": np.array(1.0),
+            "alarm": np.array(self.alarm),
+            "stepped_down": np.array(0.0),
             "horizon": np.array(0.0),
             "best_values": values,
             "best_signs": zeros,
@@ -147,25 +154,31 @@ class TrustRegionDescent(Rule):
         is_new = measurement.horizon != state["horizon"]
         if verdict == "rejected" and is_new:
             return self._moved_towards_calm(state, ranges)
+        if is_new:
+            state["alarm"] = np.array(self.alarm)
         if verdict == "rejected":
             state["radius"] = self.shrink * state["radius"]
+            state["alarm"] = state["alarm"] * (4.0 if state["stepped_down"] else 1.0)
             state.update(values=state["best_values"], signs=state["best_signs"])
+            state["stepped_down"] = np.array(0.0)
             return self._moved(state, state["signs"], ranges)
         falls = not is_new and measurement.loss < state["reference_loss"] - self._noise(state)
         slopes = self._slopes(state, measurement, ranges)
-        alarms = self._elasticities(state, measurement, ranges) > self.alarm
+        alarms = self._elasticities(state, measurement, ranges) > state["alarm"]
         is_calm = self._is_calm(state, measurement, ranges)
         calm_is_known = bool(state["best_is_calm"]) and not is_new
-        believed = np.where(alarms, 0.0, self._believed(slopes))
-        clear = np.maximum(self.resolution, 2 * _scatter(believed, ranges))
-        signs = np.clip(_mean_over_neighbours(believed, ranges) / clear, -1.0, 1.0)
+        signs = self._signs(np.where(alarms, 0.0, slopes), ranges)
         exploding = _mean_over_neighbours(alarms & (not is_new), ranges)
-        agreement = (signs + exploding) * state["signs"]
-        factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink], 1.0)
+        directions = np.stack([signs + exploding, state["signs"]])
+        agreement = directions.prod(axis=0)
+        flips = np.minimum(np.abs(directions).min(axis=0), 1.0)
+        factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink**flips], 1.0)
         state["steps"] = factors * state["steps"]
         if is_new:
-            state["steps"] = np.maximum(state["steps"], self.largest_step / 2)
             is_first = np.isinf(state["best_loss"])
+            wholes = np.where(ranges.linear, self.largest_step, state["widths"])
+            wholes = np.minimum(wholes, self.largest_step)
+            state["steps"] = wholes if is_first else np.maximum(state["steps"], wholes / 2)
             state["radius"] = np.array(1.0 if is_first and is_calm else self.shrink)
         elif falls:
             state["radius"] = np.minimum(1.0, state["radius"] / self.shrink)
@@ -174,9 +187,11 @@ class TrustRegionDescent(Rule):
         state["steps"] = np.minimum(state["steps"], self.largest_step / state["radius"])
         if is_new or falls:
             state["reference_loss"] = np.array(measurement.loss)
-        signs += exploding * _down_by(2.0**0.5 if calm_is_known else 2.0, state)
+        along = np.where(exploding > 0, self._signs(slopes, ranges), signs)
+        signs = signs + exploding * _down_by(2.0**0.5 if calm_is_known else 2.0, state)
+        state["stepped_down"] = np.array(float(exploding.any()))
         if is_new and not slopes.any():
-            signs = _down_by(10.0, state)
+            along = signs = _down_by(10.0, state)
         state["signs"] = np.where(signs != 0, signs, state["signs"])
         if verdict == "best":
             if is_new or measurement.loss < state["lowest_loss"]:
@@ -184,7 +199,7 @@ class TrustRegionDescent(Rule):
                 state["lowest_error"] = np.array(measurement.loss_error)
             state.update(
                 best_values=state["values"],
-                best_signs=signs,
+                best_signs=along,
                 best_loss=np.array(measurement.loss),
                 best_is_calm=np.array(float(is_calm)),
                 horizon=np.array(float(measurement.horizon)),
@@ -209,11 +224,12 @@ class TrustRegionDescent(Rule):
             slopes = measurement.hypergradients * scale * ranges.breadths
             return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
 
-    def _believed(self, slopes):
-        """Slopes, less of those that promise too much."""
-        sizes = np.maximum(np.abs(slopes), self.doubt)
-        less = np.sign(slopes) * self.resolution * self.doubt / sizes
-        return np.where(sizes > self.doubt, less, slopes)
+    def _signs(self, slopes, ranges):
+        """The s_k of a measurement, from its slopes."""
+        clear = np.maximum(self.resolution, 2 * _scatter(slopes, ranges))
+        means = _mean_over_neighbours(np.clip(slopes, -4 * clear, 4 * clear), ranges)
+        kept = self.doubt / np.maximum(np.abs(slopes), self.doubt)
+        return kept * np.clip(means / clear, -1.0, 1.0)
 
     def _elasticities(self, state, measurement, ranges):
         """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""
@@ -224,7 +240,8 @@ class TrustRegionDescent(Rule):
 
     def _is_calm(self, state, measurement, ranges):
         known = np.isfinite(measurement.hypergradients).all()
-        return bool(known and (self._elasticities(state, measurement, ranges) <= self.alarm).all())
+        alarm = state["alarm"] if measurement.horizon == state["horizon"] else self.alarm
+        return bool(known and (self._elasticities(state, measurement, ranges) <= alarm).all())
 
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""
@@ -282,10 +299,12 @@ def _gauge(state, ranges):
     """`(d, p)`, with du/dφ = d (1 − p).
 
     Where steps are factors, d is the distance from the beginning of the range and p its part of
-    the whole range; elsewhere d is the first step size and p is 0.
+    the whole range, at its very end what leads one first step size back; elsewhere p is 0 and d is
+    1, or the first step size in linear coordinates.
     """
-    widths, is_bounded = state["widths"], _is_bounded(ranges)
+    values, widths, is_bounded = state["values"], state["widths"], _is_bounded(ranges)
     beginning = np.where(is_bounded, ranges.minimum - widths, 0.0)
     whole = np.where(is_bounded, ranges.maximum - beginning, np.inf)
-    distances = np.where(is_bounded, state["values"] - beginning, widths)
-    return distances, np.minimum(distances / whole, 1 - 1e-3)
+    distances = np.where(is_bounded, values - beginning, np.where(ranges.linear, widths, 1.0))
+    rest = np.where(values >= ranges.maximum, np.minimum(widths / whole, 0.5), 1e-3)
+    return distances, np.minimum(distances / whole, 1 - rest)

@@ -39,11 +39,47 @@ def test_a_bounded_value_nears_the_end_of_its_range_by_factors_too():
     assert 1 - values[-1] == pytest.approx((1 - values[-2]) / 2, rel=0.2)
 
 
-def test_coordinates_that_are_not_the_value_itself_move_by_the_step_size():
+def test_coordinates_that_are_not_the_value_itself_move_by_the_step_size_at_first():
     ranges = linear_ranges(-np.inf, 0.0)._replace(linear=np.array([False]))
     states = run(WHOLE_STEPS, [-4.0], [0.6], [[-1.0], [1.0]], [2.0, 1.0], ranges)
-    first = 0.6 * np.log(2)
-    assert values_of(states) == pytest.approx([-4, -4 + first, -4 + first / 2])
+    assert values_of(states) == pytest.approx([-4, -3.4, -3.7])
+
+
+@pytest.mark.parametrize("step_size", [0.01, 0.1, 1.0])
+def test_on_a_logarithmic_scale_steps_grow_to_factors_of_two(step_size):
+    rule, best = TrustRegionDescent(), np.log(0.1)
+    ranges = linear_ranges(-np.inf, np.inf)._replace(linear=np.array([False]))
+    state = rule.initial_state(np.array([np.log(1e-3)]), np.array([step_size]))
+    for _ in range(40):
+        error = state["values"] - best
+        state = rule.update(state, measurement(2 * error, 1 + float(error[0] ** 2)), ranges)
+    np.testing.assert_allclose(state["values"], best, atol=0.1)
+
+
+@pytest.mark.parametrize("step_size", [0.05, 0.5, 2.0])
+def test_on_a_logarithmic_scale_chaos_is_told_by_factors_whatever_the_step_size(step_size):
+    rule = TrustRegionDescent()
+    ranges = linear_ranges(-np.inf, np.inf)._replace(linear=np.array([False]))
+    for elasticity, is_calm in ((4.9, 1.0), (5.1, 0.0)):
+        states = run(rule, [-2.0], [step_size], [[elasticity]], ranges=ranges)
+        assert states[-1]["best_is_calm"] == is_calm
+    broken = run(rule, [-2.0], [step_size], [[np.nan]], [np.inf], ranges)
+    assert values_of(broken) == pytest.approx([-2, -2 - np.log(10)])
+
+
+def test_a_value_leaves_the_upper_end_of_its_range_by_about_its_step_size():
+    ranges = linear_ranges(0.0, 1.0)
+    (_, after) = values_of(run(WHOLE_STEPS, [1.0], [0.1], [[0.1]], ranges=ranges))
+    assert after == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_steep_descent_that_was_taken_for_chaos_goes_on():
+    rule = TrustRegionDescent()
+    state = rule.initial_state(np.array([0.002]), np.array([0.002]))
+    for _ in range(40):  # L = (λ + 0.001)^−8: |dL / dlog λ| is up to eight times the loss.
+        value = float(state["values"][0]) + 0.001
+        state = rule.update(state, measurement([-8 * value**-9], value**-8), POSITIVE)
+    assert float(state["best_values"][0]) > 0.05
 
 
 def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
@@ -51,6 +87,13 @@ def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
     np.testing.assert_allclose(
         [float(s["steps"][0]) for s in states[1:]] / np.log(2), [1, 0.5, 0.6]
     )
+
+
+def test_a_flip_of_a_slope_that_promised_little_shrinks_steps_little():
+    rule = TrustRegionDescent(resolution=1.1, doubt=100.0, alarm=100.0)
+    for before, part in ((1.0, 0.5), (0.2, 0.5**0.2), (0.01, 0.5**0.01)):
+        states = run(rule, [1.0], [0.1], [[before], [-10.0]], ranges=POSITIVE)
+        assert float(states[-1]["steps"][0]) / np.log(2) == pytest.approx(part)
 
 
 def test_a_slope_that_promises_more_than_a_step_can_keep_moves_its_bucket_by_less():
@@ -235,9 +278,9 @@ def test_slopes_that_scatter_around_their_neighbours_move_their_buckets_by_less(
 
 
 def test_the_slope_of_one_bucket_is_no_scatter():
-    slopes = np.full(28, -0.02)
-    slopes[-1] = 0.5
-    np.testing.assert_allclose(moves(slopes)[[0, 10, 27]], [-0.4, -0.4, 1])
+    for slope, last in ((0.5, 1.0), (1.25, 0.8)):
+        slopes = np.append(np.full(27, -0.02), slope)
+        np.testing.assert_allclose(moves(slopes)[[0, 10, 27]], [-0.4, -0.4, last])
 
 
 def test_two_buckets_whose_slopes_differ_are_not_taken_for_noise():
