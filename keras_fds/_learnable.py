@@ -4,6 +4,7 @@ What only the trace of a training step can tell is told by `_scalars.check_used`
 """
 
 from keras_fds import _keras, _scalars
+from keras_fds.hyperparameters import Hyperparameter
 
 _NO_UPDATE = ("HyperOptimizer", "LossScaleOptimizer", "MultiOptimizer")
 _UNSUPPORTED = ("gradient_accumulation_steps", "use_ema", "loss_scale_factor")
@@ -122,3 +123,29 @@ def _check_known(kind, name, known, refused, optimizer):
         f"{kind} has no hyperparameter {name!r} that can be learned; it has "
         f"{', '.join(sorted(known))}."
     )
+
+
+def check_arguments(wrapper):
+    """Raises unless a `HyperOptimizer` was given what it can work with."""
+    check_optimizer(wrapper.optimizer)
+    for hyperparameter in wrapper.hyperparameters:
+        if not isinstance(hyperparameter, Hyperparameter):
+            raise ValueError(
+                "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
+                f"Received: {hyperparameter!r}"
+            )
+        check_hyperparameter(wrapper.optimizer, hyperparameter)
+    if len(set(wrapper.names)) < len(wrapper.names):
+        raise ValueError(f"A hyperparameter is named twice. Received: {wrapper.names}")
+    if isinstance(wrapper.outer, type) or not hasattr(wrapper.outer, "initial_state"):
+        raise ValueError(
+            "`outer` must be an outer update rule, such as "
+            f"keras_fds.outer.TrustRegionDescent(). Received: outer={wrapper.outer!r}"
+        )
+    clip, size = wrapper.tangent_clipvalue, wrapper.tangents_per_pass
+    if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
+        raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
+    if size is not None and not (type(size) is int and size >= 1):
+        raise ValueError(
+            f"`tangents_per_pass` must be None or a whole number of at least 1. Received: {size!r}"
+        )

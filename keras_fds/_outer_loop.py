@@ -42,6 +42,8 @@ class OuterLoop:
         last = optimizer.search
         if initial_epoch and last is not None and len(last.records) == initial_epoch:
             search = last
+        else:
+            optimizer.restart()
         self.search = optimizer.search = search
         optimizer.searching = True
         try:

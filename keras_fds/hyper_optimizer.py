@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from keras_fds import _learnable, _pruning, _scalars, _stateless
 from keras_fds._search import Search
-from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.outer import Measurement, Ranges, TrustRegionDescent
 from keras_fds.schedules import BucketedSchedule
 
@@ -76,12 +75,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.tangents_per_pass = tangents_per_pass
         self.pruning = _pruning.Pruning(pruning, pruning_ratio)
         self.pruning_ratio = pruning_ratio
-        self._check_arguments()
-        step_sizes = [np.full(h.num_buckets, h.step_size) for h in self.hyperparameters]
+        _learnable.check_arguments(self)
         initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
-        state = self.outer.initial_state(_concatenated(initial), _concatenated(step_sizes))
-        state["hypergradients"] = np.full_like(state["values"], np.nan)
-        state.update(loss=np.array(np.nan), loss_error=np.array(0.0))
+        state = self._first_outer_state(_concatenated(initial))
         self._outer_state = {}
         for key in sorted(state):
             variable = self.add_variable(state[key].shape, dtype="float64", name=key)
@@ -95,30 +91,17 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         # The search that `fit` runs, or ran last; it is saved while it is in progress.
         self.search, self.searching = None, False
 
-    def _check_arguments(self):
-        _learnable.check_optimizer(self.optimizer)
-        for hyperparameter in self.hyperparameters:
-            if not isinstance(hyperparameter, Hyperparameter):
-                raise ValueError(
-                    "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
-                    f"Received: {hyperparameter!r}"
-                )
-            _learnable.check_hyperparameter(self.optimizer, hyperparameter)
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"A hyperparameter is named twice. Received: {self.names}")
-        if isinstance(self.outer, type) or not hasattr(self.outer, "initial_state"):
-            raise ValueError(
-                "`outer` must be an outer update rule, such as "
-                f"keras_fds.outer.TrustRegionDescent(). Received: outer={self.outer!r}"
-            )
-        clip, size = self.tangent_clipvalue, self.tangents_per_pass
-        if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
-            raise ValueError(f"`tangent_clipvalue` must be None or positive. Received: {clip!r}")
-        if size is not None and not (type(size) is int and size >= 1):
-            raise ValueError(
-                "`tangents_per_pass` must be None or a whole number of at least 1. "
-                f"Received: {size!r}"
-            )
+    def _first_outer_state(self, coordinates):
+        step_sizes = _concatenated(
+            np.full(h.num_buckets, h.step_size) for h in self.hyperparameters
+        )
+        measured = {"hypergradients": np.full_like(coordinates, np.nan)}
+        measured.update(loss=np.array(np.nan), loss_error=np.array(0.0))
+        return {**self.outer.initial_state(coordinates, step_sizes), **measured}
+
+    def restart(self):
+        """Lets the outer rule begin anew, at the present schedules. `fit` does; so may you."""
+        self.outer_state = self._first_outer_state(self.outer_state["values"])
 
     # ------------------------------------------------------------------- learned values
     @property
