@@ -62,6 +62,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.directory = pathlib.Path(directory)
         self.config = json.loads(json.dumps(config, default=str))
         self.every = whole_number("every", every)
+        self._good = []  # Those that were read or written here, oldest first.
 
     def on_train_begin(self, logs=None):
         check_searching(self)
@@ -73,13 +74,14 @@ class Checkpoint(keras.callbacks.Callback):
                 entries = _read(path)
             except DAMAGE as error:
                 warnings.warn(
-                    f"The checkpoint {str(path)!r} is damaged, and the one before it is tried. "
-                    f"Reason: {error}",
+                    f"The checkpoint {str(path)!r} is damaged. The search goes on from the one "
+                    f"before it, or begins anew where there is none. Reason: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
             else:
                 self._restore(path, entries)
+                self._good = [path]
                 break
 
     def on_epoch_end(self, epoch, logs=None):
@@ -96,8 +98,9 @@ class Checkpoint(keras.callbacks.Callback):
             path = self.directory / f"outer_step_{done:06d}.npz"
             with replacement(path) as partial, open(partial, "wb") as file:
                 np.savez(file, description=description, **entries)
-            for path in self._files()[:-_KEPT]:
-                path.unlink()
+            self._good = [*(each for each in self._good if each != path), path][-_KEPT:]
+            for each in set(self._files()) - {*self._good}:
+                each.unlink()
         except OSError as error:
             warnings.warn(
                 f"No checkpoint could be written to {str(self.directory)!r}, and the search goes "

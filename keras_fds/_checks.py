@@ -114,6 +114,10 @@ def check_callbacks(callbacks, optimizer):
         callbacks = callbacks.callbacks
     setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
     for callback in keras.tree.flatten(callbacks) if callbacks else ():
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"`callbacks` must be keras.callbacks.Callback objects. Received: {callback!r}"
+            )
         if isinstance(callback, setters) and "learning_rate" in optimizer.names:
             raise ValueError(
                 f"{type(callback).__name__} sets the learning rate, which is learned. Leave it "

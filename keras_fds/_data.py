@@ -89,7 +89,7 @@ def telling_of_the_end(argument):
     """Says in a `ValueError` which argument asked for more batches than a dataset held."""
     try:
         yield
-    except tf.errors.OutOfRangeError as error:
+    except (tf.errors.OutOfRangeError, StopIteration) as error:
         raise ValueError(
             f"The dataset ended early: it holds fewer batches than {argument} says. Lower "
             f"{argument}, or repeat the dataset."

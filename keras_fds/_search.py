@@ -59,9 +59,10 @@ class Search:
             other: The `Search` that is begun now; where it has no seed of its own, any will do.
             horizons: Its numbers of inner steps, one an outer step.
         """
-        of_records = [record["horizon"] for record in self.records]
+        both = min(len(self.records), len(horizons))
+        of_records = [record["horizon"] for record in self.records[:both]]
         begun = {**self.settings, "horizons": of_records, "seed": self.seed}
-        now = {**other.settings, "horizons": horizons[: len(of_records)]}
+        now = {**other.settings, "horizons": horizons[:both]}
         if now.get("seed") is None:
             now["seed"] = self.seed
         differing = [
@@ -69,7 +70,7 @@ class Search:
             for name in begun
             if name in now and begun[name] != now[name]
         ]
-        if differing and len(of_records) <= len(horizons):
+        if differing:
             raise ValueError(
                 "The search to go on with was begun with other settings. Pass the same ones, or "
                 f"another folder for its checkpoints. It was begun with {'; '.join(differing)}"

@@ -5,10 +5,12 @@ import warnings
 import keras
 import numpy as np
 
-from keras_fds import _checks, _cost, _data, _twin
+from keras_fds import _checks, _cost, _data, _fingerprint, _twin
 from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
 from keras_fds._outer_loop import OuterLoop, Restart, callback_list
 from keras_fds._search import Search
+
+_TRAINING = ("The training data", "steps_per_epoch")  # How messages call it, and its length.
 
 
 def fit(
@@ -108,9 +110,8 @@ def fit(
     _checks.check_compiled(model)
     _checks.check_callbacks(callbacks, model.optimizer)
     _checks.check_targets(model, x, y)
-    what = ("The training data", "steps_per_epoch")
     train = (x, y, sample_weight)
-    train = _data.make_batches(train, batch_size, steps_per_epoch, what, class_weight)
+    train = _data.make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight)
     _checks.check_batched(model, train.spec)
     size = validation_batch_size or batch_size
     validation = _validation_batches(validation_data, size, validation_steps, train.spec)
@@ -131,6 +132,7 @@ def fit(
         **{"optimizer": model.optimizer.get_config(), "divergence_factor": divergence_factor},
         **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle, "resplit": resplit},
         **{"validation_split": validation_split, "validation_training": validation_training},
+        **_fingerprint.of_search(model, train, validation, initial_weights, size),
     }
     seed = np.random.randint(2**31) if seed is None else _checks.whole_from_zero("seed", seed)
     search = Search(seed, unroll.mode, restart.start, resplit, settings)

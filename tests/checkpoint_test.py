@@ -260,12 +260,25 @@ def test_a_truncated_checkpoint_is_passed_over(uninterrupted, checkpoints, part,
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
     (folder / "outer_step_000004.npz.partial").write_bytes(content[:99])
-    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged, and the one before"):
+    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged. The search goes on"):
         checkpoint = Checkpoint(folder, {"batch_size": 10})
         found = results(*search([checkpoint], model_seed=1, differentiation="adjoint"))
     assert_same(found, uninterrupted["adjoint"])
     assert sorted(path.name for path in folder.iterdir()) == [
         f"outer_step_00000{n}.npz" for n in (3, 4)
+    ]
+
+
+def test_where_every_checkpoint_is_damaged_the_new_ones_are_kept(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "copy")
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.replace("outer_step_00000", "outer_step_00001")))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(RuntimeWarning, match="or begins anew where there is none"):
+        search([Checkpoint(folder, {"batch_size": 10})], outer_steps=2)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"outer_step_00000{n}.npz" for n in (1, 2)
     ]
 
 

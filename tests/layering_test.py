@@ -19,7 +19,7 @@ LEVELS = (
     ("_forward_mode",),
     ("_keras",),
     ("_scalars",),
-    ("_learnable", "_stateless", "_models", "_tangents"),
+    ("_fingerprint", "_learnable", "_stateless", "_models", "_tangents"),
     ("_inner_step",),
     ("_unroll", "_adjoint", "_layer_check", "_twin"),
     ("_differentiation", "_cost"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -282,6 +283,33 @@ def test_a_finished_search_goes_on_at_a_later_outer_step():
     assert history.epoch == [0, 1, 2] and history.history["val_loss"][:2] == first
     np.testing.assert_array_equal(model.optimizer.schedules["learning_rate"].values, best)
     np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+
+
+def test_a_second_search_begins_anew_at_the_schedules_of_the_first():
+    model, x, y = make_model(), *arrays()
+    quick_fit(model, epochs=4, seed=1)
+    learned = model.optimizer.schedules["learning_rate"].values
+    spy, chance = Spy(), np.random.default_rng(0).permutation(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick_fit(model, x, chance, epochs=4, seed=1, callbacks=[spy])
+    np.testing.assert_array_equal(spy.schedules[0], learned)
+    assert model.optimizer.search.best["loss"] in spy.losses  # Worse than any of the first.
+    assert model.optimizer.search.records[0]["verdict"] == "best"
+
+
+def test_a_search_does_not_end_with_a_value_that_has_just_reached_its_end():
+    class Down(keras_fds.outer.SignDescent):
+        def update(self, state, measurement, ranges):
+            down = np.ones_like(measurement.hypergradients)
+            return super().update(state, measurement._replace(hypergradients=down), ranges)
+
+    rate = keras_fds.Hyperparameter("learning_rate", initial=3.0, step_size=4.0)
+    model, spy = make_model(compiled=False), Spy()
+    model.compile(keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), [rate], Down()), "mse")
+    x, y = arrays()
+    quick_fit(model, x, np.eye(3)[y], outer_steps=4, callbacks=[spy])
+    assert [float(values[0]) for values in spy.schedules] == [3.0, 0.0]
 
 
 def test_an_interrupt_keeps_what_is_finished():

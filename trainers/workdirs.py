@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import pathlib
 import tempfile
 
@@ -54,7 +55,14 @@ def holds_search(workdir, config):
     path = pathlib.Path(workdir)
     if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
         return False
-    before, now = json.loads((path / "config.json").read_text()), search_config(config)
+    try:
+        before, now = json.loads((path / "config.json").read_text()), search_config(config)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path / 'config.json'} is damaged, so that it cannot be told whether the search in "
+            "the workdir is this one. Choose another workdir, or pass --overwrite to remove older "
+            f"results. Reason: {error}"
+        ) from error
     differing = sorted(
         name
         for name in {*before, *now} - {*_NOT_OF_THE_SEARCH}
@@ -100,10 +108,12 @@ def write_config(workdir, config):
 
 @contextlib.contextmanager
 def replacement(path):
-    """A path to write to, whose file then becomes `path` in one move; its ending stays."""
+    """A path to write to, whose file becomes `path` once it is on the disk; its ending stays."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

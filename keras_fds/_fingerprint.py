@@ -1,0 +1,74 @@
+"""What tells one search's model and data from another's, the same in every process."""
+
+import json
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds import _keras
+from keras_fds._data import ArrayBatches
+
+# Drawn or counted anew when the same program makes the same model again.
+_OF_THE_OBJECT = ("name", "seed", "build_config", "registered_name", "module")
+
+
+def of_search(model, train, validation, initial_weights, validation_batch_size):
+    """`{name: value}` of what `fit` was given that is no plain number."""
+    from_function = not isinstance(initial_weights, str)
+    return {
+        "model": of_model(model),
+        "data": of_data(train),
+        "validation_data": validation and of_data(validation),
+        "validation_batch_size": validation_batch_size,
+        "initial_weights": "a function" if from_function else initial_weights,
+    }
+
+
+def of_model(model):
+    """A short text of its layers with their settings and its loss, not of its weights."""
+    layers = [
+        type(layer).__name__ if isinstance(layer, keras.Model) else _described(layer)
+        for layer in _keras.layers_of(model)
+    ]
+    return _checksum(json.dumps(_plain([layers, model.loss])).encode())
+
+
+def of_data(batches):
+    """A short text of arrays, or the shapes of a dataset's batches."""
+    if not isinstance(batches, ArrayBatches):
+        return str(tf.nest.flatten(batches.spec))
+    arrays = [np.asarray(a) for a in tf.nest.flatten(batches.data) if a is not None]
+    kinds = [(array.shape, str(array.dtype)) for array in arrays]
+    numbers = [zlib.crc32(np.ascontiguousarray(a)) for a in arrays if a.dtype.kind in "biufV"]
+    return _checksum(json.dumps([kinds, numbers]).encode())
+
+
+def _checksum(content):
+    return f"{zlib.crc32(content):08x}"
+
+
+def _described(thing):
+    """The class of an object and its settings, where it can tell them."""
+    kind = getattr(thing, "__name__", type(thing).__name__)
+    try:
+        return [kind, thing.get_config()]
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return kind
+
+
+def _plain(value):
+    """A structure such that JSON can hold it."""
+    if isinstance(value, dict):
+        names = sorted(str(name) for name in value if name not in _OF_THE_OBJECT)
+        by_name = {str(name): each for name, each in value.items()}
+        return {name: _plain(by_name[name]) for name in names}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) or keras.ops.is_tensor(value):
+        array = np.asarray(value)
+        return zlib.crc32(array.tobytes()) if array.dtype.kind in "biufV" else str(array.dtype)
+    return _plain(_described(value))
