@@ -84,7 +84,7 @@ class OuterLoop:
             self.model.history.on_epoch_end(record["outer_step"] - 1, record["logs"])
         if done and self.callbacks.params["verbose"]:
             going_on = f"Going on after outer step {done} of {of}."
-            print(going_on if done < of else f"All {of} outer steps are done already.")
+            print(going_on if done < of else f"{done} outer steps are done already.")
         return done
 
     def has_ended(self):

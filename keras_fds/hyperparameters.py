@@ -42,9 +42,11 @@ class Hyperparameter:
             only; validation uses those that the model was compiled with.
         num_buckets: Number of buckets the horizon is cut into. Defaults to `1`.
         initial: Start value: one number, or one number a bucket. Defaults to `0.0`.
-        step_size: How far the first outer update moves a value's coordinate: in the
-            hyperparameter's own unit on the linear scale, as a factor of about
-            `exp(step_size)` on the others. Defaults to `0.1`.
+        step_size: How far the first outer update moves a value that stands at an end of its range,
+            in the hyperparameter's own unit. From elsewhere the default rule's steps are factors,
+            of 2 at most, on the linear scale; on the others the first one is a factor of at most
+            `exp(step_size)`, and they grow to 2. For `SignDescent`, the first step of every
+            coordinate. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
             `beta_2`, `adam_beta_1`, `adam_beta_2`, `rho` and `ema_momentum`, to `1.0` for all

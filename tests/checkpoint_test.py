@@ -191,7 +191,7 @@ def test_a_finished_search_is_left_as_it_is_or_goes_on_with_more_outer_steps(
     assert [path.name for path in tmp_path.iterdir()] == ["outer_step_000002.npz"]
     again = search([Checkpoint(tmp_path)], model_seed=1, outer_steps=2, verbose=2, **mode)
     assert_same(results(*again), results(*short))
-    assert "All 2 outer steps are done already." in capsys.readouterr().out
+    assert "2 outer steps are done already." in capsys.readouterr().out
     found = results(*search([Checkpoint(tmp_path)], verbose=2, **mode))
     assert f"Going on after outer step 2 of {OUTER_STEPS}." in capsys.readouterr().out
     assert_same(found, uninterrupted["forward"])

@@ -33,6 +33,10 @@ def test_check_config_names_what_is_missing_and_numbers_below_one(config):
         experiment.check_config(config)
     config.adjoint_memory = 2**20
     experiment.check_config(config)
+    config.seed = -1
+    with pytest.raises(ValueError, match="`seed` must be a whole number from 0.*seed=-1"):
+        experiment.check_config(config)
+    config.seed = 0
     config.differentiation = "reverse"
     with pytest.raises(ValueError, match="must be 'auto', 'forward' or 'adjoint'. Received: 'rev"):
         experiment.check_config(config)

@@ -60,6 +60,10 @@ def check_config(config):
             raise ValueError(
                 f"`{name}` must be a whole number of at least 1. Received: {name}={config[name]!r}"
             )
+    if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
+        raise ValueError(
+            f"`seed` must be a whole number from 0 to 2^32 - 1. Received: seed={config.seed!r}"
+        )
     if (mode := config.differentiation) not in ("auto", "forward", "adjoint"):
         raise ValueError(
             f"`differentiation` must be 'auto', 'forward' or 'adjoint'. Received: {mode!r}"
@@ -301,7 +305,7 @@ def run(main):
             print(error, file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"The program ends: {error}. What was finished is kept.", file=sys.stderr)
+            print(f"The program ends: {error}. What was finished is kept in the workdir.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"\n{workdirs.what_is_there(pathlib.Path(WORKDIR.value))}")

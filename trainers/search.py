@@ -158,9 +158,12 @@ def main():
     config = experiment.CONFIG.value
     try:
         search(config, workdir, experiment.OVERWRITE.value, check=CHECK.value)
-    finally:
+    except BaseException:
         if _is_of(workdir, config):
-            write_report(config, workdir)
+            with contextlib.suppress(OSError):  # The first error is the one to tell.
+                write_report(config, workdir)
+        raise
+    write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
         raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
     print(report(workdir))
