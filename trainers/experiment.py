@@ -305,7 +305,7 @@ def run(main):
             print(error, file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"The program ends: {error}. What was finished is kept in the workdir.", file=sys.stderr)
+            print(f"The program ends: {error}. It keeps what was finished.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"\n{workdirs.what_is_there(pathlib.Path(WORKDIR.value))}")
