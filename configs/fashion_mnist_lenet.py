@@ -1,7 +1,7 @@
 """LeNet on Fashion-MNIST, everything learned from zero, for five epochs of training.
 
 Learning rates in 28 buckets cost no more than the seven of Micaelli & Storkey (2021), Figure 1, in
-adjoint mode. Momentum and weight decay are learned as one value for all of training is
+adjoint mode. Momentum and weight decay are learned nearly as one value for all of training is
 (`breadth=1`), but from slopes in seven buckets, so that chaos in the first epoch does not hide what
 the later ones say. The search climbs from zero over short horizons, a fifth of an epoch at first,
 and ends at the five epochs that the schedules are for. Gradients are clipped to a global norm of 1.
