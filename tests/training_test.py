@@ -263,12 +263,18 @@ def test_a_search_that_goes_on_keeps_the_best_schedules_of_before(tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
 
-    first = make_model(initial=0.3)
-    losses = quick_fit(first, epochs=4, outer_steps=2, callbacks=[backup()]).history["val_loss"]
+    def worse():
+        model = make_model(compiled=False)
+        model.set_weights([100 * weights for weights in model.get_weights()])
+        return model
+
+    first, again = make_model(initial=0.3), {"epochs": 4, "divergence_factor": None}
+    again["initial_weights"] = lambda: make_model(compiled=False)
+    losses = quick_fit(first, outer_steps=2, callbacks=[backup()], **again).history["val_loss"]
     best = first.optimizer.schedules["learning_rate"].values
     second, spy = make_model(initial=0.3), Spy()
-    noise = np.random.default_rng(1).integers(0, 3, NUM_EXAMPLES)
-    quick_fit(second, arrays()[0], noise, epochs=4, outer_steps=3, callbacks=[backup(), spy])
+    again["initial_weights"] = worse
+    quick_fit(second, outer_steps=3, callbacks=[backup(), spy], **again)
     assert spy.epochs == [2]
     assert spy.losses[0] > min(losses)
     np.testing.assert_array_equal(second.optimizer.schedules["learning_rate"].values, best)
