@@ -100,7 +100,15 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         return {**self.outer.initial_state(coordinates, step_sizes), **measured}
 
     def restart(self):
-        """Lets the outer rule begin anew, at the present schedules. `fit` does; so may you."""
+        """Lets the outer rule begin anew, at the present schedules.
+
+        `fit` does so unless it goes on with a search; what was recorded is forgotten.
+
+        Example:
+
+        >>> optimizer.schedules = keras_fds.load_schedules("schedules.json")
+        >>> optimizer.restart()
+        """
         self.outer_state = self._first_outer_state(self.outer_state["values"])
 
     # ------------------------------------------------------------------- learned values
