@@ -32,21 +32,18 @@ def of_model(model):
         type(layer).__name__ if isinstance(layer, keras.Model) else _described(layer)
         for layer in _keras.layers_of(model)
     ]
-    return _checksum(json.dumps(_plain([layers, model.loss])).encode())
+    return _checksum([layers, model.loss])
 
 
 def of_data(batches):
     """A short text of arrays, or the shapes of a dataset's batches."""
     if not isinstance(batches, ArrayBatches):
         return str(tf.nest.flatten(batches.spec))
-    arrays = [np.asarray(a) for a in tf.nest.flatten(batches.data) if a is not None]
-    kinds = [(array.shape, str(array.dtype)) for array in arrays]
-    numbers = [zlib.crc32(np.ascontiguousarray(a)) for a in arrays if a.dtype.kind in "biufV"]
-    return _checksum(json.dumps([kinds, numbers]).encode())
+    return _checksum([each for each in tf.nest.flatten(batches.data) if each is not None])
 
 
-def _checksum(content):
-    return f"{zlib.crc32(content):08x}"
+def _checksum(structure):
+    return f"{zlib.crc32(json.dumps(_plain(structure), sort_keys=True).encode()):08x}"
 
 
 def _described(thing):
@@ -54,21 +51,20 @@ def _described(thing):
     kind = getattr(thing, "__name__", type(thing).__name__)
     try:
         return [kind, thing.get_config()]
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
+    except Exception:  # Whatever a layer of the user's own raises.
         return kind
 
 
 def _plain(value):
     """A structure such that JSON can hold it."""
     if isinstance(value, dict):
-        names = sorted(str(name) for name in value if name not in _OF_THE_OBJECT)
-        by_name = {str(name): each for name, each in value.items()}
-        return {name: _plain(by_name[name]) for name in names}
+        return {str(k): _plain(each) for k, each in value.items() if k not in _OF_THE_OBJECT}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (np.ndarray, np.generic)) or keras.ops.is_tensor(value):
         array = np.asarray(value)
-        return zlib.crc32(array.tobytes()) if array.dtype.kind in "biufV" else str(array.dtype)
+        numbers = zlib.crc32(np.ascontiguousarray(array)) if array.dtype.kind in "biufV" else None
+        return [array.shape, str(array.dtype), numbers]
     return _plain(_described(value))
