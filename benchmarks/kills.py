@@ -31,6 +31,7 @@ def start(workdir, fields):
     """The search as a process of its own."""
     command = [sys.executable, "-m", "trainers.search", "--config=configs/digits.py"]
     command += [f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
+    command += ["--checkpoint_minutes=0"]  # In forward mode one after every compiled call.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **quiet)
 
@@ -51,7 +52,7 @@ def half_written(workdir):
 def outer_steps(workdir):
     """How many outer steps the newest checkpoint holds."""
     names = [path.stem for path in (workdir / "checkpoints").glob("outer_step_*.npz")]
-    return max((int(name.removeprefix("outer_step_")) for name in names), default=0)
+    return max((int(name.split("_")[2]) for name in names), default=0)
 
 
 def wait_for(process, condition):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 import warnings
 import zipfile
 import zlib
@@ -31,13 +32,13 @@ DAMAGE = (
 class Checkpoint(keras.callbacks.Callback):
     """Keeps a search so that it can go on after any interrupt; for `keras_fds.fit`.
 
-    At the end of an outer step it writes the model, its optimizer and the whole search into one
-    file, in one move. A `fit` that is called again with a model and data made as before goes on
-    after the newest of them, and ends as if it had not been interrupted: with the same history,
-    schedules and weights. (On a GPU, as far as its operations are deterministic.) A damaged file is
-    passed over, with a warning, in favour of the one before. A finished search is left as it is, or
-    goes on when there are more `outer_steps` now. When a file cannot be written, as on a full disk,
-    it warns, and the search goes on.
+    At the end of an outer step, and within one that takes long, it writes the model, its optimizer
+    and the whole search into one file, in one move. A `fit` that is called again with a model and
+    data made as before goes on after the newest of them, and ends as if it had not been
+    interrupted: with the same history, schedules and weights. (On a GPU, as far as its operations
+    are deterministic.) A damaged file is passed over, with a warning, in favour of the one before.
+    A finished search is left as it is, or goes on when there are more `outer_steps` now. When a
+    file cannot be written, as on a full disk, it warns, and the search goes on.
 
     Args:
         directory: Made when it does not exist. The last two checkpoints stay there, also at the
@@ -45,11 +46,14 @@ class Checkpoint(keras.callbacks.Callback):
         config: What the search depends on, such that JSON can hold it: a checkpoint of another
             `config` is refused. Defaults to `None`.
         every: Outer steps from one checkpoint to the next. Defaults to `1`.
+        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode: it
+            holds the tangents too. (In adjoint mode an outer step that was interrupted is run
+            again.) `None` keeps none. Defaults to `10.0`.
 
     Raises:
-        ValueError: When `every` is not a whole number of at least 1; at the beginning of training,
-            when `directory` cannot be written to, the model's optimizer is no `HyperOptimizer`, or
-            the checkpoint is of another `config` or model.
+        ValueError: When `every` is not a whole number of at least 1, or `minutes` not a number from
+            0; at the beginning of training, when `directory` cannot be written to, the model's
+            optimizer is no `HyperOptimizer`, or the checkpoint is of another `config` or model.
 
     Example:
 
@@ -57,11 +61,16 @@ class Checkpoint(keras.callbacks.Callback):
     >>> keras_fds.fit(model, x, y, validation_split=0.05, seed=0, callbacks=[checkpoint])
     """
 
-    def __init__(self, directory, config=None, every=1):
+    def __init__(self, directory, config=None, every=1, minutes=10.0):
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.config = json.loads(json.dumps(config, default=str))
         self.every = whole_number("every", every)
+        if not (minutes is None or (isinstance(minutes, (int, float)) and minutes >= 0)):
+            raise ValueError(
+                f"`minutes` must be None or a number from 0. Received: minutes={minutes!r}"
+            )
+        self.minutes = np.inf if minutes is None else minutes
         self._good = []  # Those that were read or written here, oldest first.
 
     def on_train_begin(self, logs=None):
@@ -84,18 +93,27 @@ class Checkpoint(keras.callbacks.Callback):
                 self._good = [path]
                 break
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        within = self.model.optimizer.search.within
+        if within.state and time.monotonic() - self._written >= 60 * self.minutes:
+            self._write(f"_inner_step_{within.inner_step:09d}")
+
     def on_epoch_end(self, epoch, logs=None):
+        if len(self.model.optimizer.search.records) % self.every == 0:
+            self._write()
+
+    def _write(self, within=""):
         search = self.model.optimizer.search
-        done = len(search.records)
-        if done % self.every:
-            return
         description = json.dumps({"version": _VERSION, "config": self.config})
         entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
         entries.update(search.to_arrays())
         # NumPy's files know no bfloat16; as float32 it is the same number.
         entries = {k: a.astype("float32") if a.dtype.kind == "V" else a for k, a in entries.items()}
         try:
-            path = self.directory / f"outer_step_{done:06d}.npz"
+            path = self.directory / f"outer_step_{len(search.records):06d}{within}.npz"
             with replacement(path) as partial, open(partial, "wb") as file:
                 np.savez(file, description=description, **entries)
             self._good = [*(each for each in self._good if each != path), path][-_KEPT:]
@@ -108,9 +126,10 @@ class Checkpoint(keras.callbacks.Callback):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._written = time.monotonic()
 
     def _files(self):
-        return sorted(self.directory.glob("outer_step_??????.npz"))
+        return sorted(self.directory.glob("outer_step_??????*.npz"))
 
     def _variables(self):
         metrics = {id(variable) for variable in self.model.metrics_variables}

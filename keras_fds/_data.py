@@ -122,8 +122,7 @@ class ArrayBatches:
 
     def __init__(self, data, batch_size, examples=None, generator=None):
         self.data = data
-        lengths = {len(array) for array in tf.nest.flatten(data) if array is not None}
-        self.num_examples = next(iter(lengths))
+        self.num_examples = next(len(a) for a in tf.nest.flatten(data) if a is not None)
         self.batch_size = whole_number("batch_size", batch_size)
         self.examples = np.arange(self.num_examples) if examples is None else examples
         self.generator = generator
@@ -143,14 +142,17 @@ class ArrayBatches:
         """Batches of the same kind and number, which to use changes nothing."""
         return self.subset(self.examples)
 
-    def start(self):
-        """A source for one pass."""
-        order = self.examples
-        if self.generator is not None:
-            order = self.generator.permutation(order)
+    def start(self, done=0):
+        """A source for one pass, whose batches keep their numbers if some are done already."""
+        order = self.generator.permutation(self.examples) if self.generator else self.examples
         return ArraySource(
             self.data, tf.constant(order, "int64"), tf.constant(self.batch_size, "int64")
         )
+
+    def replay(self, passes):
+        """Leaves the generator as so many passes do."""
+        for _ in range(passes):
+            self.start()
 
 
 class DatasetBatches:
@@ -216,19 +218,19 @@ class DatasetBatches:
             self.passes.generator = generator
         return self
 
-    def start(self):
-        """A source for one pass; an endless dataset goes on where the last pass ended."""
+    def start(self, done=0):
+        """A source for one pass without its first batches; an endless one goes on where it was."""
         if self._iterator is None or not self._endless:
             self._iterator = iter(self.dataset)
         self.begun += 1
+        for _ in range(done):
+            next(self._iterator)
         return self._iterator
 
     def replay(self, passes):
         """Leaves the dataset as so many passes do: a shuffle draws anew each time it is begun."""
         for _ in range(passes):
-            iterator = self.start()
-            for _ in range(self.num_batches if self._endless else 1):
-                next(iterator)
+            self.start(self.num_batches if self._endless else 1)
 
 
 class SplitData:

@@ -6,8 +6,10 @@ import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_fds import _models
+from keras_fds._search import Within
 from keras_fds._stock_fit import AnnounceHorizon
 
 # A compiled call runs as many inner steps as fit in this time, so that progress is shown and
@@ -34,6 +36,7 @@ class OuterLoop:
         self.validation_training = validation_training
         self.steps_a_call = self.model.steps_per_execution
         self.start_weights = self.model.get_weights()
+        self.begun = None  # The `Within` of an outer step that was interrupted.
 
     def run(self, initial_epoch, search):
         """Runs the outer steps of a search, or of the one a callback restores; the history."""
@@ -51,12 +54,13 @@ class OuterLoop:
             first = self.take_over(optimizer.search) or model._initial_epoch or initial_epoch
             try:
                 for outer_step in range(first, len(self.horizons)):
-                    if self.has_ended():
+                    if not self.begun and self.has_ended():
                         break
                     logs = self.outer_step(outer_step)
                     if model.stop_training:
                         break
             finally:
+                self.search.within = None
                 self.keep_best()
         finally:
             optimizer.searching = False
@@ -80,10 +84,13 @@ class OuterLoop:
         search.mode = begun_with.mode
         self.restart.start = search.start = search.start or self.restart.start
         self.data.replay(search.passes)
+        self.begun, search.within = search.within, None
         for record in search.records:
             self.model.history.on_epoch_end(record["outer_step"] - 1, record["logs"])
-        if done and self.callbacks.params["verbose"]:
-            going_on = f"Going on after outer step {done} of {of}."
+        inner_step = self.begun.inner_step if self.begun else 0
+        if (done or inner_step) and self.callbacks.params["verbose"]:
+            within = f"inner step {inner_step} of " if inner_step else ""
+            going_on = f"Going on after {within}outer step {done + bool(inner_step)} of {of}."
             print(going_on if done < of else f"{done} outer steps are done already.")
         return done
 
@@ -115,6 +122,7 @@ class OuterLoop:
         self.restart(seed)
         unroll.reset(horizon)
         model.reset_metrics()
+        self.search.within = Within(0, horizon, [])
         self.callbacks.on_epoch_begin(outer_step)
         steps, sound = self.inner_steps(train, horizon)
         logs = _logs(model)
@@ -169,7 +177,7 @@ class OuterLoop:
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
         record.update(verdict=optimizer.judge(), val_loss_error=error)
         search.records.append(record)
-        search.passes = self.data.begun
+        search.passes, search.within = self.data.begun, None
         if record["verdict"] == "best":
             search.best = {
                 "loss": loss,
@@ -183,7 +191,7 @@ class OuterLoop:
 
     def inner_steps(self, train, horizon):
         """Trains over the horizon; `(steps done, whether the run was not given up)`."""
-        done = 0
+        done, source = self.go_on_within(train, horizon)
         while done < horizon:
             position = done % self.steps_per_epoch
             if position == 0:
@@ -194,10 +202,27 @@ class OuterLoop:
             steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
             done += steps
+            state = self.state() if sound else []
+            self.search.within = Within(done if state else 0, horizon, state)
             self.callbacks.on_train_batch_end(done - 1, _logs(self.model))
             if not sound or self.model.stop_training:
                 return done, sound
         return done, True
+
+    def state(self):
+        """All variables that inner steps change; none where what they keep is more than that."""
+        return [*self.unroll.state, *self.model.metrics_variables] if self.unroll.state else []
+
+    def go_on_within(self, train, horizon):
+        """Goes on with an interrupted outer step; `(inner steps done, the source)`."""
+        begun, self.begun, state = self.begun, None, self.state()
+        if not begun or begun.horizon != horizon or _shapes(begun.state) != _shapes(state):
+            return 0, None
+        for variable, array in zip(state, begun.state):
+            variable.assign(tf.cast(array, variable.dtype))
+        passes, position = divmod(begun.inner_step, self.steps_per_epoch)
+        train.replay(passes)
+        return begun.inner_step, train.start(position) if position else None
 
     def pace(self, seconds):
         """Chooses the number of steps of the next compiled call from the last one's time."""
@@ -251,6 +276,10 @@ class Restart:
         else:
             with _models.seeded(seed):
                 self.stateless.reinitialize(self.make())
+
+
+def _shapes(arrays):
+    return [tuple(array.shape) for array in arrays]
 
 
 def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):

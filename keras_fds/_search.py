@@ -5,11 +5,21 @@ carries it.
 """
 
 import json
+from typing import NamedTuple
 
+import keras
 import numpy as np
 
-_VERSION = 1
+_VERSION = 2
 _ENTRY = "search"
+
+
+class Within(NamedTuple):
+    """How far an outer step has come that is begun and not finished."""
+
+    inner_step: int  # How many are done.
+    horizon: int
+    state: list  # All that they change, variables or arrays; empty where they are to be done again.
 
 
 class Search:
@@ -30,7 +40,9 @@ class Search:
         best: `loss` of the best outer step, infinite before there is one; then also `outer_step`,
             `weights` (a list of arrays), `values` (coordinates, float64 `[total_buckets]`) and
             `horizon`.
-        passes: How many passes over the training and the validation data were begun.
+        passes: How many passes over the training and the validation data the finished outer steps
+            have begun.
+        within: The `Within` of the outer step that is begun; `None` between two.
     """
 
     def __init__(self, seed, mode, start=None, resplit=False, settings=None):
@@ -39,6 +51,7 @@ class Search:
         self.records = []
         self.best = {"loss": np.inf}
         self.passes = [0, 0]
+        self.within = None
 
     def randomness(self, outer_step):
         """`(generator, of_split, seed)` of an outer step, counted from 0.
@@ -80,6 +93,8 @@ class Search:
         """All of it as `{key: array}`."""
         best = dict(self.best)
         groups = {"best": best.pop("weights", None), "start": self.start}
+        if self.within:
+            groups["within"] = [keras.ops.convert_to_numpy(v) for v in self.within.state]
         if "values" in best:
             best["values"] = best["values"].tolist()
         description = {
@@ -89,6 +104,7 @@ class Search:
                 for name in ("seed", "mode", "resplit", "settings", "records", "passes")
             },
             "best": best,
+            "within": self.within and self.within[:2],
             "lengths": {name: len(arrays) for name, arrays in groups.items() if arrays is not None},
         }
         entries = {_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
@@ -126,6 +142,8 @@ class Search:
             search.best.update(
                 weights=groups["best"], values=np.array(search.best["values"], "float64")
             )
+        if "within" in groups:
+            search.within = Within(*description["within"], groups["within"])
         return search
 
 

@@ -61,6 +61,11 @@ class Unroll:
             self._order.assign(order)
             self._opening.assign(opening[order])
 
+    @property
+    def state(self):
+        """All variables that a run changes, a list."""
+        return tf.nest.flatten((self.step.variables, self.tangents, list(self.step.watch.seen)))
+
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):
         """Runs `count` inner steps, or fewer when the run is given up (`_divergence`).

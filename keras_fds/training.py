@@ -88,7 +88,8 @@ def fit(
 
     A search that was interrupted goes on, and ends as if it had not been, when `fit` is called
     again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
-    that are made as before: the outer step that was interrupted is run again. A dataset that
+    that are made as before. The outer step that was interrupted is run again, or, where the
+    checkpoint was taken within it in forward mode, goes on from there. A dataset that
     shuffles must have a seed for that. What it draws with `tf.random` in `map`, and where an
     endless one stands after a training loss that was not finite, cannot be replayed.
 

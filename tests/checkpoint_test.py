@@ -80,6 +80,7 @@ def killed(callbacks, when, **arguments):
 MOMENTS = [(0, 2), (1, BATCHES), (2, 5), (OUTER_STEPS - 1, BATCHES)]
 CALLBACKS = {
     "checkpoint": lambda folder: Checkpoint(folder, config={"name": "stripes"}),
+    "checkpoint within": lambda folder: Checkpoint(folder, config={"name": "stripes"}, minutes=0),
     "backup": lambda folder: keras.callbacks.BackupAndRestore(folder, double_checkpoint=True),
     "backup in the middle": lambda folder: keras.callbacks.BackupAndRestore(folder, save_freq=3),
 }
@@ -92,7 +93,8 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("adjoint", "checkpoint"), *(("forward", kind) for kind in CALLBACKS)]
+    ("mode", "kind"),
+    [("adjoint", "backup in the middle"), *(("forward", kind) for kind in CALLBACKS)],
 )
 def test_it_ends_the_same_wherever_it_was_interrupted(uninterrupted, mode, kind, tmp_path):
     for model_seed, when in enumerate(MOMENTS):
@@ -115,6 +117,49 @@ def test_so_does_one_with_other_arguments(arguments, tmp_path):
     assert_same(results(*search([Checkpoint(tmp_path)], model_seed=5, **arguments)), expected)
 
 
+class Watch(keras.callbacks.Callback):
+    """Notes where outer steps begin, as inner steps."""
+
+    def on_train_begin(self, logs=None):
+        self.begins = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.at_begin = True
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.at_begin:
+            self.begins.append(batch)
+        self.at_begin = False
+
+
+def test_an_outer_step_goes_on_where_it_was_interrupted(tmp_path, capsys):
+    mode, watch = {"differentiation": "forward"}, Watch()
+    killed([Checkpoint(tmp_path, minutes=0)], (1, 5), **mode)
+    search([Checkpoint(tmp_path), watch], model_seed=1, verbose=2, **mode)
+    assert watch.begins == [8, 0, 0]
+    assert "Going on after inner step 8 of outer step 2 of 4." in capsys.readouterr().out
+
+
+def test_an_outer_step_begins_anew_over_another_horizon(tmp_path):
+    mode, watch = {"differentiation": "forward"}, Watch()
+    expected = results(*search(epochs=[2, 1, 1, 1], **mode))
+    killed([Checkpoint(tmp_path, minutes=0)], (1, 2), **mode)
+    found = search([Checkpoint(tmp_path), watch], epochs=[2, 1, 1, 1], **mode)
+    assert_same(results(*found), expected)
+    assert watch.begins == [0, 0, 0]
+
+
+def test_a_broken_off_outer_step_begins_anew_in_the_same_process():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = len(self.model.optimizer.search.records) == 2
+
+    mode, watch = {"differentiation": "forward"}, Watch()
+    model, _ = search([Stop()], **mode)
+    search([watch], model=model, initial_epoch=2, **mode)
+    assert watch.begins == [0, 0]
+
+
 def dropout_model():
     layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
     model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3)])
@@ -124,10 +169,13 @@ def dropout_model():
 
 
 def test_so_does_one_with_dropout_and_moving_statistics(tmp_path):
-    expected = results(*search(model=dropout_model()))
-    killed([Checkpoint(tmp_path)], (2, 1), model=dropout_model())
-    found = results(*search([Checkpoint(tmp_path)], model=dropout_model(), model_seed=3))
-    assert_same(found, expected)
+    mode = {"differentiation": "forward"}
+    expected = results(*search(model=dropout_model(), **mode))
+    for minutes in (None, 0):
+        checkpoint = Checkpoint(tmp_path / str(minutes), minutes=minutes)
+        killed([checkpoint], (2, 1), model=dropout_model(), **mode)
+        found = search([checkpoint], model=dropout_model(), model_seed=3, **mode)
+        assert_same(results(*found), expected)
 
 
 def datasets(endless):
@@ -143,9 +191,11 @@ def datasets(endless):
 def test_so_does_one_on_datasets_that_shuffle(endless, differentiation, tmp_path):
     mode = {"differentiation": differentiation}
     expected = results(*search(**datasets(endless), **mode))
-    killed([Checkpoint(tmp_path)], (2, 2), **datasets(endless), **mode)
-    found = results(*search([Checkpoint(tmp_path)], **datasets(endless), **mode))
-    assert_same(found, expected)
+    for minutes in (None, 0)[: 2 if differentiation == "forward" else 1]:
+        checkpoint = Checkpoint(tmp_path / str(minutes), minutes=minutes)
+        killed([checkpoint], (2, 6), **datasets(endless), **mode)  # In the second pass.
+        found = results(*search([checkpoint], **datasets(endless), **mode))
+        assert_same(found, expected)
 
 
 class Diverge(keras.callbacks.Callback):
@@ -293,6 +343,8 @@ def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused(every, tmp_path):
     with pytest.raises(ValueError, match="`every` must be a whole number"):
         Checkpoint(tmp_path, every=every)
+    with pytest.raises(ValueError, match="`minutes` must be None or a number from 0"):
+        Checkpoint(tmp_path, minutes="often")
 
 
 def test_stock_fit_is_refused(tmp_path):

@@ -21,10 +21,13 @@ from trainers import experiment, workdirs
 from trainers import report as pages
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
+CHECKPOINT_MINUTES = flags.DEFINE_float(
+    "checkpoint_minutes", 10.0, "Between checkpoints within an outer step, in forward mode.", 0.0
+)
 flags.adopt_module_key_flags(experiment)
 
 
-def search(config, workdir, overwrite=False, verbose="auto", check=False):
+def search(config, workdir, overwrite=False, verbose="auto", check=False, checkpoint_minutes=10.0):
     """Learns schedules and writes the results into a folder.
 
     Args:
@@ -34,6 +37,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
             config goes on, anything else in the folder is refused.
         verbose: As in `model.fit`. Defaults to `"auto"`.
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
+        checkpoint_minutes: From one checkpoint to the next within an outer step, in forward mode;
+            there is one at the end of every outer step. Defaults to `10.0`.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -65,9 +70,10 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False):
     def begin(logs):
         workdirs.begin_search(workdir, config, going_on)
 
+    folder, of_search = workdir / workdirs.CHECKPOINTS, workdirs.search_config(config)
     keeping = [
         keras.callbacks.LambdaCallback(on_train_begin=begin),
-        callbacks.Checkpoint(workdir / workdirs.CHECKPOINTS, workdirs.search_config(config)),
+        callbacks.Checkpoint(folder, of_search, minutes=checkpoint_minutes),
         callbacks.ScheduleExport(workdir),
         callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
     ]
@@ -157,7 +163,11 @@ def main():
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
     try:
-        search(config, workdir, experiment.OVERWRITE.value, check=CHECK.value)
+        search(
+            *(config, workdir, experiment.OVERWRITE.value),
+            check=CHECK.value,
+            checkpoint_minutes=CHECKPOINT_MINUTES.value,
+        )
     except BaseException:
         if _is_of(workdir, config):
             with contextlib.suppress(OSError):  # The first error is the one to tell.
