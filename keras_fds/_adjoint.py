@@ -47,7 +47,7 @@ class Adjoint:
     """
 
     mode = "adjoint"
-    state = ()  # A run that is interrupted begins anew: what it keeps is not saved.
+    carried = ()  # A run that is interrupted begins anew: what it keeps is not saved.
 
     def __init__(self, model, batch, memory):
         self.step = InnerStep(model, batch)

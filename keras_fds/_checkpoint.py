@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import time
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from keras_fds._search import Search
 
 _VERSION = 1
 _KEPT = 2
+_NAME = re.compile(r"outer_step_\d{6}(_inner_step_\d{9})?\.npz")
 # What NumPy and its archives raise when they read a damaged file.
 DAMAGE = (
     OSError,
@@ -66,7 +68,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.directory = pathlib.Path(directory)
         self.config = json.loads(json.dumps(config, default=str))
         self.every = whole_number("every", every)
-        if not (minutes is None or (isinstance(minutes, (int, float)) and minutes >= 0)):
+        if not (minutes is None or (isinstance(minutes, (int, float, np.number)) and minutes >= 0)):
             raise ValueError(
                 f"`minutes` must be None or a number from 0. Received: minutes={minutes!r}"
             )
@@ -129,7 +131,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._written = time.monotonic()
 
     def _files(self):
-        return sorted(self.directory.glob("outer_step_??????*.npz"))
+        return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name))
 
     def _variables(self):
         metrics = {id(variable) for variable in self.model.metrics_variables}

@@ -142,17 +142,16 @@ class ArrayBatches:
         """Batches of the same kind and number, which to use changes nothing."""
         return self.subset(self.examples)
 
-    def start(self, done=0):
-        """A source for one pass, whose batches keep their numbers if some are done already."""
+    def start(self):
+        """A source for one pass."""
         order = self.generator.permutation(self.examples) if self.generator else self.examples
         return ArraySource(
             self.data, tf.constant(order, "int64"), tf.constant(self.batch_size, "int64")
         )
 
-    def replay(self, passes):
-        """Leaves the generator as so many passes do."""
-        for _ in range(passes):
-            self.start()
+    def replay(self, taken):
+        """Begins passes of which so many batches each are taken; the last one's source."""
+        return [self.start() for _ in taken][-1] if taken else None
 
 
 class DatasetBatches:
@@ -182,9 +181,9 @@ class DatasetBatches:
                 f"{what[0]} has only {cardinality} batches. Received: {what[1]}={num_batches}"
             )
         self.num_batches = num_batches or cardinality
+        self.what = what
         self._endless = cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = None
-        self.begun = 0  # Passes.
         if self.passes:
             dataset = self.passes.dataset(self.num_batches)
         self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
@@ -218,19 +217,20 @@ class DatasetBatches:
             self.passes.generator = generator
         return self
 
-    def start(self, done=0):
-        """A source for one pass without its first batches; an endless one goes on where it was."""
+    def start(self):
+        """A source for one pass; an endless dataset goes on where the last pass ended."""
         if self._iterator is None or not self._endless:
             self._iterator = iter(self.dataset)
-        self.begun += 1
-        for _ in range(done):
-            next(self._iterator)
         return self._iterator
 
-    def replay(self, passes):
-        """Leaves the dataset as so many passes do: a shuffle draws anew each time it is begun."""
-        for _ in range(passes):
-            self.start(self.num_batches if self._endless else 1)
+    def replay(self, taken):
+        """Begins passes of which so many batches each are taken; the last one's source."""
+        with telling_of_the_end(f"`{self.what[1]}`"):
+            for count in taken:
+                iterator = self.start()
+                for _ in range(count):
+                    next(iterator)
+        return self._iterator
 
 
 class SplitData:
@@ -298,16 +298,11 @@ class SplitData:
             return batches.subset(examples, generator=generator)
         return batches.shuffled(generator)
 
-    @property
-    def begun(self):
-        """How many passes over each dataset were begun, `[train, validation]`."""
-        return [getattr(batches, "begun", 0) for batches in (self.train, self.validation)]
-
-    def replay(self, passes):
-        """Leaves the datasets as so many passes do, `[train, validation]`."""
-        for batches, count in zip((self.train, self.validation), passes):
+    def replay(self, taken):
+        """Leaves the datasets as passes do of which so many batches each were taken."""
+        for batches, of_passes in zip((self.train, self.validation), taken):
             if isinstance(batches, DatasetBatches):
-                batches.replay(count)
+                batches.replay(of_passes)
 
 
 def make_batches(data, batch_size, steps, what, class_weight=None):

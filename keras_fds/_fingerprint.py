@@ -18,12 +18,21 @@ def of_search(model, train, validation, initial_weights, validation_batch_size):
     """`{name: value}` of what `fit` was given that is no plain number."""
     from_function = not isinstance(initial_weights, str)
     return {
+        "hyper_optimizer": of_optimizer(model.optimizer),
         "model": of_model(model),
         "data": of_data(train),
         "validation_data": validation and of_data(validation),
         "validation_batch_size": validation_batch_size,
         "initial_weights": "a function" if from_function else initial_weights,
     }
+
+
+def of_optimizer(optimizer):
+    """The settings of a `HyperOptimizer`, without the names that Keras counts up."""
+    config = optimizer.get_config()
+    for each in (config, config["optimizer"]["config"]):
+        each.pop("name", None)
+    return config
 
 
 def of_model(model):

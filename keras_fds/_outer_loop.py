@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds import _models
+from keras_fds._checkpoint import Checkpoint
 from keras_fds._search import Within
 from keras_fds._stock_fit import AnnounceHorizon
 
@@ -37,6 +38,7 @@ class OuterLoop:
         self.steps_a_call = self.model.steps_per_execution
         self.start_weights = self.model.get_weights()
         self.begun = None  # The `Within` of an outer step that was interrupted.
+        self.taken = [[], []]  # As `Search.passes`, of the present outer step.
 
     def run(self, initial_epoch, search):
         """Runs the outer steps of a search, or of the one a callback restores; the history."""
@@ -73,6 +75,9 @@ class OuterLoop:
         if search is not begun_with:
             search.check_same(begun_with, self.horizons)
         done, of = len(search.records), len(self.horizons)
+        begun, search.within = search.within, None
+        if begun and not self.can_go_on(begun):
+            begun = begun._replace(inner_step=0, state=[])
         if search.mode != begun_with.mode:
             warnings.warn(
                 f"The search was begun in {search.mode} mode and goes on in {begun_with.mode} "
@@ -84,15 +89,25 @@ class OuterLoop:
         search.mode = begun_with.mode
         self.restart.start = search.start = search.start or self.restart.start
         self.data.replay(search.passes)
-        self.begun, search.within = search.within, None
+        self.begun = begun
         for record in search.records:
             self.model.history.on_epoch_end(record["outer_step"] - 1, record["logs"])
-        inner_step = self.begun.inner_step if self.begun else 0
+        inner_step = begun.inner_step if begun else 0
         if (done or inner_step) and self.callbacks.params["verbose"]:
             within = f"inner step {inner_step} of " if inner_step else ""
             going_on = f"Going on after {within}outer step {done + bool(inner_step)} of {of}."
             print(going_on if done < of else f"{done} outer steps are done already.")
-        return done
+        if begun:
+            return begun.outer_step
+        return search.records[-1]["outer_step"] if done else 0
+
+    def can_go_on(self, begun):
+        """Whether an outer step that was begun is of the kind it would be now."""
+        horizon = self.horizons[begun.outer_step : begun.outer_step + 1]
+        names = list(_logs(self.model))
+        kinds = horizon, names, [tuple(each.shape) for each in self.state()]
+        shapes = [tuple(each.shape) for each in begun.state]
+        return kinds == ([begun.horizon], begun.metrics, shapes)
 
     def has_ended(self):
         """Whether the search ends before another outer step; if not, moves the schedules."""
@@ -122,9 +137,9 @@ class OuterLoop:
         self.restart(seed)
         unroll.reset(horizon)
         model.reset_metrics()
-        self.search.within = Within(0, horizon, [])
+        self.search.within, self.taken = Within(outer_step, 0, horizon, [], []), [[], []]
         self.callbacks.on_epoch_begin(outer_step)
-        steps, sound = self.inner_steps(train, horizon)
+        steps, sound = self.inner_steps(outer_step, train, horizon)
         logs = _logs(model)
         if sound and steps < horizon:  # A callback broke it off, so it measured nothing.
             self.callbacks.on_epoch_end(outer_step, logs)
@@ -144,6 +159,7 @@ class OuterLoop:
         loss, values = unroll.validate(
             validation.start(), validation.num_batches, self.validation_training
         )
+        self.taken[1].append(validation.num_batches)
         self.warn_of_unknown(values)
         validation_logs = {**_logs(model), "loss": loss}
         logs.update({f"val_{name}": value for name, value in validation_logs.items()})
@@ -177,7 +193,8 @@ class OuterLoop:
             record[kind] = {name: array.tolist() for name, array in of_names.items()}
         record.update(verdict=optimizer.judge(), val_loss_error=error)
         search.records.append(record)
-        search.passes, search.within = self.data.begun, None
+        search.passes = [a + b for a, b in zip(search.passes, self.taken)]
+        search.within = None
         if record["verdict"] == "best":
             search.best = {
                 "loss": loss,
@@ -189,40 +206,47 @@ class OuterLoop:
         self.callbacks.on_epoch_end(outer_step, logs)
         return logs
 
-    def inner_steps(self, train, horizon):
+    def inner_steps(self, outer_step, train, horizon):
         """Trains over the horizon; `(steps done, whether the run was not given up)`."""
-        done, source = self.go_on_within(train, horizon)
+        done, source = self.go_on_within(train)
         while done < horizon:
             position = done % self.steps_per_epoch
             if position == 0:
                 source = train.start()
+                self.taken[0].append(0)
             count = min(self.steps_a_call, horizon - done, self.steps_per_epoch - position)
             self.callbacks.on_train_batch_begin(done)
             start = time.monotonic()
             steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
             done += steps
-            state = self.state() if sound else []
-            self.search.within = Within(done if state else 0, horizon, state)
-            self.callbacks.on_train_batch_end(done - 1, _logs(self.model))
+            self.taken[0][-1] += steps
+            logs, state = _logs(self.model), self.state() if sound else []
+            reached = done if state else 0
+            self.search.within = Within(outer_step, reached, horizon, list(logs), state)
+            self.callbacks.on_train_batch_end(done - 1, logs)
             if not sound or self.model.stop_training:
                 return done, sound
         return done, True
 
     def state(self):
-        """All variables that inner steps change; none where what they keep is more than that."""
-        return [*self.unroll.state, *self.model.metrics_variables] if self.unroll.state else []
+        """All variables of a run; none where it keeps more than that, see `Adjoint`."""
+        if not self.unroll.carried:
+            return []
+        model = self.model
+        every = [*model.variables, *model.metrics_variables, *self.optimizer.variables]
+        return [*{id(each): each for each in every}.values(), *self.unroll.carried]
 
-    def go_on_within(self, train, horizon):
+    def go_on_within(self, train):
         """Goes on with an interrupted outer step; `(inner steps done, the source)`."""
-        begun, self.begun, state = self.begun, None, self.state()
-        if not begun or begun.horizon != horizon or _shapes(begun.state) != _shapes(state):
+        begun, self.begun = self.begun, None
+        if not begun or not begun.state:
             return 0, None
-        for variable, array in zip(state, begun.state):
+        for variable, array in zip(self.state(), begun.state):
             variable.assign(tf.cast(array, variable.dtype))
         passes, position = divmod(begun.inner_step, self.steps_per_epoch)
-        train.replay(passes)
-        return begun.inner_step, train.start(position) if position else None
+        self.taken[0] = [self.steps_per_epoch] * passes + ([position] if position else [])
+        return begun.inner_step, train.replay(self.taken[0])
 
     def pace(self, seconds):
         """Chooses the number of steps of the next compiled call from the last one's time."""
@@ -278,15 +302,13 @@ class Restart:
                 self.stateless.reinitialize(self.make())
 
 
-def _shapes(arrays):
-    return [tuple(array.shape) for array in arrays]
-
-
 def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):
     if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
         verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        # What is saved within an outer step is what all others have left.
+        callbacks.sort(key=lambda c: isinstance(c, (Checkpoint, keras.callbacks.BackupAndRestore)))
         if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
             callbacks.append(progress)
         callbacks = keras.callbacks.CallbackList(

@@ -17,8 +17,10 @@ _ENTRY = "search"
 class Within(NamedTuple):
     """How far an outer step has come that is begun and not finished."""
 
+    outer_step: int  # From 0.
     inner_step: int  # How many are done.
     horizon: int
+    metrics: list  # Their names.
     state: list  # All that they change, variables or arrays; empty where they are to be done again.
 
 
@@ -40,8 +42,8 @@ class Search:
         best: `loss` of the best outer step, infinite before there is one; then also `outer_step`,
             `weights` (a list of arrays), `values` (coordinates, float64 `[total_buckets]`) and
             `horizon`.
-        passes: How many passes over the training and the validation data the finished outer steps
-            have begun.
+        passes: How many batches the finished outer steps have taken of every pass over the training
+            and the validation data, two lists of numbers.
         within: The `Within` of the outer step that is begun; `None` between two.
     """
 
@@ -50,7 +52,7 @@ class Search:
         self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.records = []
         self.best = {"loss": np.inf}
-        self.passes = [0, 0]
+        self.passes = [[], []]
         self.within = None
 
     def randomness(self, outer_step):
@@ -104,7 +106,7 @@ class Search:
                 for name in ("seed", "mode", "resplit", "settings", "records", "passes")
             },
             "best": best,
-            "within": self.within and self.within[:2],
+            "within": self.within and self.within[:4],
             "lengths": {name: len(arrays) for name, arrays in groups.items() if arrays is not None},
         }
         entries = {_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
@@ -136,7 +138,9 @@ class Search:
         }
         seed, mode, resplit = (description[name] for name in ("seed", "mode", "resplit"))
         search = cls(seed, mode, groups.get("start"), resplit, description.get("settings"))
-        search.records, search.passes = description["records"], description["passes"]
+        search.records = description["records"]
+        # Version 1 counted passes, of which it replayed the beginnings.
+        search.passes = [[1] * p if isinstance(p, int) else p for p in description["passes"]]
         search.best = description["best"]
         if "best" in groups:
             search.best.update(

@@ -62,9 +62,9 @@ class Unroll:
             self._opening.assign(opening[order])
 
     @property
-    def state(self):
-        """All variables that a run changes, a list."""
-        return tf.nest.flatten((self.step.variables, self.tangents, list(self.step.watch.seen)))
+    def carried(self):
+        """All variables that a run changes beside those of model and optimizer, a list."""
+        return tf.nest.flatten((self.tangents, list(self.step.watch.seen)))
 
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):

@@ -212,9 +212,9 @@ class ScheduleExport(_ByRecords):
                 _warn_of_unwritten(self.directory, error)
 
     def _write(self, records):
-        best = self.model.optimizer.search.best.get("outer_step")
-        if best is not None:
-            save_schedules(self.directory / "schedules.json", _schedules(records[best]))
+        best = [record for record in records if record["verdict"] == "best"]
+        if best:
+            save_schedules(self.directory / "schedules.json", _schedules(best[-1]))
         with replacement(self.directory / "history.csv") as path:
             _write_csv(path, [_row(record) for record in records])
         with replacement(self.directory / "schedules.png") as path:

@@ -130,7 +130,7 @@ def fit(
     measured = unroll, data.alike(), max(horizons), validation_training
     progress = _cost.Progress(horizons, measured, (unroll, reason, remedies)) if verbose else None
     settings = {
-        **{"optimizer": model.optimizer.get_config(), "divergence_factor": divergence_factor},
+        **{"divergence_factor": divergence_factor},
         **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle, "resplit": resplit},
         **{"validation_split": validation_split, "validation_training": validation_training},
         **_fingerprint.of_search(model, train, validation, initial_weights, size),

@@ -136,17 +136,29 @@ def test_an_outer_step_goes_on_where_it_was_interrupted(tmp_path, capsys):
     mode, watch = {"differentiation": "forward"}, Watch()
     killed([Checkpoint(tmp_path, minutes=0)], (1, 5), **mode)
     search([Checkpoint(tmp_path), watch], model_seed=1, verbose=2, **mode)
-    assert watch.begins == [8, 0, 0]
-    assert "Going on after inner step 8 of outer step 2 of 4." in capsys.readouterr().out
+    assert watch.begins == [5, 0, 0]
+    assert "Going on after inner step 5 of outer step 2 of 4." in capsys.readouterr().out
 
 
-def test_an_outer_step_begins_anew_over_another_horizon(tmp_path):
+@pytest.mark.parametrize(
+    "change", [{"epochs": [2, 1]}, {"metrics": ["sparse_categorical_accuracy"]}], ids=str
+)
+def test_an_outer_step_begins_anew_over_another_horizon_or_with_other_metrics(
+    change, tmp_path, capsys
+):
+    def changed(callbacks):
+        model = make_model(initial=0.1, steps_per_execution=3, **compiled)
+        return search(callbacks, model=model, verbose=2, outer_steps=2, **fitted)
+
     mode, watch = {"differentiation": "forward"}, Watch()
-    expected = results(*search(epochs=[2, 1, 1, 1], **mode))
-    killed([Checkpoint(tmp_path, minutes=0)], (1, 2), **mode)
-    found = search([Checkpoint(tmp_path), watch], epochs=[2, 1, 1, 1], **mode)
-    assert_same(results(*found), expected)
-    assert watch.begins == [0, 0, 0]
+    compiled, fitted = ({}, change) if "epochs" in change else (change, {})
+    fitted.update(mode)
+    expected = changed([])[1].history
+    killed([Checkpoint(tmp_path, minutes=0)], (1, 5), **mode)
+    found = changed([Checkpoint(tmp_path), watch])[1].history
+    assert found["val_loss"] == expected["val_loss"]
+    assert watch.begins == [0]
+    assert "Going on after outer step 1 of 2." in capsys.readouterr().out
 
 
 def test_a_broken_off_outer_step_begins_anew_in_the_same_process():
@@ -160,29 +172,53 @@ def test_a_broken_off_outer_step_begins_anew_in_the_same_process():
     assert watch.begins == [0, 0]
 
 
+class Strength(keras.layers.Layer):
+    """Multiplies by a number that only a callback changes."""
+
+    def build(self, shape):
+        self.strength = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, x):
+        return self.strength * x
+
+
+class Act(keras.callbacks.Callback):
+    """Changes a model in the course of an outer step."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.layers[-1].strength.assign(0.5)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.layers[-1].strength.assign_add(0.1)
+        kernel = self.model.layers[0].kernel
+        kernel.assign(keras.ops.clip(kernel, -0.5, 0.5))
+
+
 def dropout_model():
     layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
-    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3)])
-    stock = make_model(initial=0.1)
-    model.compile(stock.optimizer, loss=stock.loss, metrics=["accuracy"])
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(3), Strength()])
+    stock = make_model(initial=0.1, steps_per_execution=3)
+    metrics, each = ["accuracy"], stock.steps_per_execution
+    model.compile(stock.optimizer, loss=stock.loss, metrics=metrics, steps_per_execution=each)
     return model
 
 
-def test_so_does_one_with_dropout_and_moving_statistics(tmp_path):
+def test_so_does_one_with_dropout_moving_statistics_and_callbacks_that_act(tmp_path):
     mode = {"differentiation": "forward"}
-    expected = results(*search(model=dropout_model(), **mode))
+    expected = results(*search([Act()], model=dropout_model(), **mode))
     for minutes in (None, 0):
         checkpoint = Checkpoint(tmp_path / str(minutes), minutes=minutes)
-        killed([checkpoint], (2, 1), model=dropout_model(), **mode)
-        found = search([checkpoint], model=dropout_model(), model_seed=3, **mode)
+        killed([checkpoint, Act()], (2, 9), model=dropout_model(), **mode)
+        found = search([checkpoint, Act()], model=dropout_model(), model_seed=3, **mode)
         assert_same(results(*found), expected)
 
 
 def datasets(endless):
-    train = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=1).batch(10)
+    train = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=1)
+    train = (train.repeat() if endless else train.repeat(2)).batch(10)  # Shuffled anew each time.
     validation = tf.data.Dataset.from_tensor_slices(arrays()).shuffle(60, seed=2).batch(20).take(2)
     more = {"steps_per_epoch": 4} if endless else {}
-    return {"x": train.repeat() if endless else train, "validation_data": validation, **more}
+    return {"x": train, "validation_data": validation, "epochs": 1.5, **more}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +229,7 @@ def test_so_does_one_on_datasets_that_shuffle(endless, differentiation, tmp_path
     expected = results(*search(**datasets(endless), **mode))
     for minutes in (None, 0)[: 2 if differentiation == "forward" else 1]:
         checkpoint = Checkpoint(tmp_path / str(minutes), minutes=minutes)
-        killed([checkpoint], (2, 6), **datasets(endless), **mode)  # In the second pass.
+        killed([checkpoint], (2, 3 if endless else 15), **datasets(endless), **mode)
         found = results(*search([checkpoint], **datasets(endless), **mode))
         assert_same(found, expected)
 
@@ -309,13 +345,17 @@ def test_a_truncated_checkpoint_is_passed_over(uninterrupted, checkpoints, part,
     newest = folder / "outer_step_000003.npz"
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
+    (folder / "outer_step_000003_mine.npz").write_bytes(content)
     (folder / "outer_step_000004.npz.partial").write_bytes(content[:99])
     with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged. The search goes on"):
         checkpoint = Checkpoint(folder, {"batch_size": 10})
         found = results(*search([checkpoint], model_seed=1, differentiation="adjoint"))
     assert_same(found, uninterrupted["adjoint"])
+    names = [f"outer_step_00000{n}.npz" for n in (3, 4)]
     assert sorted(path.name for path in folder.iterdir()) == [
-        f"outer_step_00000{n}.npz" for n in (3, 4)
+        *names[:1],
+        "outer_step_000003_mine.npz",
+        names[1],
     ]
 
 
@@ -343,6 +383,7 @@ def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
 def test_wrong_arguments_are_refused(every, tmp_path):
     with pytest.raises(ValueError, match="`every` must be a whole number"):
         Checkpoint(tmp_path, every=every)
+    Checkpoint(tmp_path, minutes=np.float32(0.5))
     with pytest.raises(ValueError, match="`minutes` must be None or a number from 0"):
         Checkpoint(tmp_path, minutes="often")
 

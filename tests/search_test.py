@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_fds._search import Search
+from keras_fds._search import Search, Within
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 BY_NAME = st.dictionaries(st.sampled_from(["learning_rate", "momentum"]), st.lists(FLOATS))
@@ -21,7 +21,7 @@ def same(a, b):
 @given(
     seed=st.integers(0, 2**63),
     records=st.lists(st.fixed_dictionaries({"logs": BY_NAME, "values": BY_NAME}), max_size=3),
-    passes=st.lists(st.integers(0, 100), min_size=2, max_size=2),
+    passes=st.lists(st.lists(st.integers(0, 100)), min_size=2, max_size=2),
     start=st.none() | st.lists(st.integers(0, 3).map(np.zeros), max_size=3),
 )
 def test_what_is_written_is_read(seed, records, passes, start):
@@ -50,6 +50,25 @@ def test_the_best_outer_step_is_read_as_written(loss, values):
         assert read.dtype == written.dtype
 
 
+def test_how_far_an_outer_step_has_come_is_read_as_written():
+    search = Search(0, "forward")
+    assert Search.taken_out_of(search.to_arrays()).within is None
+    state = [np.ones((2, 3), "float32"), np.array(5)]
+    search.within = Within(4, 20, 100, ["loss"], state)
+    entries = search.to_arrays()
+    read = Search.taken_out_of(entries).within
+    assert read[:4] == search.within[:4] and not entries
+    for one, other in zip(read.state, state, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+
+
+def test_version_1_counted_passes():
+    search = Search(0, "forward")
+    search.passes = [2, 1]
+    assert Search.taken_out_of(search.to_arrays()).passes == [[1, 1], [1]]
+
+
 def test_other_entries_hold_no_search():
     entries = {"0": np.ones(2)}
     assert Search.taken_out_of(entries) is None
@@ -60,7 +79,7 @@ def test_a_newer_version_is_refused():
     entries = Search(0, "forward").to_arrays()
     newer = json.loads(entries["search"].tobytes()) | {"version": 99}
     entries["search"] = np.frombuffer(json.dumps(newer).encode(), "uint8")
-    with pytest.raises(ValueError, match="version 99.*up to 1. Install a newer keras_fds."):
+    with pytest.raises(ValueError, match="version 99.*up to 2. Install a newer keras_fds."):
         Search.taken_out_of(entries)
 
 
