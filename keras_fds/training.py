@@ -90,8 +90,8 @@ def fit(
     again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
     that are made as before. The outer step that was interrupted is run again, or, where the
     checkpoint was taken within it in forward mode, goes on from there. A dataset that
-    shuffles must have a seed for that. What it draws with `tf.random` in `map`, and where an
-    endless one stands after a training loss that was not finite, cannot be replayed.
+    shuffles must have a seed for that. What it draws with `tf.random` in `map`, and, in adjoint
+    mode, where an endless one stands after a training loss that was not finite, cannot be replayed.
 
     Returns:
         A `keras.callbacks.History`, one entry an outer step, those before an interrupt included.
