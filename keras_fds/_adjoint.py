@@ -59,7 +59,6 @@ class Adjoint:
         self._run_keeping = compiled(self._run_keeping_in_graph)
         self._sweep = compiled(self._sweep_in_graph)
         self._run_again = compiled(self._run_keeping_in_graph)
-        self._validate = compiled(self._validate_in_graph)
 
     def states_kept(self, horizon):
         """`(number, all)`: the most states in memory at once, and whether it is every step's."""
@@ -159,9 +158,9 @@ class Adjoint:
         return [array.write(tf.cast(i, "int32"), value) for array, value in zip(arrays, state)]
 
     # ------------------------------------------------------------------------ validation
-    def validate(self, source, num_batches, training=False):
+    def validate(self, source, num_batches, training=False, at_batch=None):
         """The validation loss and its hypergradients at the present state; see `Unroll`."""
-        loss, per_step = self.validate_per_step(source, num_batches, training)
+        loss, per_step = self.validate_per_step(source, num_batches, training, at_batch)
         sums, steps = [], np.arange(self.horizon)
         for hyperparameter, values in zip(self.hyper_optimizer.hyperparameters, per_step.T):
             buckets = hyperparameter.bucket(steps, self.horizon)
@@ -169,18 +168,16 @@ class Adjoint:
         sums = np.concatenate([np.zeros(0), *sums])
         return loss, self.hyper_optimizer.means_over_buckets(sums, self.horizon)
 
-    def validate_per_step(self, source, num_batches, training=False):
+    def validate_per_step(self, source, num_batches, training=False, at_batch=None):
         """The validation loss and its derivatives by the hyperparameters of every step.
 
         Returns:
             `(loss, derivatives)`: a float and a float64 array `[horizon, hyperparameters]`, by the
             values (not their coordinates).
         """
-        with _data.telling_of_the_end("`validation_steps`"):
-            loss, error, gradients = self._validate(
-                source, tf.constant(num_batches, "int64"), training
-            )
-        self.validation_error = float(error)
+        validation = self.step.validate(source, num_batches, training, at_batch)
+        loss, self.validation_error = validation.loss_and_error()
+        gradients = validation.mean_gradients()
         cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
         per_step = np.zeros([self.horizon, len(self.hyper_optimizer.names)])
         after = None if self.keeps_all else self.step.read()
@@ -215,9 +212,6 @@ class Adjoint:
 
     def _numbers(self, piece):
         return _constants(piece.position, piece.inner_step, piece.count, self.horizon)
-
-    def _validate_in_graph(self, source, num_batches, training):
-        return self.step.validation_gradients(source, num_batches, training)
 
     def _sweep_in_graph(self, source, position, inner_step, count, horizon, states, cotangents):
         """Vector-Jacobian products from the last of `count` steps to the first.

@@ -1,9 +1,12 @@
 """What `fit` and `hypergradients` refuse before any compute, and in which words."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds import _keras
 from keras_fds._data import whole_number
 from keras_fds.hyper_optimizer import HyperOptimizer
 
@@ -25,21 +28,26 @@ def check_compiled(model):
             f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
             f"{hint} Received: optimizer={model.optimizer}"
         )
-    if model.loss is None and type(model).compute_loss is keras.Model.compute_loss:
-        raise ValueError(
-            f"The model {model.name!r} is compiled without a loss. Pass `loss=` to compile()."
-        )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(
             "keras_fds trains on one device so far. Build the model outside of the scope of its "
             f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
         )
+    _check_steps(model)
+
+
+def _check_steps(model):
     for method in ("train_step", "test_step"):
-        if getattr(type(model), method) is not getattr(keras.Model, method):
+        own = vars(model).get(method)
+        if getattr(own, "of_keras_fds", False):
+            own = None
+        if own is not None or getattr(type(model), method) is not getattr(keras.Model, method):
+            whose = "an instance of it has its own" if own is not None else "overrides"
             raise ValueError(
-                f"{type(model).__name__} overrides `{method}`, which cannot be differentiated "
-                "through. Override `compute_loss` instead."
+                f"{type(model).__name__}: {whose} `{method}`, which cannot be differentiated "
+                "through. Override `compute_loss` instead: it may call the model's parts, and its "
+                "result is what is minimised."
             )
 
 
@@ -52,10 +60,20 @@ def check_targets(model, x, y):
 
 
 def check_batched(model, spec):
-    """Raises a `ValueError` when batches have one axis less than the model's inputs."""
-    ranks = [len(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
-    received = [tensor.shape.rank for tensor in tf.nest.flatten(spec[0])]
-    if received and [rank + 1 for rank in received] == ranks:
+    """Raises a `ValueError` when batches have one axis less than the model's inputs.
+
+    Keras adds a last axis of length 1 itself.
+    """
+    shapes = [tf.TensorShape(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    received = [tensor.shape for tensor in tf.nest.flatten(spec[0]) if tensor is not None]
+    if len(shapes) != len(received) or not received:
+        return
+    lacking = [r.rank is not None and r.rank + 1 == s.rank for r, s in zip(received, shapes)]
+    widened = [
+        r.rank is not None and r.concatenate(1).is_compatible_with(s)
+        for r, s in zip(received, shapes)
+    ]
+    if all(lacking) and not all(widened):
         raise ValueError(
             "The dataset's elements lack the batch axis. Call `dataset.batch(batch_size)`. "
             f"Received: inputs {spec[0]}"
@@ -67,7 +85,9 @@ def check_buckets(optimizer, horizon):
         if hyperparameter.num_buckets > horizon:
             raise ValueError(
                 f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
-                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}"
+                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}. Pass at "
+                f"least {hyperparameter.num_buckets} batches of training data, or learn fewer "
+                "buckets."
             )
 
 
@@ -108,8 +128,8 @@ def whole_from_zero(name, value):
     raise ValueError(f"`{name}` must be a whole number from 0. Received: {name}={value!r}")
 
 
-def check_callbacks(callbacks, optimizer):
-    """Raises a `ValueError` for callbacks that set a learning rate which is learned."""
+def check_callbacks(callbacks):
+    """Raises a `ValueError` for what is no callback, and for those that set the learning rate."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
@@ -118,11 +138,85 @@ def check_callbacks(callbacks, optimizer):
             raise ValueError(
                 f"`callbacks` must be keras.callbacks.Callback objects. Received: {callback!r}"
             )
-        if isinstance(callback, setters) and "learning_rate" in optimizer.names:
+        if isinstance(callback, setters):
+            refuse_rate_setters(f"The callback {type(callback).__name__} sets")
+
+
+def refuse_rate_setters(what):
+    raise ValueError(
+        f"{what} the learning rate, so that outer steps, which are epochs to callbacks, would "
+        "train differently and could not be compared. Leave it out: learn 'learning_rate', or give "
+        "the wrapped optimizer a keras.optimizers.schedules.LearningRateSchedule."
+    )
+
+
+def check_validation_freq(validation_freq):
+    if validation_freq != 1:
+        raise ValueError(
+            "Every outer step is validated, since its hypergradients are those of the validation "
+            f"loss. Leave `validation_freq` at 1. Received: validation_freq={validation_freq!r}"
+        )
+
+
+def resampling(resample_validation, resplit, validation_split, validation_data):
+    """`resample_validation`, also where the old `resplit` says so.
+
+    Raises:
+        ValueError: It is none of its values, or there is nothing to draw from.
+    """
+    if resplit is not None:
+        warnings.warn(
+            "`resplit` is now `resample_validation`: 'outer_step' for True, 'once' for False.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        resample_validation = "outer_step" if resplit else "once"
+    if resample_validation not in (None, "once", "outer_step"):
+        raise ValueError(
+            "`resample_validation` must be None, 'once' or 'outer_step'. "
+            f"Received: resample_validation={resample_validation!r}"
+        )
+    if validation_data is not None:
+        if resample_validation is not None:
             raise ValueError(
-                f"{type(callback).__name__} sets the learning rate, which is learned. Leave it "
-                "out, or do not learn 'learning_rate'."
+                "`resample_validation` draws what `validation_split` holds out, and does not go "
+                "with `validation_data`."
             )
+        return None
+    is_number = isinstance(validation_split, (int, float, np.number))
+    if not (is_number and 0 < validation_split < 1):
+        raise ValueError(
+            "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
+            f"or `validation_data`. Received: validation_split={validation_split!r}"
+        )
+    return resample_validation
+
+
+def check_passes(train, horizon):
+    """Raises a `ValueError` where Keras would cut an epoch short, at the end of the data."""
+    left = train.pass_length % train.num_batches
+    if left and horizon > train.pass_length - left:
+        raise ValueError(
+            f"The training data has {train.pass_length} batches, which epochs of "
+            f"steps_per_epoch={train.num_batches} do not divide: at the end of the data "
+            f"`model.fit` would cut an epoch short, to {left} steps. Choose a `steps_per_epoch` "
+            "that divides them, fewer epochs, or a dataset that repeats."
+        )
+
+
+_told_of_missing_onednn = False
+
+
+def tell_of_missing_onednn():
+    """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
+    global _told_of_missing_onednn
+    if _told_of_missing_onednn or not _keras.lacks_onednn():
+        return
+    _told_of_missing_onednn = True
+    tf.get_logger().warning(
+        "TensorFlow runs without oneDNN on this processor, so convolutions take about three times "
+        "as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python starts."
+    )
 
 
 def check_searching(callback):

@@ -39,11 +39,12 @@ class Cost(NamedTuple):
     allowed: int  # For them.
     seconds: Seconds
     remedies: list  # What would make it cheaper.
+    tracing: float  # Seconds spent before the first outer step.
 
     @property
     def seconds_in_all(self):
         """The time of the whole search."""
-        return sum(self.seconds.of_outer_step(horizon) for horizon in self.horizons)
+        return self.tracing + sum(self.seconds.of_outer_step(n) for n in self.horizons)
 
 
 # -------------------------------------------------------------------------------------- telling
@@ -62,6 +63,7 @@ def table(cost):
         "mode": mode.lower() + why.rstrip("."),
         "memory": f"state {_mebibytes(cost.state)}{_memory_of_mode(cost)}",
         "measured": f"{a_step}, {_span(*each)} an outer step",
+        "tracing": f"{duration(cost.tracing)}, once",
         "in all": f"{duration(cost.seconds_in_all)} for {len(horizons)} outer steps",
         "to cut it": ", ".join(cost.remedies),
     }
@@ -113,7 +115,7 @@ def remedies(unroll, differentiation, horizons, steps_per_epoch):
 
 
 # ------------------------------------------------------------------------------------ measuring
-def cost_of(unroll, reason, remedies, horizons, seconds):
+def cost_of(unroll, reason, remedies, horizons, seconds, tracing=0.0):
     """The `Cost` of a search of which the `Seconds` were measured."""
     horizon, backward = max(horizons), isinstance(unroll, Adjoint)
     return Cost(
@@ -126,6 +128,7 @@ def cost_of(unroll, reason, remedies, horizons, seconds):
         unroll.memory if backward else 0,
         seconds,
         remedies,
+        tracing,
     )
 
 
@@ -217,7 +220,7 @@ def _timed(function):
 def _unchanged(unroll, horizon):
     """Begins a run, and afterwards puts model, optimizer and unroll back where they were."""
     model = unroll.model.model
-    variables = model.variables + model.optimizer.variables
+    variables = model.variables + unroll.model.outside + model.optimizer.variables
     saved = [tf.identity(variable) for variable in variables]
     try:
         unroll.reset(horizon)
@@ -240,11 +243,12 @@ class Progress(keras.callbacks.ProgbarLogger):
         horizons: Numbers of inner steps, one an outer step.
         measured: Arguments of `measure`.
         told: The first arguments of `cost_of`.
+        begin: When the search was asked for, by `time.monotonic`.
     """
 
-    def __init__(self, horizons, measured, told):
+    def __init__(self, horizons, measured, told, begin):
         super().__init__()
-        self.horizons, self.measured, self.told = horizons, measured, told
+        self.horizons, self.measured, self.told, self.begin = horizons, measured, told, begin
 
     def set_params(self, params):
         super().set_params(params)
@@ -255,7 +259,8 @@ class Progress(keras.callbacks.ProgbarLogger):
         to_come = self.horizons[len(self.model.optimizer.search.records) :]
         if to_come:
             seconds = measure(*self.measured)
-            print(table(cost_of(*self.told, to_come, seconds)))
+            tracing = time.monotonic() - self.begin
+            print(table(cost_of(*self.told, to_come, seconds, tracing)))
             self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
             self.finished = 0
 

@@ -65,6 +65,19 @@ def keep(iterator, count):
     return KeptSource(tf.nest.pack_sequence_as(batches[0], joined), begins)
 
 
+def not_finite_in(batches):
+    """Which parts of some `ArrayBatches`, or of a dataset's first batch, hold NaN or infinities."""
+    data = batches.data if isinstance(batches, ArrayBatches) else batches.first
+    parts = zip(("inputs", "targets", "sample weights"), keras.utils.unpack_x_y_sample_weight(data))
+    return [
+        name
+        for name, part in parts
+        for tensor in keras.tree.flatten(part)
+        if tf.is_tensor(tensor) and tensor.dtype.is_floating
+        if not bool(tf.reduce_all(tf.math.is_finite(tensor)))
+    ]
+
+
 def size_in_bytes(structure):
     """Memory of a structure of tensors or variables."""
     tensors = [t for t in tf.nest.flatten(structure) if t is not None]
@@ -116,38 +129,61 @@ class ArrayBatches:
         batch_size: Examples a batch; the last batch may be smaller.
         examples: Positions to use, an int array. Defaults to all.
         generator: A `numpy.random.Generator` that shuffles every pass, or `None` for order.
+        steps: How many batches of a pass are used. Defaults to `None`, all.
+        shuffle: `"batch"` shuffles within batches only. Defaults to `True`.
+
+    Attributes:
+        num_batches: How many batches are used.
+        pass_length: How many there are.
     """
 
     bytes_to_keep = 0  # To replay a batch takes no more memory.
 
-    def __init__(self, data, batch_size, examples=None, generator=None):
+    def __init__(
+        self, data, batch_size, examples=None, generator=None, steps=None, shuffle=True
+    ):
         self.data = data
         self.num_examples = next(len(a) for a in tf.nest.flatten(data) if a is not None)
         self.batch_size = whole_number("batch_size", batch_size)
         self.examples = np.arange(self.num_examples) if examples is None else examples
-        self.generator = generator
-        self.num_batches = -(-len(self.examples) // self.batch_size)
+        self.generator, self.shuffle = generator, shuffle
+        self.pass_length = -(-len(self.examples) // self.batch_size)
+        self.steps = steps
+        self.num_batches = steps or self.pass_length
 
     @property
     def spec(self):
         """The batches' `tf.TensorSpec`s."""
         return map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), self.data)
 
-    def subset(self, examples, batch_size=None, generator=None):
+    def subset(self, examples, generator=None, shuffle=True):
         """The same arrays with other examples."""
-        size = self.batch_size if batch_size is None else batch_size
-        return ArrayBatches(self.data, size, examples, generator)
+        return ArrayBatches(
+            self.data, self.batch_size, examples, generator, self.steps, shuffle
+        )
 
     def alike(self):
         """Batches of the same kind and number, which to use changes nothing."""
         return self.subset(self.examples)
 
+    def shuffled(self, generator, shuffle=True):
+        """The same, in an order that a generator draws every pass."""
+        return self.subset(self.examples, generator, shuffle)
+
     def start(self):
         """A source for one pass."""
-        order = self.generator.permutation(self.examples) if self.generator else self.examples
         return ArraySource(
-            self.data, tf.constant(order, "int64"), tf.constant(self.batch_size, "int64")
+            self.data, tf.constant(self._order(), "int64"), tf.constant(self.batch_size, "int64")
         )
+
+    def _order(self):
+        if self.generator is None:
+            return self.examples
+        if self.shuffle != "batch":
+            return self.generator.permutation(self.examples)
+        firsts = range(0, len(self.examples), self.batch_size)
+        batches = [self.examples[first : first + self.batch_size] for first in firsts]
+        return np.concatenate([self.generator.permutation(batch) for batch in batches])
 
     def replay(self, taken):
         """Begins passes of which so many batches each are taken; the last one's source."""
@@ -159,11 +195,25 @@ class DatasetBatches:
 
     Args:
         dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
-        num_batches: Batches a pass; by default the dataset's cardinality.
+        num_batches: How many batches are used; by default the dataset's cardinality.
         what: How messages call it, with the argument that gives its length.
+        class_weight: As in `model.fit`.
+        continues: Whether an endless dataset goes on where its last pass ended, as in training; in
+            validation every pass begins anew. Defaults to `True`.
+
+    Attributes:
+        num_batches: How many batches are used.
+        pass_length: How many a pass has.
     """
 
-    def __init__(self, dataset, num_batches=None, what=("The dataset", "steps_per_epoch")):
+    def __init__(
+        self,
+        dataset,
+        num_batches=None,
+        what=("The dataset", "steps_per_epoch"),
+        class_weight=None,
+        continues=True,
+    ):
         is_python = isinstance(dataset, keras.utils.PyDataset)
         self.passes = PyDatasetPasses(dataset, what[0]) if is_python else None
         cardinality = int((self.passes or dataset).cardinality())
@@ -177,15 +227,17 @@ class DatasetBatches:
         if cardinality == 0:
             raise ValueError(f"{what[0]} is empty.")
         if num_batches is not None and 0 <= cardinality < num_batches:
-            raise ValueError(
-                f"{what[0]} has only {cardinality} batches. Received: {what[1]}={num_batches}"
-            )
+            raise _too_few(what, cardinality, num_batches)
         self.num_batches = num_batches or cardinality
+        self.pass_length = cardinality if cardinality > 0 else self.num_batches
         self.what = what
-        self._endless = cardinality == tf.data.INFINITE_CARDINALITY
+        self._continues = continues and cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = None
         if self.passes:
-            dataset = self.passes.dataset(self.num_batches)
+            dataset = self.passes.dataset(self.pass_length)
+        self._weigh = None if class_weight is None else _weighing_classes(class_weight)
+        if self._weigh:
+            dataset = dataset.map(self._weigh)
         self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
 
     @property
@@ -196,7 +248,10 @@ class DatasetBatches:
     @functools.cached_property
     def first(self):
         """The first element of a pass of its own."""
-        return self.passes.first if self.passes else next(iter(self.dataset))
+        if not self.passes:
+            return next(iter(self.dataset))
+        first = self.passes.first
+        return self._weigh(*first) if self._weigh else first
 
     @property
     def bytes_to_keep(self):
@@ -211,15 +266,15 @@ class DatasetBatches:
         )
         return DatasetBatches(repeated, self.num_batches)
 
-    def shuffled(self, generator):
+    def shuffled(self, generator, shuffle=True):
         """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
         if self.passes:
             self.passes.generator = generator
         return self
 
     def start(self):
-        """A source for one pass; an endless dataset goes on where the last pass ended."""
-        if self._iterator is None or not self._endless:
+        """A source for one pass; an endless dataset may go on where the last pass ended."""
+        if self._iterator is None or not self._continues:
             self._iterator = iter(self.dataset)
         return self._iterator
 
@@ -237,36 +292,17 @@ class SplitData:
     """Training and validation batches of each outer step.
 
     Args:
-        train, validation: `ArrayBatches` or `DatasetBatches`; `validation` may be `None`.
-        split: Fraction of the training arrays to hold out when there is no `validation`.
-        validation_batch_size: Batch size of what is held out; `None` for that of training.
+        train, validation: `ArrayBatches` or `DatasetBatches`.
         shuffle: Whether training arrays, or the batches of a `PyDataset`, are shuffled every
-            pass.
+            pass; `"batch"` shuffles within batches of arrays only.
+        resample: Whether each outer step draws anew which examples of the arrays are held out.
     """
 
-    def __init__(self, train, validation, split, validation_batch_size, shuffle):
+    def __init__(self, train, validation, shuffle, resample=False):
         self.train, self.validation, self.shuffle = train, validation, shuffle
+        self.resample = resample
         self.spec = train.spec
-        self.validation_batch_size = validation_batch_size
-        self.held_out = 0
-        if validation is not None:
-            self.num_batches = train.num_batches
-            return
-        if not (isinstance(split, (int, float, np.number)) and 0 < split < 1):
-            raise ValueError(
-                "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
-                f"or `validation_data`. Received: validation_split={split!r}"
-            )
-        if not isinstance(train, ArrayBatches):
-            raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
-        self.held_out = round(split * train.num_examples)
-        if not 0 < self.held_out < train.num_examples:
-            raise ValueError(
-                f"`validation_split`={split} of {train.num_examples} examples leaves nothing to "
-                "train or to validate on."
-            )
-        generators = (np.random.default_rng(0) for _ in range(2))
-        self.num_batches = self.draw(*generators)[0].num_batches
+        self.num_batches = train.num_batches
 
     def draw(self, generator, of_split):
         """`(train, validation)` batches for one outer step.
@@ -275,28 +311,18 @@ class SplitData:
             generator: A `numpy.random.Generator` that shuffles.
             of_split: One that draws what is held out.
         """
-        if not self.held_out:
-            return self._shuffled(self.train, generator), self.validation
-        order = of_split.permutation(self.train.num_examples)
-        held_out, rest = np.sort(order[: self.held_out]), np.sort(order[self.held_out :])
-        return (
-            self._shuffled(self.train, generator, rest),
-            self.train.subset(held_out, self.validation_batch_size),
-        )
+        train, validation = self.train, self.validation
+        if self.resample:
+            order = of_split.permutation(train.num_examples)
+            number = len(validation.examples)
+            train = train.subset(np.sort(order[number:]))
+            validation = validation.subset(np.sort(order[:number]))
+        shuffles = self.shuffle is not False
+        return train.shuffled(generator if shuffles else None, self.shuffle), validation
 
     def alike(self):
         """`(train, validation)` batches like those of `draw`, which to use changes nothing."""
-        if not self.held_out:
-            return self.train.alike(), self.validation.alike()
-        order = np.arange(self.train.num_examples)
-        held_out, rest = order[: self.held_out], order[self.held_out :]
-        return self.train.subset(rest), self.train.subset(held_out, self.validation_batch_size)
-
-    def _shuffled(self, batches, generator, examples=None):
-        generator = generator if self.shuffle else None
-        if isinstance(batches, ArrayBatches):
-            return batches.subset(examples, generator=generator)
-        return batches.shuffled(generator)
+        return self.train.alike(), self.validation.alike()
 
     def replay(self, taken):
         """Leaves the datasets as passes do of which so many batches each were taken."""
@@ -305,15 +331,56 @@ class SplitData:
                 batches.replay(of_passes)
 
 
-def make_batches(data, batch_size, steps, what, class_weight=None):
+def split_data(data, split, batch_size, steps, class_weight, resample, validation, shuffle):
+    """The `SplitData` of arrays of which a part is held out.
+
+    Args:
+        data: `(x, y, sample_weight)`, arrays.
+        split: The fraction to hold out: the last part, as in Keras.
+        batch_size, steps: Of training.
+        class_weight: As in `model.fit`: it weighs what is trained on, not what is held out.
+        resample: Whether a part drawn at random is held out, in place of the last.
+        validation: `(batch_size, steps)` of what is held out.
+        shuffle: See `SplitData`.
+
+    Raises:
+        ValueError: When there are no arrays, too few examples, or fewer batches than `steps`.
+    """
+    if isinstance(data[0], (tf.data.Dataset, keras.utils.PyDataset)):
+        raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
+    what = "The training data", "steps_per_epoch"
+    held_out_data = _arrays_of(data, None, what)
+    number = next(len(a) for a in tf.nest.flatten(held_out_data) if a is not None)
+    first = int(np.floor(number * (1.0 - split)))
+    if not 0 < first < number:
+        raise ValueError(
+            f"`validation_split`={split} of {number} examples leaves nothing to train or to "
+            "validate on."
+        )
+    weighed = held_out_data
+    if class_weight is not None:
+        weighed = _arrays_of(data, class_weight, what)
+    every = np.arange(number)
+    return SplitData(
+        _array_batches(weighed, batch_size, steps, what, every[:first]),
+        _array_batches(
+            held_out_data, *validation, ("What is held out", "validation_steps"), every[first:]
+        ),
+        shuffle,
+        resample,
+    )
+
+
+def make_batches(data, batch_size, steps, what, class_weight=None, continues=True):
     """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset.
 
     Args:
         data: `(x, y, sample_weight)`.
-        batch_size: Examples a batch of arrays; `None` is Keras's 32.
-        steps: Batches a pass, or `None` for all.
+        batch_size: Examples a batch of arrays; `None` is Keras's 32, or what `steps` makes it.
+        steps: Batches to use, or `None` for all.
         what: How messages call the data, and the argument that gives `steps`.
         class_weight: As in `model.fit`.
+        continues: See `DatasetBatches`.
 
     Raises:
         ValueError: When data are missing, empty, or shorter than `steps`.
@@ -322,9 +389,12 @@ def make_batches(data, batch_size, steps, what, class_weight=None):
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
         if y is not None or sample_weight is not None:
             raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
-        if class_weight is not None:
-            raise ValueError("`class_weight` needs arrays; put sample weights in the dataset.")
-        return DatasetBatches(x, steps, what)
+        return DatasetBatches(x, steps, what, class_weight, continues)
+    return _array_batches(_arrays_of(data, class_weight, what), batch_size, steps, what)
+
+
+def _arrays_of(data, class_weight, what):
+    x, y, sample_weight = data
     if hasattr(x, "__next__"):
         raise ValueError(
             f"{what[0]} must be arrays, a tf.data.Dataset or a keras.utils.PyDataset "
@@ -333,13 +403,23 @@ def make_batches(data, batch_size, steps, what, class_weight=None):
         )
     if x is None or not tf.nest.flatten(x):
         raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
-    arrays = as_arrays(x, y, sample_weight, class_weight, what[0])
-    batches = ArrayBatches(arrays, 32 if batch_size is None else batch_size)
-    if steps is not None and whole_number(what[1], steps) > batches.num_batches:
-        raise ValueError(
-            f"{what[0]} has only {batches.num_batches} batches. Received: {what[1]}={steps}"
-        )
-    return batches
+    return as_arrays(x, y, sample_weight, class_weight, what[0])
+
+
+def _array_batches(arrays, batch_size, steps, what, examples=None):
+    if steps is not None:
+        steps = whole_number(what[1], steps)
+    batches = ArrayBatches(arrays, 32 if batch_size is None else batch_size, examples)
+    if batch_size is None and steps is not None:  # As in Keras.
+        size = -(-len(batches.examples) // steps)
+        batches = ArrayBatches(arrays, size, examples)
+    if steps is not None and steps > batches.pass_length:
+        raise _too_few(what, batches.pass_length, steps)
+    return ArrayBatches(arrays, batches.batch_size, examples, steps=steps)
+
+
+def _too_few(what, number, steps):
+    return ValueError(f"{what[0]} has only {number} batches. Received: {what[1]}={steps}")
 
 
 def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
@@ -383,13 +463,39 @@ def _tensor(array):
 def _class_weights(y, sample_weight, class_weight):
     if sample_weight is not None:
         raise ValueError("Pass either `class_weight` or `sample_weight`, not both.")
-    if y is None or isinstance(y, dict) or np.ndim(y) not in (1, 2):
+    if y is None or isinstance(y, (dict, list, tuple)) or np.ndim(y) not in (1, 2):
         raise ValueError(
             "`class_weight` needs one array of labels `y`, class numbers or one-hot. "
             f"Received: y of type {type(y).__name__} with shape {np.shape(y)}"
         )
     labels = np.asarray(y)
     labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-    classes, positions = np.unique(labels, return_inverse=True)
+    classes, positions = np.unique(np.round(labels), return_inverse=True)
     weights = np.array([class_weight.get(int(c), 1.0) for c in classes], keras.config.floatx())
     return weights[positions]
+
+
+def _weighing_classes(class_weight):
+    """A function of a dataset's batch that adds the weights of its classes."""
+    classes = tf.constant(list(class_weight), "int64")
+    weights = tf.constant(list(class_weight.values()), keras.config.floatx())
+
+    def weigh(*batch):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if sample_weight is not None:
+            raise ValueError("Pass either `class_weight` or sample weights, not both.")
+        if not tf.is_tensor(y) or y.shape.rank not in (1, 2):
+            raise ValueError(
+                "`class_weight` needs one tensor of labels in every batch, class numbers or "
+                f"one-hot. Received: {y}"
+            )
+        labels = y
+        if y.shape.rank == 2:
+            labels = tf.argmax(y, -1) if y.shape[1] != 1 else tf.squeeze(y, -1)
+        if labels.dtype.is_floating:
+            labels = tf.round(labels)
+        matches = tf.equal(tf.cast(labels, "int64")[:, None], classes)
+        known = tf.reduce_sum(tf.where(matches, weights, 0), 1)
+        return x, y, tf.where(tf.reduce_any(matches, 1), known, 1)
+
+    return weigh

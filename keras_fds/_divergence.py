@@ -49,7 +49,7 @@ class LossWatch:
 
     def judge(self, loss, seen):
         """`(whether the run goes on, what was seen now)` after a step; in a graph."""
-        loss = tf.cast(loss, "float64")
+        loss = tf.reduce_mean(tf.cast(loss, "float64"))  # One value an example, perhaps.
         is_high = (seen.start > 0) & (loss > self.factor * seen.start)
         start = tf.where(loss > 0, tf.maximum(seen.start, loss), np.inf)
         counts = (seen.steps < PATIENCE) & ~is_high

@@ -4,11 +4,14 @@ What forward and adjoint mode share: both differentiate the two stages of this s
 take the gradient of this validation loss.
 """
 
+import contextlib
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from keras_fds import _data, _models, _stateless
+from keras_fds import _data, _keras, _models, _stateless
+from keras_fds._compilation import compiled
 from keras_fds._divergence import LossWatch
 from keras_fds._tangents import always_alike
 
@@ -55,11 +58,12 @@ class InnerStep:
         self.dtype = self.variables.weights[0].dtype
         self.watch = LossWatch()
         self._gradients = always_alike(self.model.gradients)
+        self._validate_batches = compiled(self.validate_batches)
 
     def reset(self, horizon):
         """Fresh optimizer slots, for a run of that many inner steps."""
         self.hyper_optimizer.reset_slots()
-        self.hyper_optimizer.horizon = horizon
+        self.hyper_optimizer.begin_schedules(horizon)
         self.watch.reset()
 
     def read(self):
@@ -113,45 +117,158 @@ class InnerStep:
         after = State(weights, statistics, slots, counters, optimizer_counters)
         return after, loss, outputs
 
-    def validation_gradients(self, source, num_batches, training):
-        """The validation loss and its gradient by the present state; in a graph.
+    # ------------------------------------------------------------------------ validation
+    def validate(self, source, num_batches, training, at_batch=None):
+        """The `Validation` of batches at the present state.
+
+        Args:
+            source: Where batches come from, see `_data.take`.
+            num_batches: How many.
+            training: Whether the model runs in training mode.
+            at_batch: A context manager of a batch's number, entered for every batch; by default
+                all batches are one compiled call.
+        """
+        validation = self.validation_start()
+        count = num_batches if at_batch is None or self.model.evaluates_in_order else 1
+        with _data.telling_of_the_end("`validation_steps`"):
+            for first in range(0, num_batches, count):
+                numbers = (tf.constant(number, "int64") for number in (first, count))
+                with contextlib.nullcontext() if at_batch is None else at_batch(first):
+                    validation = self._validate_batches(source, *numbers, training, validation)
+        return validation
+
+    def validation_start(self):
+        """The `Validation` of no batches."""
+        model = self.model
+        return Validation(
+            [tf.zeros_like(v) for v in model.weights + model.statistics],
+            [v.read_value() for v in model.counters],
+            tf.zeros([0], "float64"),
+            tf.zeros([0], "float64"),
+        )
+
+    def validate_batches(self, source, first, count, training, validation):
+        """Adds the loss and its gradient on some batches at the present state; in a graph.
+
+        Args:
+            source: Where batches come from, see `_data.take`.
+            first, count: Int64 scalars: the first batch, and how many.
+            training: Whether the model runs in training mode.
+            validation: The `Validation` so far.
 
         Returns:
-            `(loss, error, gradients)`: a float64 scalar, its standard error over the batches (NaN
-            for one batch), and a list of tensors, one for each of the weights and statistics;
-            loss and gradients are means over the batches.
+            The `Validation` with them.
         """
-        model = self.model
-        state = [v.read_value() for v in model.weights + model.statistics]
-        num_weights = len(model.weights)
-        counters = [v.read_value() for v in model.counters]
+        state = [v.read_value() for v in self.model.weights + self.model.statistics]
+        validate = self._in_order if self.model.evaluates_in_order else self._one_by_one
+        sums, counters, losses, weights = validate(
+            source, first, count, training, state, validation.counters
+        )
+        self.model.keep_metrics(counters)
+        return Validation(
+            [a + b for a, b in zip(validation.gradients, sums)],
+            counters,
+            tf.concat([validation.losses, losses], 0),
+            tf.concat([validation.weights, weights], 0),
+        )
 
-        def one_batch(i, losses, sums, counters):
-            batch = _data.take(source, i)
+    def _one_by_one(self, source, first, count, training, state, counters):
+        """Batches that do not depend on each other; a gradient each."""
+
+        def one_batch(i, arrays, sums, counters):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(state)
-                loss, outputs, counters = model.validation_loss(
-                    state[:num_weights], state[num_weights:], counters, batch, training
+                loss, weight, _, counters = self._validation_loss(
+                    source, first + i, training, state, counters
                 )
-            gradients = tape.gradient(loss, state, unconnected_gradients="zero")
+                weighted = tf.cast(weight, loss.dtype) * loss
+            gradients = tape.gradient(weighted, state, unconnected_gradients="zero")
             sums = [a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients)]
-            model.update_metrics(batch, loss, outputs)
-            losses = losses.write(tf.cast(i, "int32"), tf.cast(loss, "float64"))
-            return i + 1, losses, sums, counters
+            return i + 1, _written(arrays, i, loss, weight), sums, counters
 
-        _, losses, sums, _ = tf.while_loop(
-            lambda i, *_: i < num_batches,
+        _, arrays, sums, counters = tf.while_loop(
+            lambda i, *_: i < count,
             one_batch,
-            [
-                tf.constant(0, "int64"),
-                tf.TensorArray("float64", tf.cast(num_batches, "int32"), element_shape=[]),
-                [tf.zeros_like(s) for s in state],
-                counters,
-            ],
+            [tf.constant(0, "int64"), _two_arrays(count), [tf.zeros_like(s) for s in state], counters],
             parallel_iterations=1,
         )
-        count = tf.cast(num_batches, "float64")
-        losses = losses.stack()
-        loss = tf.reduce_sum(losses) / count
-        error = tf.sqrt(tf.reduce_sum(tf.square(losses - loss)) / (count - 1) / count)
-        return loss, error, [s / tf.cast(count, s.dtype) for s in sums]
+        return sums, counters, *(array.stack() for array in arrays)
+
+    def _in_order(self, source, first, count, training, state, counters):
+        """Batches that change the statistics of the next one; one gradient of all."""
+        num_weights = len(self.model.weights)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(state)
+
+            def one_batch(i, arrays, total, statistics, counters):
+                present = [*state[:num_weights], *statistics]
+                loss, weight, statistics, counters = self._validation_loss(
+                    source, first + i, training, present, counters
+                )
+                total += tf.cast(weight, self.dtype) * tf.cast(loss, self.dtype)
+                return i + 1, _written(arrays, i, loss, weight), total, statistics, counters
+
+            _, arrays, total, _, counters = tf.while_loop(
+                lambda i, *_: i < count,
+                one_batch,
+                [
+                    tf.constant(0, "int64"),
+                    _two_arrays(count),
+                    tf.zeros((), self.dtype),
+                    state[num_weights:],
+                    counters,
+                ],
+                parallel_iterations=1,
+            )
+        gradients = tape.gradient(total, state, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        return gradients, counters, *(array.stack() for array in arrays)
+
+    def _validation_loss(self, source, position, training, state, counters):
+        """`(loss, weight, statistics, counters)` on a batch, which is also fed to the metrics."""
+        model, number = self.model, len(self.model.weights)
+        batch = _data.take(source, position)
+        loss, outputs, statistics, counters = model.validation_loss(
+            state[:number], state[number:], counters, batch, training
+        )
+        model.update_metrics(batch, loss, outputs)
+        # As Keras's loss tracker weighs a batch.
+        weight = tf.cast(_keras.batch_size(batch[0]), "int64") * tf.size(loss, "int64")
+        return tf.reduce_mean(loss), weight, statistics, counters
+
+
+class Validation(NamedTuple):
+    """The validation loss of some batches, and its gradient; sums and lists over them.
+
+    A batch weighs what it weighs in `model.evaluate`: its number of examples.
+    """
+
+    gradients: list  # By weights and statistics: sums of weighted gradients.
+    counters: list
+    losses: tf.Tensor  # Float64 `[batches]`.
+    weights: tf.Tensor  # Float64 `[batches]`.
+
+    def loss_and_error(self):
+        """`(loss, error)`: floats, the weighted mean and its standard error; NaN for one batch."""
+        losses, shares = self.losses.numpy(), self.weights.numpy() / self.weights.numpy().sum()
+        loss, number = np.sum(shares * losses), len(losses)
+        if number < 2:
+            return float(loss), np.nan
+        scatter = np.sum(np.square(shares * (losses - loss)))
+        return float(loss), float(np.sqrt(scatter * number / (number - 1)))
+
+    def mean_gradients(self):
+        """The gradient of the loss, a list of tensors."""
+        total = tf.reduce_sum(self.weights)
+        return [g / tf.cast(total, g.dtype) for g in self.gradients]
+
+
+def _two_arrays(count):
+    return [tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)]
+
+
+def _written(arrays, i, *values):
+    return [
+        array.write(tf.cast(i, "int32"), tf.cast(value, "float64"))
+        for array, value in zip(arrays, values)
+    ]

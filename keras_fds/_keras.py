@@ -6,9 +6,11 @@ When `tests/keras_test.py` fails, Keras has changed and this file is to be mende
 import contextlib
 import copy
 import inspect
+import platform
 import re
 import warnings
 import weakref
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -200,6 +202,18 @@ def losses_in_float64(model):
     return {"loss": tf.nest.map_structure(converted, model.loss), "loss_weights": weights}
 
 
+def lacks_onednn():
+    """Whether TensorFlow computes on the CPU and leaves out oneDNN, where it has it."""
+    try:
+        from tensorflow.python.util import _pywrap_util_port
+
+        enabled = _pywrap_util_port.IsMklEnabled()
+    except (ImportError, AttributeError):
+        return False
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and not enabled and not tf.config.list_physical_devices("GPU")
+
+
 def is_composition(model):
     """Whether a model only calls its layers one after another, so that no code is its own."""
     return isinstance(model, (keras.Sequential, Functional))
@@ -210,6 +224,29 @@ def layers_of(model):
     return model._flatten_layers()
 
 
+class _RecordingScope(keras.StatelessScope):
+    """A stateless scope that also remembers which variables were assigned."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.written = {}
+
+    def add_update(self, update):
+        variable, _ = update
+        self.written[id(variable)] = variable
+        super().add_update(update)
+
+
+class Called(NamedTuple):
+    """What a call gave on other values of the variables."""
+
+    outputs: Any
+    value: Any  # `value(variable)` is a variable's value after the call, or None.
+    added: list  # The losses of `add_loss` and of activity regularizers.
+    penalties: list  # Those of the regularizers of weights.
+    written: list  # The variables that were assigned.
+
+
 def call_model(model, state, inputs, training):
     """Calls a model as its `train_step` would, on other values of its variables.
 
@@ -217,17 +254,32 @@ def call_model(model, state, inputs, training):
         state: `(variable, tensor)` pairs.
 
     Returns:
-        `(outputs, value, penalties)`; `value(variable)` is a variable's value after the call.
+        A `Called`.
     """
     return call_layer(model, state, inputs, **training_argument(model, training))
 
 
 def call_layer(layer, state, *arguments, **keywords):
-    """Calls a layer on other values of its variables; returns as `call_model` does."""
-    with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
+    """Calls a layer on other values of its variables; a `Called`."""
+    with _RecordingScope(state_mapping=state, collect_losses=True) as scope:
         outputs = layer(*arguments, **keywords)
-        penalties = layer.losses
-    return outputs, scope.get_current_value, penalties
+        losses = list(layer.losses)
+        number = len(layer._get_regularization_losses())
+    first = len(losses) - number
+    written = list(scope.written.values())
+    return Called(outputs, scope.get_current_value, losses[:first], losses[first:], written)
+
+
+@contextlib.contextmanager
+def without_activity_regularizers(model):
+    """While open, the activity regularizers of layers add no losses."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers_of(model):
+            stock = layer.activity_regularizer
+            if stock is not None:
+                stack.callback(vars(layer).__setitem__, "activity_regularizer", stock)
+                vars(layer)["activity_regularizer"] = None
+        yield
 
 
 def training_argument(layer, training):
@@ -235,27 +287,52 @@ def training_argument(layer, training):
     return {"training": training} if layer._call_has_training_arg else {}
 
 
-def compiled_loss(model, state, batch, outputs, penalties, training):
-    """A model's `compute_loss` with other values of its variables and given penalties."""
+class Loss(NamedTuple):
+    """A loss on other values of the variables; see `Called`."""
+
+    value_of_loss: Any
+    value: Any
+    written: list
+
+
+def compiled_loss(model, state, batch, outputs, losses, training):
+    """A model's `compute_loss` with other values of its variables and given added losses.
+
+    Returns:
+        A `Loss`.
+
+    Raises:
+        ValueError: There is no loss at all.
+    """
     x, y, sample_weight = batch
     with (
-        keras.StatelessScope(state_mapping=state),
+        _RecordingScope(state_mapping=state) as scope,
         # `compute_loss` adds `model.losses`; the override makes them what we pass.
-        _replaced(model, _losses_override=list(penalties)),
+        _replaced(model, _losses_override=list(losses)),
         twice_differentiable(),
-        explaining(f"loss {model.loss}"),
+        explaining(f"loss {_called(model.loss)}"),
     ):
-        return model._compute_loss(x, y, outputs, sample_weight, training)
+        loss = model._compute_loss(x, y, outputs, sample_weight, training)
+    return Loss(loss, scope.get_current_value, list(scope.written.values()))
+
+
+def _called(loss):
+    """What a message calls a compiled loss."""
+    if isinstance(loss, str) or loss is None:
+        return repr(loss)
+    return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
 
 
 def update_metrics(model, batch, loss, outputs):
     """Adds a batch to a model's loss tracker and compiled metrics."""
     x, y, sample_weight = batch
-    size = tf.shape(tf.nest.flatten(x)[0])[0]
-    model._loss_tracker.update_state(loss, sample_weight=size)
-    if model._compile_loss is not None and model._compile_loss.metrics:
-        model._compile_loss(y, outputs, sample_weight)  # Feeds each output's tracker.
+    model._loss_tracker.update_state(loss, sample_weight=batch_size(x))
     model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+
+def batch_size(x):
+    """The number of examples in a batch of inputs, as Keras counts them."""
+    return tf.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
 
 
 def compiled_losses(model):

@@ -41,9 +41,10 @@ def layer_error(layer, *inputs, training=True, seed=0, **keywords):
         state = zip(variables, values)
         inputs, keywords = _merge(arguments, moved)
         with _keras.twice_differentiable():
-            outputs, value, penalties = _keras.call_layer(layer, state, *inputs, **keywords)
-        terms = [t for t in tf.nest.flatten(outputs) if _is_floating(t)] + penalties
-        return terms, [value(variable) for variable in variables]
+            called = _keras.call_layer(layer, state, *inputs, **keywords)
+        terms = [t for t in tf.nest.flatten(called.outputs) if _is_floating(t)]
+        terms += called.added + called.penalties
+        return terms, [called.value(variable) for variable in variables]
 
     return hessian_error(function, ([v.value for v in variables], moving), generator)
 

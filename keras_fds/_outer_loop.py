@@ -1,5 +1,6 @@
 """The outer loop of `fit`: compiled inner loops, callbacks, and the best outer step."""
 
+import contextlib
 import sys
 import time
 import warnings
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _models
+from keras_fds import _checks, _data, _keras, _models
 from keras_fds._checkpoint import Checkpoint
 from keras_fds._search import Within
 from keras_fds._stock_fit import AnnounceHorizon
@@ -21,21 +22,30 @@ _NO_BEST = (
     "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and see whether the data are "
     "finite."
 )
+_NOT_MOVED = (
+    "The search ends where it began, which does not mean that it has converged: slopes are too small "
+    "beside its steps to tell where to go. Start from 0.0, or from values that learn something, or "
+    "give the hyperparameters a greater `step_size`."
+)
+_RECORDS_TO_TELL = 4  # Of so many outer steps, it is told that all went the same way.
+_TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
     """The outer loop of `fit`."""
 
-    def __init__(
-        self, unroll, data, restart, callbacks, steps_per_epoch, horizons, validation_training
-    ):
+    def __init__(self, unroll, data, restart, callbacks, horizons, validation_training):
         self.unroll, self.data, self.restart, self.callbacks = unroll, data, restart, callbacks
         self.model = callbacks.model
         self.optimizer = self.model.optimizer
-        self.steps_per_epoch = steps_per_epoch
+        self.pass_length = data.train.pass_length
         self.horizons = horizons
         self.validation_training = validation_training
         self.steps_a_call = self.model.steps_per_execution
+        self.paces_itself = self.steps_a_call == 1 and not _overrides(callbacks, _TRAIN_HOOKS)
+        self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
+        self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
         self.begun = None  # The `Within` of an outer step that was interrupted.
         self.taken = [[], []]  # As `Search.passes`, of the present outer step.
@@ -61,6 +71,8 @@ class OuterLoop:
                     logs = self.outer_step(outer_step)
                     if model.stop_training:
                         break
+                else:
+                    self.tell_of_slow_moves()
             finally:
                 self.search.within = None
                 self.keep_best()
@@ -123,9 +135,40 @@ class OuterLoop:
         settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
         arrived = moved & ((values <= ranges.minimum) | (values >= ranges.maximum))
         converged = begun and settled and not arrived.any() and self.optimizer.converged
-        if converged and self.callbacks.params["verbose"]:
-            print("The search has converged: no value moves by 5% of itself any more.")
+        if converged and not self.has_moved():
+            warnings.warn(_NOT_MOVED, RuntimeWarning, stacklevel=4)
+        elif converged and self.callbacks.params["verbose"]:
+            print("The search has converged: every step is below 5% of its value.")
         return converged
+
+    def has_moved(self):
+        """Whether some value is another than at the start, by more than 5% of itself."""
+        first = self.search.records[0]["values"]
+        return any(
+            np.any(np.abs(values - first[name]) > 0.05 * np.abs(first[name]))
+            for name, values in self.optimizer._values().items()
+        )
+
+    def tell_of_slow_moves(self):
+        """Warns when values that stand far from zero were still on their way, all the way."""
+        if len(self.search.records) < _RECORDS_TO_TELL:
+            return
+        for name in self.optimizer.names:
+            values = np.array([record["values"][name] for record in self.search.records])
+            steps = np.diff(values, axis=0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = steps[-1] / values[-2]
+            on_its_way = np.all(steps > 0, axis=0) & (values[0] > 0) & (ratios > 0.05)
+            if on_its_way.all():
+                warnings.warn(
+                    f"{name!r} rose in every outer step, from {values[0].mean():.2g} to "
+                    f"{values[-1].mean():.2g}, and was still rising when the search ended: its "
+                    "start is far too small for its steps. Start from 0.0, from where the first "
+                    "step is `step_size`, with a `step_size` of the order of values that may be "
+                    "right, or make more outer steps.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def outer_step(self, outer_step):
         """One inner loop from new weights, its hypergradients, and the callbacks' share."""
@@ -139,31 +182,68 @@ class OuterLoop:
         model.reset_metrics()
         self.search.within, self.taken = Within(outer_step, 0, horizon, [], []), [[], []]
         self.callbacks.on_epoch_begin(outer_step)
+        self.check_rate()
         steps, sound = self.inner_steps(outer_step, train, horizon)
         logs = _logs(model)
         if sound and steps < horizon:  # A callback broke it off, so it measured nothing.
             self.callbacks.on_epoch_end(outer_step, logs)
             return logs
         if not sound:
-            known = np.isfinite(self.search.best["loss"])
-            warnings.warn(
-                f"Outer step {outer_step + 1}: the training loss {unroll.step.watch.verdict} at "
-                f"inner step {steps} of {horizon}. This outer step is given up"
-                + ("; the best so far is kept." if known else "."),
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            self.tell_of_divergence(outer_step, steps, horizon)
             missing = {f"val_{name}": np.nan for name in logs}
             return self.finish(outer_step, {**logs, **missing}, np.inf, np.nan)
+        self.callbacks.on_test_begin()
         model.reset_metrics()
         loss, values = unroll.validate(
-            validation.start(), validation.num_batches, self.validation_training
+            validation.start(),
+            validation.num_batches,
+            self.validation_training,
+            self.test_batch if self.validates_by_batch else None,
         )
         self.taken[1].append(validation.num_batches)
-        self.warn_of_unknown(values)
         validation_logs = {**_logs(model), "loss": loss}
+        self.callbacks.on_test_end(validation_logs)
+        self.warn_of_unknown(values)
         logs.update({f"val_{name}": value for name, value in validation_logs.items()})
         return self.finish(outer_step, logs, loss, values)
+
+    @contextlib.contextmanager
+    def test_batch(self, batch):
+        """What callbacks are told of a batch of the validation."""
+        self.callbacks.on_test_batch_begin(batch)
+        yield
+        self.callbacks.on_test_batch_end(batch, _logs(self.model))
+
+    def tell_of_divergence(self, outer_step, steps, horizon):
+        """Warns of a run that is given up; raises when the data are at fault."""
+        verdict = self.unroll.step.watch.verdict
+        not_finite = _data.not_finite_in(self.data.train) if "finite" in verdict else []
+        at_fault = f" The training data hold NaN or infinities in their {_and(not_finite)}."
+        if not_finite and steps == 1:
+            raise ValueError(f"The training loss of the first batch is not finite.{at_fault}")
+        known = np.isfinite(self.search.best["loss"])
+        warnings.warn(
+            f"Outer step {outer_step + 1}: the training loss {verdict} at "
+            f"inner step {steps} of {horizon}. This outer step is given up"
+            + ("; the best so far is kept." if known else ".")
+            + (at_fault if not_finite else ""),
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def present_rate(self):
+        """The learning rate that a callback could set, or nothing."""
+        optimizer = self.optimizer.optimizer
+        learned = "learning_rate" in self.optimizer.names
+        if learned or _keras.has_learning_rate_schedule(optimizer):
+            return None
+        return float(optimizer.learning_rate)
+
+    def check_rate(self):
+        """Raises a `ValueError` when a callback has set the learning rate."""
+        if self.present_rate() != self.rate:
+            self.optimizer.optimizer.learning_rate = self.rate
+            _checks.refuse_rate_setters("A callback sets")
 
     def warn_of_unknown(self, values):
         unknown = [n for n, v in self.optimizer._by_name(values).items() if np.isnan(v).any()]
@@ -210,12 +290,13 @@ class OuterLoop:
         """Trains over the horizon; `(steps done, whether the run was not given up)`."""
         done, source = self.go_on_within(train)
         while done < horizon:
-            position = done % self.steps_per_epoch
+            position = done % self.pass_length
             if position == 0:
                 source = train.start()
                 self.taken[0].append(0)
-            count = min(self.steps_a_call, horizon - done, self.steps_per_epoch - position)
+            count = min(self.steps_a_call, horizon - done, self.pass_length - position)
             self.callbacks.on_train_batch_begin(done)
+            self.check_rate()
             start = time.monotonic()
             steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
@@ -225,6 +306,7 @@ class OuterLoop:
             reached = done if state else 0
             self.search.within = Within(outer_step, reached, horizon, list(logs), state)
             self.callbacks.on_train_batch_end(done - 1, logs)
+            self.check_rate()
             if not sound or self.model.stop_training:
                 return done, sound
         return done, True
@@ -234,7 +316,8 @@ class OuterLoop:
         if not self.unroll.carried:
             return []
         model = self.model
-        every = [*model.variables, *model.metrics_variables, *self.optimizer.variables]
+        every = [*model.variables, *model.metrics_variables, *self.unroll.model.outside]
+        every += self.optimizer.variables
         return [*{id(each): each for each in every}.values(), *self.unroll.carried]
 
     def go_on_within(self, train):
@@ -244,13 +327,13 @@ class OuterLoop:
             return 0, None
         for variable, array in zip(self.state(), begun.state):
             variable.assign(tf.cast(array, variable.dtype))
-        passes, position = divmod(begun.inner_step, self.steps_per_epoch)
-        self.taken[0] = [self.steps_per_epoch] * passes + ([position] if position else [])
+        passes, position = divmod(begun.inner_step, self.pass_length)
+        self.taken[0] = [self.pass_length] * passes + ([position] if position else [])
         return begun.inner_step, train.replay(self.taken[0])
 
     def pace(self, seconds):
         """Chooses the number of steps of the next compiled call from the last one's time."""
-        if self.model.steps_per_execution > 1:
+        if not self.paces_itself:
             return
         if seconds < _SECONDS_A_CALL / 2:
             self.steps_a_call *= 2
@@ -266,7 +349,7 @@ class OuterLoop:
         else:
             self.model.set_weights(best["weights"])
             optimizer.reset_slots()
-            optimizer.horizon = best["horizon"]
+            optimizer.begin_schedules(best["horizon"])
             if not np.array_equal(best["values"], optimizer.outer_state["values"]):
                 # What was recorded last belongs to other values.
                 optimizer.outer_state = {"values": best["values"], "loss": np.nan}
@@ -278,6 +361,7 @@ class Restart:
     def __init__(self, unroll, initial_weights, inputs):
         model = unroll.model.model
         self.stateless, self.start = unroll.model, None
+        self.outside = [(variable, variable.numpy()) for variable in self.stateless.outside]
         if callable(initial_weights):
             self.make = lambda: _models.fresh_model(model, inputs, initial_weights)
         elif initial_weights == "fresh":
@@ -294,6 +378,8 @@ class Restart:
             self.make()  # Whether it can be done is known before any training.
 
     def __call__(self, seed):
+        for variable, value in self.outside:
+            variable.assign(value)
         if self.make is None:
             for variable, value in zip(self.stateless.model.variables, self.start):
                 variable.assign(value)
@@ -322,6 +408,24 @@ def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None
     # The outer loop sets the horizon itself.
     callbacks.callbacks = [c for c in callbacks.callbacks if not isinstance(c, AnnounceHorizon)]
     return callbacks
+
+
+def _overrides(callbacks, hooks):
+    """Whether a callback, other than what shows or saves progress here, has hooks of batches."""
+    return any(
+        name in vars(callback) or getattr(type(callback), name).__module__ not in _BY_CALL
+        for callback in callbacks.callbacks
+        for name in hooks
+    )
+
+
+_BY_CALL = tuple(
+    kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger, Checkpoint)
+)
+
+
+def _and(names):
+    return " and ".join(dict.fromkeys(names))
 
 
 def _logs(model):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-_VERSION = 2
+_VERSION = 3
 _ENTRY = "search"
 
 
@@ -32,7 +32,7 @@ class Search:
         mode: How hypergradients are computed, `"forward"` or `"adjoint"`.
         start: The values of the model's variables that every outer step starts from, a list of
             arrays. Defaults to `None`: new ones each time.
-        resplit: Whether what is held out is drawn anew every outer step. Defaults to `False`.
+        resample: Whether what is held out is drawn anew every outer step. Defaults to `False`.
         settings: What else it depends on, `{name: value}` such that JSON can hold it.
 
     Attributes:
@@ -47,8 +47,8 @@ class Search:
         within: The `Within` of the outer step that is begun; `None` between two.
     """
 
-    def __init__(self, seed, mode, start=None, resplit=False, settings=None):
-        self.seed, self.mode, self.start, self.resplit = seed, mode, start, resplit
+    def __init__(self, seed, mode, start=None, resample=False, settings=None):
+        self.seed, self.mode, self.start, self.resample = seed, mode, start, resample
         self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.records = []
         self.best = {"loss": np.inf}
@@ -62,7 +62,7 @@ class Search:
         depend on nothing else, so an outer step can be run again.
         """
         of_data, of_weights, of_split = np.random.SeedSequence([self.seed, outer_step]).spawn(3)
-        if not self.resplit:
+        if not self.resample:
             of_split = np.random.SeedSequence(self.seed)
         generators = map(np.random.default_rng, (of_data, of_split))
         return *generators, int(of_weights.generate_state(1)[0])
@@ -103,7 +103,7 @@ class Search:
             "version": _VERSION,
             **{
                 name: getattr(self, name)
-                for name in ("seed", "mode", "resplit", "settings", "records", "passes")
+                for name in ("seed", "mode", "resample", "settings", "records", "passes")
             },
             "best": best,
             "within": self.within and self.within[:4],
@@ -136,8 +136,13 @@ class Search:
             name: [entries.pop(_key(name, i)) for i in range(length)]
             for name, length in description["lengths"].items()
         }
-        seed, mode, resplit = (description[name] for name in ("seed", "mode", "resplit"))
-        search = cls(seed, mode, groups.get("start"), resplit, description.get("settings"))
+        settings = description.get("settings") or {}
+        if description["version"] < 3:  # What was held out was always drawn at random.
+            description["resample"] = resplit = description.pop("resplit")
+            if settings.get("validation_split"):
+                settings["resample_validation"] = "outer_step" if resplit else "once"
+        seed, mode, resample = (description[name] for name in ("seed", "mode", "resample"))
+        search = cls(seed, mode, groups.get("start"), resample, settings)
         search.records = description["records"]
         # Version 1 counted passes, of which it replayed the beginnings.
         search.passes = [[1] * p if isinstance(p, int) else p for p in description["passes"]]

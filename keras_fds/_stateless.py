@@ -4,12 +4,10 @@ Tensors go in, tensors come out, and no variable is assigned, so the functions c
 differentiated through.
 """
 
-import warnings
-
 import keras
 import tensorflow as tf
 
-from keras_fds import _keras, _scalars
+from keras_fds import _keras, _scalars, _writes
 
 
 class StatelessModel:
@@ -17,12 +15,21 @@ class StatelessModel:
 
     The state that a training step changes is split in `weights` (trainable), `statistics`
     (other floating-point variables that training updates, such as moving averages) and
-    `counters` (all that carries no tangent, such as random seeds).
+    `counters` (all that carries no tangent, such as random seeds and the state of metrics).
+    Variables that a step assigns and that Keras does not count among the model's are part of it.
 
     Args:
         model: A compiled and built `keras.Model`.
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
         names: The numbers of the model and its loss that are learned, see `_scalars.places`.
+
+    Attributes:
+        outside: The variables of the state that are not in `model.variables`.
+        evaluates_in_order: Whether an evaluation changes statistics, as stateful recurrent layers
+            do, so that its batches depend on each other.
+
+    Raises:
+        ValueError: A step assigns what it cannot assign rightly.
     """
 
     def __init__(self, model, batch, names=()):
@@ -30,26 +37,53 @@ class StatelessModel:
         self.places = {name: _scalars.places(model, name) for name in names}
         self._trainable = list(model.trainable_variables)
         self._non_trainable = list(model.non_trainable_variables)
-        self._updated = updated = self._updated_positions(batch)
-        floating = [i for i in updated if tf.as_dtype(self._non_trainable[i].dtype).is_floating]
-        self._statistics_positions = floating
-        self._counter_positions = [i for i in updated if i not in floating]
+        written, written_in_evaluation = self._written(batch)
+        known = {id(v) for v in (*self._trainable, *self._non_trainable)}
+        self.outside = [v for key, v in written.items() if key not in known]
+        self._non_trainable += self.outside
+        metrics = {id(variable) for variable in model.metrics_variables}
+        self._updated = [i for i, v in enumerate(self._non_trainable) if id(v) in written]
+        carrying = [
+            i
+            for i in self._updated
+            if tf.as_dtype(self._non_trainable[i].dtype).is_floating
+            and id(self._non_trainable[i]) not in metrics
+        ]
+        self._statistics_positions = carrying
+        self._counter_positions = [i for i in self._updated if i not in carrying]
+        self.evaluates_in_order = any(
+            id(self._non_trainable[i]) in written_in_evaluation for i in carrying
+        )
         self.weights = [variable.value for variable in self._trainable]
-        self.statistics = [self._non_trainable[i].value for i in floating]
+        self.statistics = [self._non_trainable[i].value for i in carrying]
         self.counters = [self._non_trainable[i].value for i in self._counter_positions]
+        of_metrics = [id(self._non_trainable[i]) in metrics for i in self._counter_positions]
+        self._of_metrics = of_metrics
 
-    def _updated_positions(self, batch):
-        """Positions of the non-trainable variables that a training step assigns."""
-        positions = []
+    def _written(self, batch):
+        """`{id: variable}` that a training step assigns, or an evaluation; and of the latter."""
+        written = [{}, {}]
 
         def trace(batch):
-            before = [tf.convert_to_tensor(v) for v in self._non_trainable]
-            _, after, _ = self._call([v.value for v in self._trainable], before, batch, True)
-            positions.extend(i for i, (a, b) in enumerate(zip(before, after)) if a is not b)
+            for training, each in zip((True, False), written):
+                values = [v.value for v in (*self._trainable, *self._non_trainable)]
+                weights, others = values[: len(self._trainable)], values[len(self._trainable) :]
+                called = self._call(weights, others, batch, training)
+                losses = called.added + called.penalties
+                loss = self._loss(weights, others, batch, called, losses, training)
+                each.update({id(v): v for v in (*called.written, *loss.written)})
 
         traced = tf.function(trace, autograph=False).get_concrete_function(batch)
-        _tell_of_unrepeatable(self.model, traced.graph.get_operations())
-        return positions
+        _writes.check(self.model, traced.graph)
+        for variable in self._trainable:
+            if id(variable) in written[0]:
+                raise ValueError(
+                    f"A layer of {self.model.name!r} assigns its trainable weight "
+                    f"{variable.path!r} while it trains, as SpectralNormalization does. What its "
+                    "gradient then belongs to cannot be told from outside, so hypergradients are "
+                    "not possible: leave the layer out, or freeze it."
+                )
+        return {**written[0], **written[1]}, written[1]
 
     def _merged(self, statistics, counters):
         merged = [variable.value for variable in self._non_trainable]
@@ -65,15 +99,31 @@ class StatelessModel:
         return [*zip(self._trainable, weights), *zip(self._non_trainable, non_trainable)]
 
     def _call(self, weights, non_trainable, batch, training):
-        """`(outputs, new_non_trainable, penalties)`."""
+        """The model's `_keras.Called`."""
         state = self._state(weights, non_trainable)
         with _keras.twice_differentiable():
-            outputs, value, penalties = _keras.call_model(self.model, state, batch[0], training)
-        return outputs, [value(variable) for variable in self._non_trainable], penalties
+            return _keras.call_model(self.model, state, batch[0], training)
 
-    def _compiled_loss(self, weights, non_trainable, batch, outputs, penalties, training):
+    def _loss(self, weights, non_trainable, batch, called, losses, training):
+        """The model's `_keras.Loss` after a call."""
+        non_trainable = [
+            v if called.value(variable) is None else called.value(variable)
+            for variable, v in zip(self._non_trainable, non_trainable)
+        ]
         state = self._state(weights, non_trainable)
-        return _keras.compiled_loss(self.model, state, batch, outputs, penalties, training)
+        # What is assigned outside of the model's variables, too, when that is not known yet.
+        state += [
+            (v, called.value(v)) for v in called.written if all(v is not mine for mine, _ in state)
+        ]
+        outputs = called.outputs
+        return _keras.compiled_loss(self.model, state, batch, outputs, losses, training)
+
+    def _after(self, loss):
+        """The new `(statistics, counters)`."""
+        return [
+            [loss.value(self._non_trainable[i]) for i in positions]
+            for positions in (self._statistics_positions, self._counter_positions)
+        ]
 
     def gradients(self, weights, statistics, counters, hyperparameters, batch):
         """The gradient stage of a training step.
@@ -86,7 +136,8 @@ class StatelessModel:
         Returns:
             `((gradients, statistics), (loss, outputs, counters))`, the new values. Weights
             that the loss does not depend on are left out of `gradients`; `connected` tells
-            which ones are in.
+            which ones are in. The loss is a scalar, or one value an example with
+            `reduction="none"`, whose gradients add up, as in Keras.
         """
         with (
             tf.GradientTape(watch_accessed_variables=False) as tape,
@@ -94,29 +145,39 @@ class StatelessModel:
         ):
             tape.watch(weights)
             merged = self._merged(statistics, counters)
-            outputs, new, penalties = self._call(weights, merged, batch, training=True)
-            loss = self._compiled_loss(weights, new, batch, outputs, penalties, training=True)
+            called = self._call(weights, merged, batch, training=True)
+            losses = called.added + called.penalties
+            loss = self._loss(weights, merged, batch, called, losses, training=True)
         _scalars.check_used(scalars)
-        gradients = tape.gradient(loss, weights)
+        with _keras.explaining(f"model {self.model.name!r}"):
+            gradients = tape.gradient(loss.value_of_loss, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
             raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
-        new_statistics = [new[i] for i in self._statistics_positions]
-        new_counters = [new[i] for i in self._counter_positions]
-        return (gradients, new_statistics), (loss, outputs, new_counters)
+        statistics, counters = self._after(loss)
+        return (gradients, statistics), (loss.value_of_loss, called.outputs, counters)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
-        """`(loss, outputs, counters)`: the compiled loss without regularisation penalties.
+        """`(loss, outputs, statistics, counters)`: what `model.evaluate` says without penalties.
 
-        Learned numbers of the model and its loss have the values they were compiled with: what
-        is minimised does not change while it is minimised.
+        Regularizers, of weights and of activities, are left out; what layers add by `add_loss`
+        counts. Learned numbers of the model and its loss have the values they were compiled with:
+        what is minimised does not change while it is minimised.
         """
         merged = self._merged(statistics, counters)
-        outputs, new, _ = self._call(weights, merged, batch, training=training)
-        nothing = [tf.zeros((), keras.config.floatx())]
-        loss = self._compiled_loss(weights, new, batch, outputs, nothing, training)
-        return loss, outputs, [new[i] for i in self._counter_positions]
+        with _keras.without_activity_regularizers(self.model):
+            called = self._call(weights, merged, batch, training=training)
+        # A zero, where nothing is left to add, keeps Keras from adding the penalties itself.
+        losses = called.added or [tf.zeros((), keras.config.floatx())] * bool(called.penalties)
+        loss = self._loss(weights, merged, batch, called, losses, training)
+        return loss.value_of_loss, called.outputs, *self._after(loss)
+
+    def keep_metrics(self, counters):
+        """Assigns the state of metrics among `counters`, lists of tensors."""
+        for variable, value, is_metric in zip(self.counters, counters, self._of_metrics):
+            if is_metric:
+                variable.assign(value)
 
     def update_metrics(self, batch, loss, outputs):
         """Adds a batch to the model's loss tracker and compiled metrics."""
@@ -134,29 +195,6 @@ class StatelessModel:
             for position, (variable, value) in enumerate(zip(mine, other)):
                 if mine is self._trainable or position in self._updated:
                     variable.assign(value)
-
-
-_PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
-_RANDOM = ("RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal")
-_RANDOM += ("RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial")
-
-
-def _tell_of_unrepeatable(model, operations):
-    """Raises for Python code in a training step, warns of random numbers drawn only once."""
-    for operation in operations:
-        if operation.type in _PYTHON:
-            raise ValueError(
-                f"The model {model.name!r} runs Python code (tf.py_function, tf.numpy_function) in "
-                f"{operation.name!r}, which cannot be differentiated twice. Write it with "
-                "TensorFlow, or move it into the data pipeline."
-            )
-        if operation.type in _RANDOM:
-            warnings.warn(
-                f"The model {model.name!r} draws random numbers in {operation.name!r} that cannot "
-                "be drawn again, so hypergradients are not exact. Draw them with keras.random and "
-                "a keras.random.SeedGenerator that the layer keeps.",
-                stacklevel=6,
-            )
 
 
 # --------------------------------------------------------------------------------- the optimizer

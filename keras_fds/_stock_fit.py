@@ -22,9 +22,8 @@ class AnnounceHorizon(keras.callbacks.Callback):
         self._announced = True
         steps, optimizer = self.params.get("steps"), self.model.optimizer
         if steps:
-            optimizer.horizon = steps * self.params["epochs"]
             # A run resumed at a later epoch is that far along its horizon.
-            optimizer._first_iteration.assign_sub(epoch * steps)
+            optimizer.begin_schedules(steps * self.params["epochs"], elapsed=epoch * steps)
         else:
             tf.get_logger().warning(
                 "The number of batches an epoch is not known, so the learned schedules keep their "
@@ -48,6 +47,7 @@ def _use_learned_numbers(model):
         with _scalars.substituted(places, optimizer.present_values(keras.config.floatx())):
             return stock(data)
 
+    train_step.of_keras_fds = True
     vars(model)["train_step"] = train_step
 
 

@@ -41,7 +41,7 @@ class Unroll:
             groups,
         )
         self._run = compiled(self._run_in_graph)
-        self._validate = compiled(self._validate_in_graph)
+        self._products = compiled(self._products_in_graph)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
         # The hyperparameter that each bucket belongs to.
@@ -166,13 +166,14 @@ class Unroll:
         return [tf.clip_by_value(tangent, -bound, bound) for tangent in tangents]
 
     # ------------------------------------------------------------------------ validation
-    def validate(self, source, num_batches, training=False):
+    def validate(self, source, num_batches, training=False, at_batch=None):
         """The validation loss and its hypergradients at the present state.
 
         Args:
             source: Where batches come from.
-            num_batches: How many to average over.
+            num_batches: How many to average over, weighted by their examples.
             training: Whether the model runs in training mode.
+            at_batch: See `InnerStep.validate`.
 
         Returns:
             `(loss, hypergradients)`: a float and a float64 array `[total_buckets]`, in the
@@ -180,21 +181,18 @@ class Unroll:
             by the value's coordinate. `validation_error` is then the loss's standard error over
             the batches, NaN for one batch.
         """
-        with _data.telling_of_the_end("`validation_steps`"):
-            loss, error, products = self._validate(
-                source, tf.constant(num_batches, "int64"), training
-            )
-        self.validation_error = float(error)
+        validation = self.step.validate(source, num_batches, training, at_batch)
+        loss, self.validation_error = validation.loss_and_error()
         hypergradients = np.zeros(self.num_tangents)
+        products = self._products(validation.mean_gradients())
         hypergradients[self._order.numpy()] = products.numpy()
-        return float(loss), self.hyper_optimizer.means_over_buckets(hypergradients, self.horizon)
+        return loss, self.hyper_optimizer.means_over_buckets(hypergradients, self.horizon)
 
-    def _validate_in_graph(self, source, num_batches, training):
-        loss, error, gradients = self.step.validation_gradients(source, num_batches, training)
+    def _products_in_graph(self, gradients):
         products = tf.zeros([self.num_tangents], "float64")
         of_weights, of_statistics, _ = self.tangents
         for tangent, gradient in zip(of_weights + of_statistics, gradients):
             rows = tf.reshape(tangent, [self.num_tangents, -1])
             product = tf.linalg.matvec(rows, tf.reshape(gradient, [-1]))
             products += tf.cast(product, "float64")
-        return loss, error, products
+        return products

@@ -293,7 +293,8 @@ def _suspects(model, batch):
     def loss(*outputs):
         outputs = tf.nest.pack_sequence_as(structure, outputs)
         nothing = [tf.zeros((), "float64")]
-        return [_keras.compiled_loss(model, _state(model), batch, outputs, nothing, True)], []
+        loss = _keras.compiled_loss(model, _state(model), batch, outputs, nothing, True)
+        return [loss.value_of_loss], []
 
     structure = outputs
     name = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
@@ -321,7 +322,7 @@ def _recorded_calls(model, inputs):
         vars(layer)["call"] = recorded(layer)
     try:
         with _keras.twice_differentiable():
-            outputs, _, _ = _keras.call_model(model, _state(model), inputs, training=True)
+            outputs = _keras.call_model(model, _state(model), inputs, training=True).outputs
     finally:
         for layer in layers:
             del vars(layer)["call"]

@@ -119,13 +119,25 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def horizon(self):
-        """Inner steps over which the schedules stretch now. `fit` sets it; so may you."""
+        """Inner steps over which the schedules stretch now, an int."""
         return int(self._horizon.numpy())
 
-    @horizon.setter
-    def horizon(self, value):
-        self._horizon.assign(value)
-        self._first_iteration.assign(self.iterations)
+    def begin_schedules(self, horizon, elapsed=0):
+        """Lets the schedules start over, stretched to a horizon.
+
+        `keras_fds.fit` and `model.fit` do so whenever they are called; a training loop of your own
+        calls it before its first step.
+
+        Args:
+            horizon: Training steps over which the schedules stretch, a positive int.
+            elapsed: How many of them are done already. Defaults to `0`.
+
+        Example:
+
+        >>> optimizer.begin_schedules(horizon=steps_per_epoch * epochs)
+        """
+        self._horizon.assign(horizon)
+        self._first_iteration.assign(self.iterations - elapsed)
 
     @property
     def schedules(self):

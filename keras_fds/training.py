@@ -1,5 +1,6 @@
 """`fit`, a search for schedules, and `hypergradients`, one unroll."""
 
+import time
 import warnings
 
 import keras
@@ -19,7 +20,6 @@ def fit(
     y=None,
     batch_size=None,
     epochs=1,
-    outer_steps=10,
     verbose="auto",
     callbacks=None,
     validation_split=0.0,
@@ -31,13 +31,17 @@ def fit(
     steps_per_epoch=None,
     validation_steps=None,
     validation_batch_size=None,
+    validation_freq=1,
+    *,
+    outer_steps=10,
     validation_training=False,
+    resample_validation=None,
     initial_weights="fresh",
     differentiation="auto",
     adjoint_memory=DEFAULT_MEMORY,
-    resplit=False,
     seed=None,
     divergence_factor=20.0,
+    resplit=None,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -52,20 +56,23 @@ def fit(
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
         x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
-            steps_per_epoch, validation_steps, validation_batch_size: As in `model.fit`. `x`
-            is arrays (or a nest of them), a `tf.data.Dataset` of batches, or a
-            `keras.utils.PyDataset`, whose batches are made in one thread, whatever its `workers`.
-            `verbose="auto"` is a progress bar in a terminal or a notebook, and a line an outer step
-            elsewhere.
+            steps_per_epoch, validation_split, validation_data, validation_steps,
+            validation_batch_size: As in `model.fit`. `x` is arrays (or a nest of them), a
+            `tf.data.Dataset` of batches, or a `keras.utils.PyDataset`, whose batches are made in
+            one thread, whatever its `workers`. One of `validation_split` and `validation_data` is
+            required. `verbose="auto"` is a progress bar in a terminal or a notebook, and a line an
+            outer step elsewhere. A callback that overrides a hook of batches is called for every
+            batch, which takes longer for small models; none may set the learning rate.
         epochs: Epochs of training in an outer step, which may be a fraction; or a list, one number
             an outer step: a search may begin with short horizons. Defaults to `1`.
-        outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
-        validation_split: Fraction of the arrays held out, drawn once, so that the losses of outer
-            steps can be compared. One of `validation_split` and `validation_data` is required.
-        validation_data: `(x, y)`, `(x, y, sample_weight)`, or a dataset of batches of either kind.
         initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
+        validation_freq: Only `1`: every outer step is validated.
+        outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
+        resample_validation: Which examples `validation_split` holds out: `None` the last ones, as
+            in Keras; `"once"` some that are drawn at random, the same in every outer step;
+            `"outer_step"` others in every outer step, as in the paper. Defaults to `None`.
         initial_weights: `"fresh"` draws new weights each outer step from the model's
             initialisers; `"same"` restarts from the present weights; a function is called
             and must return a newly made model. Frozen weights are kept. Defaults to
@@ -77,14 +84,13 @@ def fit(
             dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
         adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
             twice the root of their number, and takes a third longer. Defaults to 1 GiB.
-        resplit: Whether `validation_split` is drawn anew every outer step, as in the paper.
-            Defaults to `False`.
         seed: What the validation split, shuffling, fresh weights and dropout of every outer step
             derive from, a whole number from 0. Defaults to one drawn from `numpy.random`.
         divergence_factor: An outer step is given up, as one whose training loss is not finite is,
             after ten inner steps in a row with more than this many times the loss of the first
             ones. `None` bears any finite loss, for a run that starts from trained weights, say, or
             for a loss of your own that may grow. Defaults to `20.0`.
+        resplit: Deprecated; `True` is `resample_validation="outer_step"`.
 
     A search that was interrupted goes on, and ends as if it had not been, when `fit` is called
     again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
@@ -95,8 +101,9 @@ def fit(
 
     Returns:
         A `keras.callbacks.History`, one entry an outer step, those before an interrupt included.
-        `val_loss` is the validation loss whose hypergradients are taken: the compiled loss without
-        regularisation penalties, averaged over the validation batches.
+        `val_loss` is the validation loss whose hypergradients are taken: that of `model.evaluate`
+        without the penalties of regularizers (of weights and of activities). What layers add by
+        `add_loss` counts.
 
     Raises:
         ValueError: Before any training, when model, data or horizon do not fit together.
@@ -108,19 +115,32 @@ def fit(
     ... )
     >>> model.optimizer.schedules["learning_rate"]
     """
+    begin = time.monotonic()
     _checks.check_compiled(model)
-    _checks.check_callbacks(callbacks, model.optimizer)
+    _checks.check_callbacks(callbacks)
+    _checks.check_validation_freq(validation_freq)
     _checks.check_targets(model, x, y)
-    train = (x, y, sample_weight)
-    train = _data.make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight)
+    resample = _checks.resampling(resample_validation, resplit, validation_split, validation_data)
+    data = _make_data(
+        (x, y, sample_weight),
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        class_weight=class_weight,
+        validation_split=validation_split,
+        resample=resample,
+        validation_data=validation_data,
+        validation_batch_size=validation_batch_size or batch_size,
+        validation_steps=validation_steps,
+        shuffle=shuffle,
+    )
+    train, validation = data.train, data.validation
     _checks.check_batched(model, train.spec)
-    size = validation_batch_size or batch_size
-    validation = _validation_batches(validation_data, size, validation_steps, train.spec)
-    data = _data.SplitData(train, validation, validation_split, validation_batch_size, shuffle)
+    _checks.check_same_shapes(train.spec, validation.spec)
     epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
     initial_epoch = _checks.whole_from_zero("initial_epoch", initial_epoch)
-    steps_per_epoch = steps_per_epoch or data.num_batches
+    steps_per_epoch = data.num_batches
     horizons = [max(1, round(number * steps_per_epoch)) for number in epochs]
+    _checks.check_passes(train, max(horizons))
     _checks.check_buckets(model.optimizer, min(horizons))
     unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
     unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
@@ -128,18 +148,26 @@ def fit(
     remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
     # Also when it is silent: of a dataset this begins a pass, on which results may depend.
     measured = unroll, data.alike(), max(horizons), validation_training
-    progress = _cost.Progress(horizons, measured, (unroll, reason, remedies)) if verbose else None
+    told = unroll, reason, remedies
+    progress = _cost.Progress(horizons, measured, told, begin) if verbose else None
+    _checks.tell_of_missing_onednn()
     settings = {
         **{"divergence_factor": divergence_factor},
-        **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle, "resplit": resplit},
-        **{"validation_split": validation_split, "validation_training": validation_training},
-        **_fingerprint.of_search(model, train, validation, initial_weights, size),
+        **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle},
+        **{"validation_split": validation_split, "resample_validation": resample},
+        **{"validation_training": validation_training},
+        **_fingerprint.of_search(
+            model,
+            train,
+            None if validation_data is None else validation,
+            initial_weights,
+            validation_batch_size or batch_size,
+        ),
     }
     seed = np.random.randint(2**31) if seed is None else _checks.whole_from_zero("seed", seed)
-    search = Search(seed, unroll.mode, restart.start, resplit, settings)
+    search = Search(seed, unroll.mode, restart.start, resample == "outer_step", settings)
     callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
-    numbers = steps_per_epoch, horizons, validation_training
-    loop = OuterLoop(unroll, data, restart, callbacks, *numbers)
+    loop = OuterLoop(unroll, data, restart, callbacks, horizons, validation_training)
     with _data.raising_errors_of(train, validation):
         return loop.run(initial_epoch, search)
 
@@ -163,8 +191,8 @@ def hypergradients(
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
         train_data: A finite `tf.data.Dataset` or `keras.utils.PyDataset` of batches.
-        validation_data: Another one; the validation loss is the compiled loss without
-            regularisation penalties, averaged over its batches.
+        validation_data: Another one; the validation loss is what `model.evaluate` says of it
+            without the penalties of regularizers.
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
         differentiation, adjoint_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
@@ -201,7 +229,7 @@ def hypergradients(
     horizon = train.num_batches
     _checks.check_buckets(model.optimizer, horizon)
     unroll, _ = make_unroll(model, train, horizon, differentiation, adjoint_memory)
-    variables = model.variables + model.optimizer.variables
+    variables = model.variables + unroll.model.outside + model.optimizer.variables
     saved = [variable.numpy() for variable in variables]
     try:
         with _data.raising_errors_of(train, validation):
@@ -218,14 +246,40 @@ def hypergradients(
             variable.assign(value)
 
 
-def _validation_batches(validation_data, batch_size, validation_steps, spec):
+def _make_data(
+    train,
+    *,
+    batch_size,
+    steps_per_epoch,
+    class_weight,
+    validation_split,
+    resample,
+    validation_data,
+    validation_batch_size,
+    validation_steps,
+    shuffle,
+):
+    """The `SplitData` of a search; its arguments mean what they mean in `model.fit`."""
     if validation_data is None:
-        return None
+        return _data.split_data(
+            train,
+            validation_split,
+            batch_size,
+            steps_per_epoch,
+            class_weight,
+            resample is not None,
+            (validation_batch_size, validation_steps),
+            shuffle,
+        )
     validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
-    what = ("`validation_data`", "validation_steps")
-    batches = _data.make_batches(validation_data, batch_size, validation_steps, what)
-    _checks.check_same_shapes(spec, batches.spec)
-    return batches
+    what = "`validation_data`", "validation_steps"
+    return _data.SplitData(
+        _data.make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight),
+        _data.make_batches(
+            validation_data, validation_batch_size, validation_steps, what, continues=False
+        ),
+        shuffle,
+    )
 
 
 def _datasets(train_data, validation_data):
