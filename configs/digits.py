@@ -32,7 +32,7 @@ def get_config():
     config.outer_steps = 9
     config.validation_split = 0.1
     config.validation_batch_size = 24  # Several batches: their losses tell its standard error.
-    config.resplit = False  # The paper holds out other data in every outer step.
+    config.resample_validation = "once"  # The paper holds out others in every "outer_step".
     config.validation_training = False
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.

@@ -156,11 +156,10 @@ class ArrayBatches:
         """The batches' `tf.TensorSpec`s."""
         return map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), self.data)
 
-    def subset(self, examples, generator=None, shuffle=True):
+    def subset(self, examples, batch_size=None, generator=None, shuffle=True):
         """The same arrays with other examples."""
-        return ArrayBatches(
-            self.data, self.batch_size, examples, generator, self.steps, shuffle
-        )
+        size = self.batch_size if batch_size is None else batch_size
+        return ArrayBatches(self.data, size, examples, generator, self.steps, shuffle)
 
     def alike(self):
         """Batches of the same kind and number, which to use changes nothing."""
@@ -168,7 +167,7 @@ class ArrayBatches:
 
     def shuffled(self, generator, shuffle=True):
         """The same, in an order that a generator draws every pass."""
-        return self.subset(self.examples, generator, shuffle)
+        return self.subset(self.examples, generator=generator, shuffle=shuffle)
 
     def start(self):
         """A source for one pass."""

@@ -146,6 +146,55 @@ def _triple(sizes):
     return sizes[1:4] if len(sizes) == 5 else sizes
 
 
+# ------------------------------------------------------------------------------------------- CTC
+_IMPOSSIBLE = -1e30  # The logarithm of a probability of zero, finite so that derivatives are.
+
+
+def ctc_loss(target, output, target_length, output_length, mask_index=0):
+    """Keras's `ctc_loss` as a recursion over time, which TensorFlow differentiates twice.
+
+    Args:
+        target: Labels, integers `[batch, labels]`.
+        output: Logits `[batch, time, classes]`.
+        target_length, output_length: Integers `[batch]`.
+        mask_index: The class of the blank. Defaults to `0`.
+
+    Returns:
+        `[batch]`, the negative logarithm of the probability of all alignments.
+
+    Source: Graves et al. (2006), "Connectionist Temporal Classification", section 4.1.
+    """
+    logits = tf.convert_to_tensor(output)
+    logits = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+    target = tf.cast(tf.convert_to_tensor(target), "int32")
+    target_length, output_length = (
+        tf.cast(tf.convert_to_tensor(length), "int32") for length in (target_length, output_length)
+    )
+    log_probabilities = tf.nn.log_softmax(logits)
+    # The labels with a blank before, between and after them.
+    blanks = tf.fill(tf.shape(target), mask_index)
+    path = tf.reshape(tf.stack([blanks, target], 2), [tf.shape(target)[0], -1])
+    path = tf.concat([path, blanks[:, :1]], 1)
+    emitted = tf.gather(log_probabilities, path, axis=2, batch_dims=1)
+    two_before = tf.pad(path[:, :-2], [[0, 0], [2, 0]], constant_values=mask_index)
+    skips = (path != mask_index) & (path != two_before)
+    position = tf.range(tf.shape(path)[1])
+
+    def shifted(alpha, by):
+        return tf.pad(alpha[:, :-by], [[0, 0], [by, 0]], constant_values=_IMPOSSIBLE)
+
+    def one_step(t, alpha):
+        ways = [alpha, shifted(alpha, 1), tf.where(skips, shifted(alpha, 2), _IMPOSSIBLE)]
+        after = tf.reduce_logsumexp(tf.stack(ways), 0) + emitted[:, t]
+        return t + 1, tf.where((t < output_length)[:, None], after, alpha)
+
+    start = tf.where(position < 2, emitted[:, 0], tf.cast(_IMPOSSIBLE, logits.dtype))
+    time = logits.shape[1] if logits.shape[1] is not None else tf.shape(logits)[1]
+    _, alpha = tf.while_loop(lambda t, _: t < time, one_step, [1, start], parallel_iterations=1)
+    last = (position == 2 * target_length[:, None]) | (position == 2 * target_length[:, None] - 1)
+    return -tf.reduce_logsumexp(tf.where(last, alpha, _IMPOSSIBLE), 1)
+
+
 # What stands in for the function of the same name, and where: a module of TensorFlow's.
 REPLACEMENTS = (
     *(("nn", each) for each in (moments, softmax_cross_entropy_with_logits, softsign)),

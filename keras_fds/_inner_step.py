@@ -125,16 +125,25 @@ class InnerStep:
             source: Where batches come from, see `_data.take`.
             num_batches: How many.
             training: Whether the model runs in training mode.
-            at_batch: A context manager of a batch's number, entered for every batch; by default
-                all batches are one compiled call.
+            at_batch: A context manager, entered with the numbers of the first and the last batch of
+                each compiled call, which is as long as the model's `steps_per_execution`; by
+                default all batches are one call.
         """
         validation = self.validation_start()
-        count = num_batches if at_batch is None or self.model.evaluates_in_order else 1
+        size = num_batches if at_batch is None else self.model.model.steps_per_execution
+        at_once = num_batches if self.model.evaluates_in_order else size
         with _data.telling_of_the_end("`validation_steps`"):
-            for first in range(0, num_batches, count):
-                numbers = (tf.constant(number, "int64") for number in (first, count))
-                with contextlib.nullcontext() if at_batch is None else at_batch(first):
+            for first in range(0, num_batches, at_once):
+                with contextlib.ExitStack() as stack:
+                    if at_batch is not None and at_once == size:
+                        stack.enter_context(at_batch(first, first + size - 1))
+                    count = min(at_once, num_batches - first)
+                    numbers = (tf.constant(number, "int64") for number in (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
+        if at_batch is not None and at_once != size:  # Batches in order are told of afterwards.
+            for first in range(0, num_batches, size):
+                with at_batch(first, first + size - 1):
+                    pass
         return validation
 
     def validation_start(self):
@@ -233,8 +242,7 @@ class InnerStep:
         )
         model.update_metrics(batch, loss, outputs)
         # As Keras's loss tracker weighs a batch.
-        weight = tf.cast(_keras.batch_size(batch[0]), "int64") * tf.size(loss, "int64")
-        return tf.reduce_mean(loss), weight, statistics, counters
+        return tf.reduce_mean(loss), _keras.batch_size(batch[0]), statistics, counters
 
 
 class Validation(NamedTuple):

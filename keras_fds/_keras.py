@@ -25,6 +25,7 @@ from keras.src.layers.preprocessing.image_preprocessing.base_image_preprocessing
 from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.saving import serialization_lib
+from tensorflow.python.ops import custom_gradient as tf_custom_gradient
 
 from keras_fds import _derivatives
 
@@ -51,15 +52,23 @@ def twice_differentiable():
 
     Functions of TensorFlow whose second derivative is wrong are replaced, and cuDNN's, which
     have none, are not used. A layer with an operation whose gradient has no gradient raises
-    `NotTwiceDifferentiable`, which names the layer; one that stops gradients is warned of, once.
+    `NotTwiceDifferentiable`, which names the layer; one that stops gradients, or defines its own,
+    is warned of, once.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
+    stock_custom = getattr(tf_custom_gradient, "_graph_mode_decorator", None)
     calling = []  # The layers that are being called, innermost last.
 
     def stop_gradient(*args, **kwargs):
         if calling:
-            _warn_of_stopping(calling[-1])
+            _warn_of(calling[-1], _STOPS)
         return stock_stop(*args, **kwargs)
+
+    def custom_gradient(function, args, kwargs):
+        own = (function.__module__ or "").split(".")[0] not in ("tensorflow", "keras", "keras_fds")
+        if own and calling:
+            _warn_of(calling[-1], _DEFINES_ITS_OWN)
+        return stock_custom(function, args, kwargs)
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
@@ -77,20 +86,34 @@ def twice_differentiable():
             for owner in _derivatives.owners(module):
                 stack.enter_context(_replaced(owner, **{function.__name__: function}))
         stack.enter_context(_replaced(tf, stop_gradient=stop_gradient))
+        if stock_custom is not None:
+            stack.enter_context(
+                _replaced(tf_custom_gradient, _graph_mode_decorator=custom_gradient)
+            )
         stack.enter_context(_replaced(keras_backend, lstm=no_cudnn, gru=no_cudnn))
+        stack.enter_context(_replaced(keras_backend.nn, ctc_loss=_derivatives.ctc_loss))
         stack.enter_context(_replaced(keras.layers.Layer, __call__=call))
         yield
 
 
-def _warn_of_stopping(layer):
-    """Warns, once a layer, that it stops gradients."""
+_STOPS = (
+    "stops gradients (tf.stop_gradient): hypergradients take what it stops as constant. If that is "
+    "not meant, write the layer without it."
+)
+_DEFINES_ITS_OWN = (
+    "defines its own gradient (custom_gradient): hypergradients take it as the derivative, in "
+    "training and in validation, where finite differences would see the function itself."
+)
+
+
+def _warn_of(layer, what):
+    """Warns, once a layer, of what it does to gradients."""
     if layer not in _warned_of:
         _warned_of.add(layer)
         warnings.warn(
-            f"The layer {layer.name!r} ({type(layer).__name__}) stops gradients "
-            "(tf.stop_gradient): hypergradients take what it stops as constant. If that is not "
-            "meant, write the layer without it. keras_fds.check_hypergradients(model, train_data, "
-            "validation_data) measures what it makes of them.",
+            f"The layer {layer.name!r} ({type(layer).__name__}) {what} "
+            "keras_fds.check_hypergradients(model, train_data, validation_data) measures what that "
+            "makes of them.",
             stacklevel=2,
         )
 
@@ -105,12 +128,16 @@ def explaining(culprit):
     try:
         yield
     except LookupError as error:
-        missing = re.search(r"gradient registry has no entry for: (\w+)", str(error))
+        missing = re.search(
+            r"gradient registry has no entry for: (\w+)|No gradient defined .*op type: (\w+)",
+            str(error),
+        )
         if not missing:
             raise
+        operation = missing.group(1) or missing.group(2)
         raise NotTwiceDifferentiable(
             f"The {culprit} is not twice differentiable: TensorFlow has no gradient for its "
-            f"operation {missing.group(1)}, so no hypergradient can pass through it. Replace "
+            f"operation {operation}, so no hypergradient can pass through it. Replace "
             "it, or move it in front of the trainable layers, into the data pipeline."
         ) from error
 
@@ -222,6 +249,56 @@ def is_composition(model):
 def layers_of(model):
     """The model and all layers inside it, at any depth."""
     return model._flatten_layers()
+
+
+def own_variables(layer):
+    """The variables that a layer keeps itself, without those of the layers inside it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_generators_of(layer):
+    """The `keras.random.SeedGenerator`s that a layer keeps itself."""
+    return list(layer._seed_generators)
+
+
+def fresh_seed_state(generator):
+    """The state of a seed generator that is made anew."""
+    seed = generator._initial_seed
+    return keras.random.SeedGenerator(seed).state.numpy()
+
+
+def replayed_build(layer):
+    """Runs a layer's `build` again, and leaves the layer as it is.
+
+    Returns:
+        `(variable, shape, dtype, initializer)` for every weight that it adds, where the variable
+        is the one that it added the first time.
+    """
+    remaining = own_variables(layer)
+    calls = []
+
+    def add_weight(self, shape=None, initializer=None, dtype=None, name=None, **_):
+        shape = () if shape is None else tuple(shape) if not isinstance(shape, int) else (shape,)
+        if self is not layer:
+            raise ValueError(f"It builds the layer {self.name!r} inside it.")
+        alike = [v for v in remaining if tuple(v.shape) == shape and name in (None, v.name)]
+        if not alike:
+            raise ValueError(f"It adds another weight {name!r} of shape {shape}.")
+        variable = alike[0]
+        remaining[:] = [v for v in remaining if v is not variable]
+        calls.append((variable, shape, dtype or variable._dtype, initializer))
+        return variable
+
+    attributes = dict(vars(layer))
+    config = layer.get_build_config()
+    try:
+        with _replaced(keras.layers.Layer, add_weight=add_weight):
+            if config is not None:
+                layer.build_from_config(config)
+    finally:
+        vars(layer).clear()
+        vars(layer).update(attributes)
+    return calls
 
 
 class _RecordingScope(keras.StatelessScope):

@@ -5,8 +5,9 @@ import random
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_fds import _keras
+from keras_fds import _keras, _redraw
 
 
 def build(model, batch):
@@ -35,6 +36,10 @@ def seeded(seed):
         np.random.set_state(legacy)
 
 
+class NotRebuilt(ValueError):
+    """Keras cannot rebuild a model from its config."""
+
+
 def fresh_model(model, inputs, make=None):
     """A new model of the same architecture with newly drawn weights.
 
@@ -44,8 +49,8 @@ def fresh_model(model, inputs, make=None):
         make: A function that returns the new model; by default Keras rebuilds it.
 
     Raises:
-        ValueError: When Keras cannot rebuild the model from its config, or `make` returns
-            something else than another model with the same variables.
+        NotRebuilt: When Keras cannot rebuild the model from its config.
+        ValueError: When `make` returns something else than another model with the same variables.
     """
     try:
         twin = _keras.rebuilt(model) if make is None else make()
@@ -58,13 +63,10 @@ def fresh_model(model, inputs, make=None):
     except Exception as error:
         if make is not None:
             raise
-        raise ValueError(
-            f"The model {model.name!r} cannot be re-initialised: {type(model).__name__} lacks a "
-            "`get_config` from which Keras can rebuild it. Write one, or pass `initial_weights=` a "
-            "function that returns a newly made model, or `initial_weights='same'` to restart "
-            f"every outer step from the present weights. ({type(error).__name__})"
-        ) from error
+        raise NotRebuilt(f"{type(error).__name__}: {error}") from error
     shapes, expected = ([tuple(v.shape) for v in m.variables] for m in (twin, model))
+    if make is None and shapes != expected:
+        raise NotRebuilt(f"Its config gives another model, with variables {shapes}.")
     if twin is model or shapes != expected:
         what = "the model itself" if twin is model else f"one with variables {shapes}"
         raise ValueError(
@@ -72,3 +74,68 @@ def fresh_model(model, inputs, make=None):
             f"Received: {what}"
         )
     return twin
+
+
+def values_of(model, inputs, make, variables):
+    """The values that variables of a model have in the new model that a function makes."""
+    twin = fresh_model(model, inputs, make)
+    value_of = {id(v): value for v, value in zip(model.variables, twin.variables)}
+    return [value_of[id(variable)] for variable in variables]
+
+
+def draw_weights(model, inputs, variables):
+    """Draws new values for variables of a model, by rebuilding it or else in place.
+
+    Args:
+        model: A built `keras.Model`.
+        inputs: The `tf.TensorSpec`s of its inputs.
+        variables: Those that training changes.
+
+    Returns:
+        A list of values, one a variable.
+
+    Raises:
+        ValueError: When neither can be done, with both reasons.
+    """
+    state = random.getstate()
+    try:
+        twin = fresh_model(model, inputs)
+        value_of = {id(v): value for v, value in zip(model.variables, twin.variables)}
+    except NotRebuilt as error:
+        random.setstate(state)
+        try:
+            value_of = _redraw.new_values(model, variables)
+        except ValueError as reason:
+            raise ValueError(
+                f"The weights of {model.name!r} cannot be drawn anew. {reason}; and Keras cannot "
+                f"rebuild the model from its config ({error}). Pass `initial_weights=` a function "
+                "that returns a newly made model, or `initial_weights='same'` to restart every "
+                "outer step from the present weights."
+            ) from error
+    return [value_of[id(variable)] for variable in variables]
+
+
+def pretrained(model, variables, values):
+    """The names of the layers whose weights are not as their initialisers draw them.
+
+    Args:
+        variables: Variables of the model.
+        values: New values of them, as drawn.
+    """
+    suspects = []
+    for variable, value in zip(variables, values):
+        if not tf.as_dtype(variable.dtype).is_floating:
+            continue
+        mine, drawn = (keras.ops.convert_to_numpy(v).astype("float64") for v in (variable, value))
+        spread, expected = np.abs(mine).max(initial=0.0), np.abs(drawn).max(initial=0.0)
+        constant = np.ptp(drawn) == 0 if drawn.size else True
+        if np.array_equal(mine, drawn):
+            continue
+        if constant or (drawn.size > 100 and not expected / 2 < spread < 2 * expected):
+            suspects.append(variable)
+    ids = {id(variable) for variable in suspects}
+    return [
+        layer.name
+        for layer in {id(layer): layer for layer in _keras.layers_of(model)}.values()
+        if any(id(variable) in ids for variable in _keras.own_variables(layer))
+    ]

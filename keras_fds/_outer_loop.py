@@ -208,11 +208,11 @@ class OuterLoop:
         return self.finish(outer_step, logs, loss, values)
 
     @contextlib.contextmanager
-    def test_batch(self, batch):
-        """What callbacks are told of a batch of the validation."""
-        self.callbacks.on_test_batch_begin(batch)
+    def test_batch(self, first, last):
+        """What callbacks are told of a compiled call of the validation."""
+        self.callbacks.on_test_batch_begin(first)
         yield
-        self.callbacks.on_test_batch_end(batch, _logs(self.model))
+        self.callbacks.on_test_batch_end(last, _logs(self.model))
 
     def tell_of_divergence(self, outer_step, steps, horizon):
         """Warns of a run that is given up; raises when the data are at fault."""
@@ -305,7 +305,9 @@ class OuterLoop:
             logs, state = _logs(self.model), self.state() if sound else []
             reached = done if state else 0
             self.search.within = Within(outer_step, reached, horizon, list(logs), state)
-            self.callbacks.on_train_batch_end(done - 1, logs)
+            whole = self.model.steps_per_execution > 1  # Keras then counts a short call as whole.
+            last = done - steps + self.steps_a_call if whole else done
+            self.callbacks.on_train_batch_end(last - 1, logs)
             self.check_rate()
             if not sound or self.model.stop_training:
                 return done, sound
@@ -362,30 +364,49 @@ class Restart:
         model = unroll.model.model
         self.stateless, self.start = unroll.model, None
         self.outside = [(variable, variable.numpy()) for variable in self.stateless.outside]
+        trained = self.stateless.trained
         if callable(initial_weights):
-            self.make = lambda: _models.fresh_model(model, inputs, initial_weights)
+            self.draw = lambda: _models.values_of(model, inputs, initial_weights, trained)
         elif initial_weights == "fresh":
-            self.make = lambda: _models.fresh_model(model, inputs)
+            self.draw = lambda: _models.draw_weights(model, inputs, trained)
         elif initial_weights == "same":
             self.start = [variable.numpy() for variable in model.variables]
-            self.make = None
+            self.draw = None
         else:
             raise ValueError(
                 "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
                 f"model. Received: initial_weights={initial_weights!r}"
             )
-        if self.make is not None:
-            self.make()  # Whether it can be done is known before any training.
+        if self.draw is not None:
+            values = self.draw()  # Whether it can be done is known before any training.
+        optimizer = model.optimizer
+        if initial_weights == "fresh" and optimizer.search is None and not optimizer.iterations.numpy():
+            _tell_of_pretrained(_models.pretrained(model, trained, values))
 
     def __call__(self, seed):
         for variable, value in self.outside:
             variable.assign(value)
-        if self.make is None:
+        if self.draw is None:
             for variable, value in zip(self.stateless.model.variables, self.start):
                 variable.assign(value)
         else:
             with _models.seeded(seed):
-                self.stateless.reinitialize(self.make())
+                values = self.draw()
+            for variable, value in zip(self.stateless.trained, values):
+                variable.assign(value)
+
+
+def _tell_of_pretrained(layers):
+    if layers:
+        named = ", ".join(map(repr, layers[:4])) + (", …" if len(layers) > 4 else "")
+        warnings.warn(
+            f"The weights of {named} are not as their initialisers draw them, so they seem to be "
+            "trained already, and initial_weights='fresh' draws them anew in every outer step. "
+            "Freeze what is to stay (`layer.trainable = False`), or pass initial_weights='same' to "
+            "start every outer step from the present weights.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 try:
     from tensorflow.python.eager import execute as _execute
+    from tensorflow.python.eager.record import record_operation
+    from tensorflow.python.framework import ops as _ops
 
     record_gradient = _execute.record_gradient
 except (ImportError, AttributeError):  # TensorFlow has moved it; see `_forward_mode`.
@@ -51,7 +53,8 @@ def product(operation_type, attributes, inputs, outputs, tangents):
     elif operation_type in SIGNS:
         terms = _sum_or_difference(SIGNS[operation_type], inputs, outputs[0], tangents)
     else:
-        return _transposed(operation_type, attributes, inputs, outputs, tangents)
+        rule = _rule_of_its_own(outputs[0])
+        return _transposed(operation_type, attributes, inputs, outputs, tangents, rule)
     if not is_continuous(outputs[0]):
         return [None]
     total = tf.add_n(terms) if len(terms) > 2 else functools.reduce(tf.add, terms or [None])
@@ -92,7 +95,21 @@ def _broadcasts_to(shape, larger):
     return all(size in (1, full) for size, full in pairs)
 
 
-def _transposed(operation_type, attributes, inputs, outputs, tangents):
+def _custom_gradient_of(operation):
+    function = _ops.get_gradient_function(operation)
+    return lambda *gradients: function(operation, *gradients)
+
+
+def _rule_of_its_own(output):
+    """The gradient that `tf.custom_gradient` has given an operation, or None."""
+    operation = output.op
+    names = {each.name for each in operation.op_def.attr} | set(operation.node_def.attr)
+    if "_gradient_op_type" not in names:
+        return None
+    return _custom_gradient_of(operation)
+
+
+def _transposed(operation_type, attributes, inputs, outputs, tangents, rule=None):
     """By transposing the gradient, which is linear in what it is multiplied with.
 
     The value of that does not matter: the outputs, which cost nothing, stand for it.
@@ -104,7 +121,10 @@ def _transposed(operation_type, attributes, inputs, outputs, tangents):
     with tf.GradientTape(watch_accessed_variables=False) as transposing:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            record_gradient(operation_type, inputs, attributes, outputs)
+            if rule is None:
+                record_gradient(operation_type, inputs, attributes, outputs)
+            else:
+                record_operation(operation_type, outputs, inputs, rule)
         cotangents = [tf.identity(y) for y in moved]
         transposing.watch(cotangents)
         gradients = tape.gradient(moved, watched, cotangents, "zero")

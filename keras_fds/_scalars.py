@@ -172,18 +172,55 @@ def places(model, name):
             ]
     elif root == "model":
         found = [_follow(model, path)]
-    else:
-        parts = name.split(".")
-        for i in range(1, len(parts)):  # Layers' names may hold dots, too.
-            owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
-            _check_random_mask(name, owners, path)
-            found += [_follow(owner, path) for owner in owners]
+    in_layers = _places_in_layers(model, name)
+    here, there = ({id(each[0]) for each in f if each} for f in (found, in_layers))
+    if here and there - here:
+        raise ValueError(
+            f"{name!r} is a number of a layer that is called {root!r} and another one of the model "
+            "or its loss. Give the layer another name."
+        )
+    found = found if any(found) else in_layers
     unique = {id(place[0]): place for place in found if place is not None}
     if not unique:
         raise ValueError(
             f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
         )
     return list(unique.values())
+
+
+def _places_in_layers(model, name):
+    parts, found = name.split("."), []
+    for i in range(1, len(parts)):  # Layers' names may hold dots, too.
+        owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
+        _check_random_mask(name, owners, path)
+        places = [_follow(owner, path) for owner in owners]
+        if any(places):
+            _check_not_shared(model, name, owners, path)
+        found += [place for place in places if place is not None]
+    return found
+
+
+def _check_not_shared(model, name, owners, path):
+    """Raises a `ValueError` for an object that also stands where the name does not point."""
+    inside = {id(layer) for owner in owners for layer in _keras.layers_of(owner)}
+    others = [layer for layer in _keras.layers_of(model) if id(layer) not in inside]
+    for owner in owners:
+        part = owner
+        for step in path[:-1]:
+            part = getattr(part, step, None)
+            if part is None or isinstance(part, keras.layers.Layer):
+                continue
+            sharing = [
+                layer.name for layer in others if any(v is part for v in vars(layer).values())
+            ]
+            if sharing:
+                raise ValueError(
+                    f"{name!r} cannot be learned by itself: the {type(part).__name__} object of "
+                    f"{owner.name!r} is also that of {', '.join(map(repr, sharing))}, so that its "
+                    "number is one for all of them. Give each layer an object of its own, or learn "
+                    "it by a pattern that matches all their names, such as "
+                    f"'*.{'.'.join(path)}'."
+                )
 
 
 def _layers_called(model, pattern):

@@ -183,18 +183,12 @@ class StatelessModel:
         """Adds a batch to the model's loss tracker and compiled metrics."""
         _keras.update_metrics(self.model, batch, loss, outputs)
 
-    def reinitialize(self, twin):
-        """Takes over from another model of this architecture all that training changes.
-
-        Frozen weights, adapted normalisations and vocabularies stay as they are.
-        """
-        for mine, other in (
-            (self._trainable, twin.trainable_variables),
-            (self._non_trainable, twin.non_trainable_variables),
-        ):
-            for position, (variable, value) in enumerate(zip(mine, other)):
-                if mine is self._trainable or position in self._updated:
-                    variable.assign(value)
+    @property
+    def trained(self):
+        """The variables of the model that training changes: not frozen ones, nor vocabularies."""
+        outside = {id(variable) for variable in self.outside}
+        updated = (self._non_trainable[i] for i in self._updated)
+        return [*self._trainable, *(v for v in updated if id(v) not in outside)]
 
 
 # --------------------------------------------------------------------------------- the optimizer

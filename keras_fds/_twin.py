@@ -1,7 +1,9 @@
 """A float64 model beside the user's, which stays as it is."""
 
 import contextlib
+import os
 import random
+import tempfile
 
 import keras
 import numpy as np
@@ -37,8 +39,17 @@ def in_float64(dataset):
     return dataset.map(lambda *batch: tf.nest.map_structure(cast, batch))
 
 
-def float64_twin(model, make_model, spec):
-    """A float64 model of the same architecture, values and schedules, compiled alike."""
+def float64_twin(model, make_model, batches):
+    """A float64 model of the same architecture, state and schedules, compiled alike.
+
+    Args:
+        model: A compiled `keras.Model`.
+        make_model: A function that makes the twin; `None` lets Keras rebuild it.
+        batches: `DatasetBatches` in float64; on the first one both are compared.
+
+    Raises:
+        ValueError: The twin cannot be made, or a layer of it computes something else.
+    """
     try:
         twin = _keras.rebuilt_in_float64(model) if make_model is None else make_model()
     except Exception as error:
@@ -55,10 +66,11 @@ def float64_twin(model, make_model, spec):
     optimizer = model.optimizer
     twin_optimizer = type(optimizer).from_config(optimizer.get_config())
     twin.compile(optimizer=twin_optimizer, **arguments)
-    _build(twin, spec, make_model)
+    _build(twin, batches.spec, make_model)
     twin_optimizer.outer_state = {"values": optimizer.outer_state["values"]}
     if model.built:
-        _copy_values(model, twin)
+        _copy_state(model, twin)
+        _check_same(model, twin, keras.utils.unpack_x_y_sample_weight(batches.first)[0])
     return twin
 
 
@@ -76,13 +88,135 @@ def _build(twin, spec, make_model):
         ) from error
 
 
-def _copy_values(model, twin):
+def _copy_state(model, twin):
     shapes, expected = ([tuple(v.shape) for v in m.variables] for m in (twin, model))
     if shapes != expected:
         raise ValueError(
             f"A new model for {model.name!r} must have variables {expected}. Received: {shapes}. "
             "Pass `make_model=` a function that returns a newly made model."
         )
+    _copy_derived_state(model, twin)
     for mine, other in zip(twin.variables, model.variables):
         value = other.numpy()
         mine.assign(value.astype("float64") if tf.as_dtype(mine.dtype).is_floating else value)
+
+
+def _copy_derived_state(model, twin):
+    """What layers save and load beside their variables: tables, and what follows from variables."""
+    for mine, other in _pairs(model, twin):
+        store = {}
+        try:
+            other.save_own_variables(store)
+            mine.load_own_variables({k: keras.ops.convert_to_numpy(v) for k, v in store.items()})
+            if hasattr(other, "save_assets") and hasattr(mine, "load_assets"):
+                with tempfile.TemporaryDirectory() as folder:
+                    other.save_assets(folder)
+                    if any(os.scandir(folder)):
+                        mine.load_assets(folder)
+        except Exception as error:
+            raise ValueError(
+                f"The state of the layer {other.name!r} ({type(other).__name__}) cannot be copied "
+                f"to float64: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _pairs(model, twin):
+    """`(layer of the twin, layer of the model)`, where both have the same layers."""
+    mine, other = (
+        list({id(layer): layer for layer in _keras.layers_of(m)}.values()) for m in (twin, model)
+    )
+    if [type(layer) for layer in mine] != [type(layer) for layer in other]:
+        return []
+    return list(zip(mine, other))
+
+
+# ------------------------------------------------------------------------- is it the same function
+def _check_same(model, twin, inputs):
+    """Raises a `ValueError` when a layer of the twin gives something else than the model's."""
+    twin_of = {id(other): mine for mine, other in _pairs(model, twin)}
+    floatx = model.variable_dtype
+    narrow = tf.nest.map_structure(lambda t: _cast(t, floatx), inputs)
+    for layer, arguments, keywords, outputs in _calls(model, narrow):
+        mine = twin_of.get(id(layer))
+        if mine is None or _keras.is_composition(layer) or _is_random(layer):
+            continue
+        arguments, keywords = tf.nest.map_structure(
+            lambda t, to=mine.compute_dtype: _cast(t, to), (arguments, keywords)
+        )
+        with keras.StatelessScope():
+            try:
+                received = mine(*arguments, **keywords)
+            except Exception as error:
+                raise ValueError(
+                    f"{_named(layer)} cannot compute in float64: {type(error).__name__}: {error}. "
+                    "Move it in front of the model, into the data pipeline."
+                ) from error
+        if not _alike(outputs, received, layer.compute_dtype):
+            raise ValueError(
+                f"{_named(layer)} computes something else in its float64 twin, so that "
+                "hypergradients would be of another model. It keeps state that Keras's "
+                "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
+                "pass `make_model=` to check_hypergradients."
+            )
+
+
+def _calls(model, inputs):
+    """`(layer, arguments, keywords, outputs)` of the first call of every layer, inner ones first."""
+    calls, seen = [], set()
+
+    def recorded(layer):
+        stock = layer.call
+
+        def call(*arguments, **keywords):
+            outputs = stock(*arguments, **keywords)
+            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
+            if id(layer) not in seen and all(hasattr(t, "numpy") for t in tensors):
+                seen.add(id(layer))
+                calls.append((layer, arguments, keywords, outputs))
+            return outputs
+
+        return call
+
+    layers = {id(layer): layer for layer in _keras.layers_of(model)}.values()
+    for layer in layers:
+        vars(layer)["call"] = recorded(layer)
+    try:
+        with keras.StatelessScope():
+            model(inputs, **_keras.training_argument(model, False))
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
+    return calls
+
+
+def _is_random(layer):
+    return any(_keras.seed_generators_of(part) for part in _keras.layers_of(layer))
+
+
+def _cast(tensor, dtype):
+    is_floating = tf.is_tensor(tensor) and tensor.dtype.is_floating
+    return tf.cast(tensor, dtype) if is_floating else tensor
+
+
+def _alike(expected, received, dtype):
+    """Whether outputs are the same but for the rounding of a dtype."""
+    tolerance = 1e-3 if tf.as_dtype(dtype).size >= 4 else 0.1
+    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(received)):
+        if not (tf.is_tensor(a) and tf.is_tensor(b)):
+            continue
+        if not a.dtype.is_floating:
+            if a.shape != b.shape or np.mean(a.numpy() != b.numpy()) > 0.01:
+                return False
+            continue
+        a, b = (tf.cast(t, "float64").numpy() for t in (a, b))
+        if a.shape != b.shape:
+            return False
+        scale = max(np.abs(a[np.isfinite(a)]).max(initial=0.0), 1e-30)
+        difference = np.abs(np.nan_to_num(a - b, nan=0.0 if np.isnan(a).any() else np.inf))
+        if np.mean(difference > tolerance * scale) > 0.01:
+            return False
+    return True
+
+
+def _named(layer):
+    return f"The layer {layer.name!r} ({type(layer).__name__})"

@@ -144,7 +144,7 @@ def check_hypergradients(
             for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
         )
         _checks.check_buckets(model.optimizer, train.num_batches)
-        twin = float64_twin(model, make_model, train.spec)
+        twin = float64_twin(model, make_model, train)
         runs = _Runs(twin, train, validation, validation_training)
         forward, differences, errors, verdicts = _compared(runs, tolerance)
         is_wrong = _WRONG in verdicts

@@ -84,7 +84,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             variable.assign(state[key])
             self._outer_state[key] = variable
         # The schedules' horizon in inner steps, and the iteration at which it began.
-        self._horizon = self.add_variable((), dtype="int64", name="horizon")
+        self._horizon = self.add_variable((), dtype="int64", name="schedule_horizon")
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
         self._multiplied = None

@@ -294,5 +294,5 @@ def _hypergradients_in(dtype, model, train_data, validation_data, *arguments):
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
     with _twin.float64():
         data = [_twin.in_float64(dataset) for dataset in (train_data, validation_data)]
-        twin = _twin.float64_twin(model, None, _datasets(*data)[0].spec)
+        twin = _twin.float64_twin(model, None, _datasets(*data)[0])
         return hypergradients(twin, *data, *arguments)

@@ -66,7 +66,7 @@ def test_unknown_number_of_batches_keeps_the_horizon():
     import tensorflow as tf
 
     model, x, y = model_and_data(hyper_optimizer())
-    model.optimizer.horizon = 4
+    model.optimizer.begin_schedules(4)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).filter(lambda x, y: True)
     recorder = RecordRates()
     model.fit(dataset, callbacks=[recorder], verbose=0)
@@ -167,7 +167,7 @@ def test_a_value_in_several_buckets_with_the_whole_horizon_as_breadth_is_learned
     def moved(**arguments):
         momentum = keras_fds.Hyperparameter("momentum", initial=0.5, **arguments)
         optimizer = keras_fds.HyperOptimizer(keras.optimizers.SGD(0.5), [momentum])
-        optimizer.horizon = 70
+        optimizer.begin_schedules(70)
         optimizer.record(np.full(momentum.num_buckets, -1e-4), 1.0)  # The mean over a step.
         optimizer.update_schedules()
         return optimizer.schedules["momentum"].values

@@ -1,5 +1,7 @@
 """Numbers of the model, its loss and its layers are learned: exactly, or refused."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -27,11 +29,13 @@ def batches(data):
 
 
 def network(**dense_arguments):
+    """Two dense layers, each with a regularizer of its own."""
+    hidden, output = (copy.deepcopy(dense_arguments) for _ in range(2))
     return keras.Sequential(
         [
             keras.Input((4,)),
-            keras.layers.Dense(5, activation="tanh", name="hidden", **dense_arguments),
-            keras.layers.Dense(3, name="output", **dense_arguments),
+            keras.layers.Dense(5, activation="tanh", name="hidden", **hidden),
+            keras.layers.Dense(3, name="output", **output),
         ]
     )
 

@@ -30,7 +30,7 @@ _FIELDS = (
     *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
     *(
         "validation_training",
-        "resplit",
+        "resample_validation",
         "optimizer",
         "tangent_clipvalue",
         "hyperparameters",

@@ -86,7 +86,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         validation_split=config.validation_split,
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
-        resplit=config.resplit,
+        resample_validation=config.resample_validation,
         differentiation=config.differentiation,
         **({} if config.adjoint_memory is None else {"adjoint_memory": config.adjoint_memory}),
         verbose=verbose,
