@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _keras
+from keras_fds import _tensorflow
 from keras_fds._data import whole_number
 from keras_fds.hyper_optimizer import HyperOptimizer
 
@@ -43,9 +43,10 @@ def _check_steps(model):
         if getattr(own, "of_keras_fds", False):
             own = None
         if own is not None or getattr(type(model), method) is not getattr(keras.Model, method):
-            whose = "an instance of it has its own" if own is not None else "overrides"
+            of_instance = f"{model.name!r} has a `{method}` of its own"
+            of_class = f"{type(model).__name__} overrides `{method}`"
             raise ValueError(
-                f"{type(model).__name__}: {whose} `{method}`, which cannot be differentiated "
+                f"{of_class if own is None else of_instance}, which cannot be differentiated "
                 "through. Override `compute_loss` instead: it may call the model's parts, and its "
                 "result is what is minimised."
             )
@@ -210,7 +211,7 @@ _told_of_missing_onednn = False
 def tell_of_missing_onednn():
     """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
     global _told_of_missing_onednn
-    if _told_of_missing_onednn or not _keras.lacks_onednn():
+    if _told_of_missing_onednn or not _tensorflow.lacks_onednn():
         return
     _told_of_missing_onednn = True
     tf.get_logger().warning(

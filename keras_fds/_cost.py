@@ -39,7 +39,7 @@ class Cost(NamedTuple):
     allowed: int  # For them.
     seconds: Seconds
     remedies: list  # What would make it cheaper.
-    tracing: float  # Seconds spent before the first outer step.
+    tracing: float = 0.0  # Seconds spent before the first outer step, most of it on tracing.
 
     @property
     def seconds_in_all(self):
@@ -63,7 +63,7 @@ def table(cost):
         "mode": mode.lower() + why.rstrip("."),
         "memory": f"state {_mebibytes(cost.state)}{_memory_of_mode(cost)}",
         "measured": f"{a_step}, {_span(*each)} an outer step",
-        "tracing": f"{duration(cost.tracing)}, once",
+        "tracing": f"{duration(cost.tracing)}, once" if cost.tracing else "",
         "in all": f"{duration(cost.seconds_in_all)} for {len(horizons)} outer steps",
         "to cut it": ", ".join(cost.remedies),
     }
@@ -115,7 +115,7 @@ def remedies(unroll, differentiation, horizons, steps_per_epoch):
 
 
 # ------------------------------------------------------------------------------------ measuring
-def cost_of(unroll, reason, remedies, horizons, seconds, tracing=0.0):
+def cost_of(unroll, reason, remedies, horizons, seconds):
     """The `Cost` of a search of which the `Seconds` were measured."""
     horizon, backward = max(horizons), isinstance(unroll, Adjoint)
     return Cost(
@@ -128,7 +128,6 @@ def cost_of(unroll, reason, remedies, horizons, seconds, tracing=0.0):
         unroll.memory if backward else 0,
         seconds,
         remedies,
-        tracing,
     )
 
 
@@ -243,12 +242,13 @@ class Progress(keras.callbacks.ProgbarLogger):
         horizons: Numbers of inner steps, one an outer step.
         measured: Arguments of `measure`.
         told: The first arguments of `cost_of`.
-        begin: When the search was asked for, by `time.monotonic`.
+        begin: When the search was asked for, by `time.monotonic`. Defaults to now.
     """
 
-    def __init__(self, horizons, measured, told, begin):
+    def __init__(self, horizons, measured, told, begin=None):
         super().__init__()
-        self.horizons, self.measured, self.told, self.begin = horizons, measured, told, begin
+        self.horizons, self.measured, self.told = horizons, measured, told
+        self.begin = time.monotonic() if begin is None else begin
 
     def set_params(self, params):
         super().set_params(params)
@@ -260,7 +260,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         if to_come:
             seconds = measure(*self.measured)
             tracing = time.monotonic() - self.begin
-            print(table(cost_of(*self.told, to_come, seconds, tracing)))
+            print(table(cost_of(*self.told, to_come, seconds)._replace(tracing=tracing)))
             self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
             self.finished = 0
 

@@ -139,9 +139,7 @@ class ArrayBatches:
 
     bytes_to_keep = 0  # To replay a batch takes no more memory.
 
-    def __init__(
-        self, data, batch_size, examples=None, generator=None, steps=None, shuffle=True
-    ):
+    def __init__(self, data, batch_size, examples=None, generator=None, steps=None, shuffle=True):
         self.data = data
         self.num_examples = next(len(a) for a in tf.nest.flatten(data) if a is not None)
         self.batch_size = whole_number("batch_size", batch_size)
@@ -197,8 +195,8 @@ class DatasetBatches:
         num_batches: How many batches are used; by default the dataset's cardinality.
         what: How messages call it, with the argument that gives its length.
         class_weight: As in `model.fit`.
-        continues: Whether an endless dataset goes on where its last pass ended, as in training; in
-            validation every pass begins anew. Defaults to `True`.
+        continues: Whether what a pass leaves is used before the next one begins, as in training;
+            in validation every pass begins anew. Defaults to `True`.
 
     Attributes:
         num_batches: How many batches are used.
@@ -228,7 +226,7 @@ class DatasetBatches:
         if num_batches is not None and 0 <= cardinality < num_batches:
             raise _too_few(what, cardinality, num_batches)
         self.num_batches = num_batches or cardinality
-        self.pass_length = cardinality if cardinality > 0 else self.num_batches
+        self.pass_length = cardinality if continues and cardinality > 0 else self.num_batches
         self.what = what
         self._continues = continues and cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = None

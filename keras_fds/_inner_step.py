@@ -198,7 +198,12 @@ class InnerStep:
         _, arrays, sums, counters = tf.while_loop(
             lambda i, *_: i < count,
             one_batch,
-            [tf.constant(0, "int64"), _two_arrays(count), [tf.zeros_like(s) for s in state], counters],
+            [
+                tf.constant(0, "int64"),
+                _two_arrays(count),
+                [tf.zeros_like(s) for s in state],
+                counters,
+            ],
             parallel_iterations=1,
         )
         return sums, counters, *(array.stack() for array in arrays)

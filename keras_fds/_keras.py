@@ -6,7 +6,6 @@ When `tests/keras_test.py` fails, Keras has changed and this file is to be mende
 import contextlib
 import copy
 import inspect
-import platform
 import re
 import warnings
 import weakref
@@ -25,9 +24,8 @@ from keras.src.layers.preprocessing.image_preprocessing.base_image_preprocessing
 from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.saving import serialization_lib
-from tensorflow.python.ops import custom_gradient as tf_custom_gradient
 
-from keras_fds import _derivatives
+from keras_fds import _derivatives, _tensorflow
 
 
 @contextlib.contextmanager
@@ -56,7 +54,6 @@ def twice_differentiable():
     is warned of, once.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
-    stock_custom = getattr(tf_custom_gradient, "_graph_mode_decorator", None)
     calling = []  # The layers that are being called, innermost last.
 
     def stop_gradient(*args, **kwargs):
@@ -64,11 +61,9 @@ def twice_differentiable():
             _warn_of(calling[-1], _STOPS)
         return stock_stop(*args, **kwargs)
 
-    def custom_gradient(function, args, kwargs):
-        own = (function.__module__ or "").split(".")[0] not in ("tensorflow", "keras", "keras_fds")
-        if own and calling:
+    def tell_of_custom_gradient():
+        if calling:
             _warn_of(calling[-1], _DEFINES_ITS_OWN)
-        return stock_custom(function, args, kwargs)
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
@@ -86,10 +81,7 @@ def twice_differentiable():
             for owner in _derivatives.owners(module):
                 stack.enter_context(_replaced(owner, **{function.__name__: function}))
         stack.enter_context(_replaced(tf, stop_gradient=stop_gradient))
-        if stock_custom is not None:
-            stack.enter_context(
-                _replaced(tf_custom_gradient, _graph_mode_decorator=custom_gradient)
-            )
+        stack.enter_context(_tensorflow.telling_of_custom_gradients(tell_of_custom_gradient))
         stack.enter_context(_replaced(keras_backend, lstm=no_cudnn, gru=no_cudnn))
         stack.enter_context(_replaced(keras_backend.nn, ctc_loss=_derivatives.ctc_loss))
         stack.enter_context(_replaced(keras.layers.Layer, __call__=call))
@@ -229,18 +221,6 @@ def losses_in_float64(model):
     return {"loss": tf.nest.map_structure(converted, model.loss), "loss_weights": weights}
 
 
-def lacks_onednn():
-    """Whether TensorFlow computes on the CPU and leaves out oneDNN, where it has it."""
-    try:
-        from tensorflow.python.util import _pywrap_util_port
-
-        enabled = _pywrap_util_port.IsMklEnabled()
-    except (ImportError, AttributeError):
-        return False
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return is_x86 and not enabled and not tf.config.list_physical_devices("GPU")
-
-
 def is_composition(model):
     """Whether a model only calls its layers one after another, so that no code is its own."""
     return isinstance(model, (keras.Sequential, Functional))
@@ -292,6 +272,7 @@ def replayed_build(layer):
     attributes = dict(vars(layer))
     config = layer.get_build_config()
     try:
+        vars(layer)["built"] = False
         with _replaced(keras.layers.Layer, add_weight=add_weight):
             if config is not None:
                 layer.build_from_config(config)
@@ -391,6 +372,11 @@ def compiled_loss(model, state, batch, outputs, losses, training):
     ):
         loss = model._compute_loss(x, y, outputs, sample_weight, training)
     return Loss(loss, scope.get_current_value, list(scope.written.values()))
+
+
+def has_no_loss(model):
+    """Whether a model is compiled without a loss and does not compute one by itself."""
+    return model._compile_loss is None and type(model).compute_loss is keras.Model.compute_loss
 
 
 def _called(loss):

@@ -63,7 +63,8 @@ def fresh_model(model, inputs, make=None):
     except Exception as error:
         if make is not None:
             raise
-        raise NotRebuilt(f"{type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise NotRebuilt(f"{type(error).__name__}: {reason}") from error
     shapes, expected = ([tuple(v.shape) for v in m.variables] for m in (twin, model))
     if make is None and shapes != expected:
         raise NotRebuilt(f"Its config gives another model, with variables {shapes}.")

@@ -144,7 +144,7 @@ class OuterLoop:
     def has_moved(self):
         """Whether some value is another than at the start, by more than 5% of itself."""
         first = self.search.records[0]["values"]
-        return any(
+        return not self.optimizer.names or any(
             np.any(np.abs(values - first[name]) > 0.05 * np.abs(first[name]))
             for name, values in self.optimizer._values().items()
         )
@@ -305,7 +305,8 @@ class OuterLoop:
             logs, state = _logs(self.model), self.state() if sound else []
             reached = done if state else 0
             self.search.within = Within(outer_step, reached, horizon, list(logs), state)
-            whole = self.model.steps_per_execution > 1  # Keras then counts a short call as whole.
+            # With `steps_per_execution` Keras counts a short call as whole.
+            whole = sound and self.model.steps_per_execution > 1
             last = done - steps + self.steps_a_call if whole else done
             self.callbacks.on_train_batch_end(last - 1, logs)
             self.check_rate()
@@ -380,7 +381,11 @@ class Restart:
         if self.draw is not None:
             values = self.draw()  # Whether it can be done is known before any training.
         optimizer = model.optimizer
-        if initial_weights == "fresh" and optimizer.search is None and not optimizer.iterations.numpy():
+        if (
+            initial_weights == "fresh"
+            and optimizer.search is None
+            and not optimizer.iterations.numpy()
+        ):
             _tell_of_pretrained(_models.pretrained(model, trained, values))
 
     def __call__(self, seed):
@@ -441,7 +446,8 @@ def _overrides(callbacks, hooks):
 
 
 _BY_CALL = tuple(
-    kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger, Checkpoint)
+    kind.__module__
+    for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger, Checkpoint)
 )
 
 

@@ -115,6 +115,11 @@ class StatelessModel:
         state += [
             (v, called.value(v)) for v in called.written if all(v is not mine for mine, _ in state)
         ]
+        if not losses and training and _keras.has_no_loss(self.model):
+            raise ValueError(
+                f"The model {self.model.name!r} is compiled without a loss, and none of its layers "
+                "adds one. Pass `loss=` to compile()."
+            )
         outputs = called.outputs
         return _keras.compiled_loss(self.model, state, batch, outputs, losses, training)
 

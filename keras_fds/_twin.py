@@ -161,7 +161,7 @@ def _check_same(model, twin, inputs):
 
 
 def _calls(model, inputs):
-    """`(layer, arguments, keywords, outputs)` of the first call of every layer, inner ones first."""
+    """`(layer, arguments, keywords, outputs)` of every layer's first call, inner ones first."""
     calls, seen = [], set()
 
     def recorded(layer):
@@ -202,6 +202,8 @@ def _alike(expected, received, dtype):
     """Whether outputs are the same but for the rounding of a dtype."""
     tolerance = 1e-3 if tf.as_dtype(dtype).size >= 4 else 0.1
     for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(received)):
+        a, b = (t.to_tensor() if isinstance(t, tf.RaggedTensor) else t for t in (a, b))
+        a, b = (tf.sparse.to_dense(t) if isinstance(t, tf.SparseTensor) else t for t in (a, b))
         if not (tf.is_tensor(a) and tf.is_tensor(b)):
             continue
         if not a.dtype.is_floating:

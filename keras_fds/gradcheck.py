@@ -183,8 +183,8 @@ class _Runs:
         self.unroll, self.training = Unroll(model, train.spec), training
         self.train, self.validation = train, validation
         self.optimizer = model.optimizer
-        self.variables = model.variables
-        self.start = [variable.numpy() for variable in model.variables]
+        self.variables = [*model.variables, *self.unroll.model.outside]
+        self.start = [variable.numpy() for variable in self.variables]
         self.coordinates = self.optimizer.outer_state["values"]
         self.lengths = np.concatenate(
             [h.bucket_lengths(train.num_batches) for h in self.optimizer.hyperparameters]

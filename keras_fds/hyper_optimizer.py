@@ -364,6 +364,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list):
         self.optimizer.finalize_variable_values(var_list)
 
+    def set_weights(self, weights):
+        """Assigns values to all `variables`, in their order, as HDF5 files hold them."""
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
         for key, array in self.search.to_arrays().items() if self.searching else ():

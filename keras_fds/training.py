@@ -152,10 +152,13 @@ def fit(
     progress = _cost.Progress(horizons, measured, told, begin) if verbose else None
     _checks.tell_of_missing_onednn()
     settings = {
-        **{"divergence_factor": divergence_factor},
-        **{"seed": seed, "batch_size": batch_size, "shuffle": shuffle},
-        **{"validation_split": validation_split, "resample_validation": resample},
-        **{"validation_training": validation_training},
+        "divergence_factor": divergence_factor,
+        "seed": seed,
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "validation_split": validation_split,
+        "resample_validation": resample,
+        "validation_training": validation_training,
         **_fingerprint.of_search(
             model,
             train,

@@ -136,8 +136,8 @@ def test_an_outer_step_goes_on_where_it_was_interrupted(tmp_path, capsys):
     mode, watch = {"differentiation": "forward"}, Watch()
     killed([Checkpoint(tmp_path, minutes=0)], (1, 5), **mode)
     search([Checkpoint(tmp_path), watch], model_seed=1, verbose=2, **mode)
-    assert watch.begins == [5, 0, 0]
-    assert "Going on after inner step 5 of outer step 2 of 4." in capsys.readouterr().out
+    assert watch.begins == [3, 0, 0]
+    assert "Going on after inner step 3 of outer step 2 of 4." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

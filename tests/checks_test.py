@@ -35,7 +35,7 @@ X, Y = arrays()
         (lambda: make_model(loss=None), {}, "without a loss"),
         (own_step, {}, "OwnStep overrides `train_step`"),
         (make_model, {"validation_split": 0.0}, "need validation data.*validation_split=0.0"),
-        (make_model, {"validation_split": 0.001}, "leaves nothing"),
+        (make_model, {"validation_split": 0.999}, "leaves nothing"),
         (make_model, {"x": None, "y": None}, "missing"),
         (make_model, {"y": None}, "`y` is missing"),
         (make_model, {"x": iter([X]), "y": Y}, "arrays, a tf.data.Dataset or .*list_iterator"),
@@ -53,7 +53,11 @@ X, Y = arrays()
         (lambda: make_model(num_buckets=9), {}, "num_buckets=9, horizon=5"),
         (
             make_model,
-            {"x": tf.data.Dataset.from_tensors((X, Y)).repeat(), "y": None},
+            {
+                "x": tf.data.Dataset.from_tensors((X, Y)).repeat(),
+                "y": None,
+                "validation_data": (X, Y),
+            },
             "infinite length.*steps_per_epoch",
         ),
         (

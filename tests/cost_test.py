@@ -83,7 +83,7 @@ def unroll_and_batches(kind, num_buckets=2, memory=2**30, form="arrays"):
         train = _data.ArrayBatches(_data.as_arrays(x, y, None), 10)
     else:
         train = _data.DatasetBatches(tf.data.Dataset.from_tensor_slices((x, y)).batch(10))
-    data = _data.SplitData(train, train, 0.0, None, True)
+    data = _data.SplitData(train, train, True)
     model = make_model(num_buckets, initial=0.1)
     unroll = Unroll(model, train.spec) if kind == "forward" else Adjoint(model, train.spec, memory)
     return unroll, data

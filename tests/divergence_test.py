@@ -109,6 +109,7 @@ def search(rates, num_learned=1, steps_per_execution=1, **arguments):
         epochs=16,
         outer_steps=1,
         validation_split=0.2,
+        resample_validation="once",
         verbose=0,
         callbacks=[spy],
         **{"batch_size": 4, **arguments},

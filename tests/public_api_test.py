@@ -49,9 +49,10 @@ ADDED_TO_FIT = {
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",
     "initial_weights": "every outer step restarts",
-    "resplit": "every outer step may hold out other data",
+    "resample_validation": "what is held out may be drawn, once or in every outer step",
+    "resplit": "its old name",
 }
-LEFT_OUT_OF_FIT = {"validation_freq": "every outer step needs the validation loss"}
+LEFT_OUT_OF_FIT = {}
 
 
 def public_objects():

@@ -100,13 +100,14 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches):
                 )
             losses = []
             for training in (False, True):
-                loss, after = 0.0, counters
+                loss, number, after = 0.0, 0, counters
                 for batch in validation_batches:
-                    part, _, after = model.validation_loss(
+                    part, _, _, after = model.validation_loss(
                         weights, statistics, after, batch, training
                     )
-                    loss += part / len(validation_batches)
-                losses.append(loss)
+                    size = len(tf.nest.flatten(batch[0])[0])
+                    loss, number = loss + part * size, number + size
+                losses.append(loss / number)
         return [tape.gradient(loss, values) for loss in losses]
 
     lengths = [h.bucket_lengths(horizon) for h in hyper_optimizer.hyperparameters]

@@ -79,7 +79,7 @@ def test_a_newer_version_is_refused():
     entries = Search(0, "forward").to_arrays()
     newer = json.loads(entries["search"].tobytes()) | {"version": 99}
     entries["search"] = np.frombuffer(json.dumps(newer).encode(), "uint8")
-    with pytest.raises(ValueError, match="version 99.*up to 2. Install a newer keras_fds."):
+    with pytest.raises(ValueError, match="version 99.*up to 3. Install a newer keras_fds."):
         Search.taken_out_of(entries)
 
 

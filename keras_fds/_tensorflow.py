@@ -1,0 +1,47 @@
+"""Small things of TensorFlow that are not public; where it lacks them, nothing is told."""
+
+import contextlib
+import platform
+
+import tensorflow as tf
+
+try:
+    from tensorflow.python.ops import custom_gradient as _custom_gradient
+    from tensorflow.python.util import _pywrap_util_port
+except ImportError:
+    _custom_gradient = _pywrap_util_port = None
+
+_LIBRARIES = ("tensorflow", "keras", "keras_fds")
+
+
+@contextlib.contextmanager
+def telling_of_custom_gradients(tell):
+    """While open, `tell()` is called for every use of `tf.custom_gradient` in a graph.
+
+    Those of TensorFlow, Keras and this package do not count: they are derivatives.
+    """
+    stock = getattr(_custom_gradient, "_graph_mode_decorator", None)
+    if stock is None:
+        yield
+        return
+
+    def decorated(function, arguments, keywords):
+        if (function.__module__ or "").split(".")[0] not in _LIBRARIES:
+            tell()
+        return stock(function, arguments, keywords)
+
+    _custom_gradient._graph_mode_decorator = decorated
+    try:
+        yield
+    finally:
+        _custom_gradient._graph_mode_decorator = stock
+
+
+def lacks_onednn():
+    """Whether TensorFlow computes on a CPU for which oneDNN exists, and leaves it out."""
+    try:
+        enabled = _pywrap_util_port.IsMklEnabled()
+    except AttributeError:
+        return False
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and not enabled and not tf.config.list_physical_devices("GPU")

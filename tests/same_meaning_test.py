@@ -1,0 +1,328 @@
+"""What a Keras user writes means the same here, or is refused in one true sentence."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_problem import arrays, make_model
+
+import keras_fds
+from keras_fds import _checks
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 4)).astype("float32")
+Y = np.tanh(X[:, :1])
+
+
+def sgd(*learned, **arguments):
+    wrapped = keras.optimizers.SGD(0.1, momentum=0.5, **arguments)
+    return keras_fds.HyperOptimizer(wrapped, list(learned))
+
+
+MOMENTUM = {"name": "momentum", "initial": 0.5}
+
+
+def network(*learned, loss="mse"):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, "tanh", name="a"), L.Dense(1)])
+    model.compile(sgd(*learned), loss)
+    return model
+
+
+def fit(model, x=X, y=Y, **arguments):
+    defaults = {"batch_size": 10, "outer_steps": 1, "validation_split": 0.2, "verbose": 0}
+    return keras_fds.fit(model, x, y, **{**defaults, **arguments})
+
+
+# ----------------------------------------------------------------- schedules in stock model.fit
+def rates(model, **arguments):
+    seen = []
+
+    def see(batch, logs):
+        seen.append(round(float(model.optimizer.learning_rate), 2))
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_begin=see)
+    model.fit(X, Y, batch_size=15, callbacks=[callback], verbose=0, **arguments)
+    return seen
+
+
+def test_schedules_start_over_at_every_fit_in_a_loaded_model_too(tmp_path):
+    model = network(keras_fds.Hyperparameter("learning_rate", 4, [0.1, 0.2, 0.3, 0.4]))
+    whole = [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4]
+    assert rates(model, epochs=2) == whole
+    assert rates(model, epochs=2) == whole
+    assert rates(model, epochs=1) == [0.1, 0.2, 0.3, 0.4]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (loaded, model):
+        assert rates(each, epochs=1) == [0.1, 0.2, 0.3, 0.4]
+        assert rates(each, epochs=2) == whole
+        assert rates(each, epochs=2, initial_epoch=1) == whole[4:]
+        assert rates(each, epochs=2) == whole
+
+
+def test_models_are_saved_in_every_form(tmp_path):
+    learned = keras_fds.Hyperparameter("learning_rate", 2, [0.1, 0.2])
+    model = network(learned, loss=keras.losses.MeanSquaredError())
+    model.fit(X, Y, verbose=0)
+    for form in ("model.keras", "model.h5"):
+        model.save(tmp_path / form)
+        loaded = keras.models.load_model(tmp_path / form)
+        np.testing.assert_array_equal(
+            loaded.optimizer.schedules["learning_rate"].values, [0.1, 0.2]
+        )
+        for mine, other in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(mine.numpy(), other.numpy(), err_msg=mine.path)
+
+
+# -------------------------------------------------------------------------------------- callbacks
+class Counting(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.train, self.test = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.train.append(batch)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.test.append(batch)
+
+
+def test_hooks_of_batches_are_called_for_every_batch():
+    callback = Counting()
+    fit(network(keras_fds.Hyperparameter(**MOMENTUM)), epochs=20, callbacks=[callback])
+    assert callback.train == list(range(100))
+    assert callback.test == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 * 0.1**epoch),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.LambdaCallback(),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+@pytest.mark.parametrize("learned", ["momentum", "learning_rate"])
+def test_what_sets_the_learning_rate_is_refused(callback, learned):
+    model = network(keras_fds.Hyperparameter(learned, 1, 0.1))
+    error = ValueError
+    if isinstance(callback, keras.callbacks.LambdaCallback):
+        error = (ValueError, TypeError)  # What is learned cannot be set at all.
+
+        def warm_up(batch, logs=None):
+            model.optimizer.learning_rate = 0.01 * batch
+
+        callback = keras.callbacks.LambdaCallback(on_train_batch_begin=warm_up)
+    with pytest.raises(error, match=r"learning.rate"):
+        fit(model, callbacks=[callback], outer_steps=2)
+    assert model.optimizer.optimizer.learning_rate.numpy() == np.float32(0.1)
+
+
+def test_validation_freq_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="validation_freq=2"):
+        fit(network(), validation_freq=2)
+
+
+# ---------------------------------------------------------------------------------- shared objects
+def regularized(shared, name):
+    keras.utils.set_random_seed(5)
+    one, other = keras.regularizers.L2(0.05), keras.regularizers.L2(0.05)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            L.Dense(3, "tanh", name="a", kernel_regularizer=one),
+            L.Dense(1, name="b", kernel_regularizer=one if shared else other),
+        ]
+    )
+    model.compile(sgd(keras_fds.Hyperparameter(name, 1, 0.05)), "mse")
+    return model
+
+
+def data():
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    return batches.take(4), batches.skip(4)
+
+
+def test_a_shared_regularizer_is_refused_by_one_name_with_all_its_places():
+    with pytest.raises(ValueError, match=r"L2 object of 'a' is also that of 'b'.*pattern"):
+        keras_fds.hypergradients(regularized(True, "a.kernel_regularizer.l2"), *data())
+
+
+def test_a_pattern_means_all_places_shared_or_not_and_after_saving(tmp_path):
+    name = "?.kernel_regularizer.l2"
+    model = regularized(True, name)
+    expected = keras_fds.hypergradients(model, *data())[name]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (regularized(False, name), loaded):
+        np.testing.assert_allclose(keras_fds.hypergradients(each, *data())[name], expected, 1e-6)
+
+
+def test_a_layer_that_is_used_twice_is_one_place(tmp_path):
+    shared = L.Dense(4, "tanh", name="a", kernel_regularizer=keras.regularizers.L2(0.05))
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, L.Dense(1)(shared(shared(inputs))))
+    model.compile(sgd(keras_fds.Hyperparameter("a.kernel_regularizer.l2", 1, 0.05)), "mse")
+    check = keras_fds.check_hypergradients(model, *data(), verbose=False)
+    assert check.passed, check
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected, received = (keras_fds.hypergradients(each, *data()) for each in (model, loaded))
+    np.testing.assert_allclose(*expected.values(), *received.values(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["loss", "model", "loss_weights"])
+def test_layers_may_be_called_like_the_roots_of_names(name):
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(1, name=name, kernel_regularizer=keras.regularizers.L2(0.1))]
+    )
+    learned = keras_fds.Hyperparameter(f"{name}.kernel_regularizer.l2", 1, 0.1)
+    model.compile(sgd(learned), "mse")
+    check = keras_fds.check_hypergradients(model, *data(), verbose=False)
+    assert check.passed, check
+
+
+# -------------------------------------------------------------------------------- custom gradients
+class Reversal(L.Layer):
+    def call(self, x):
+        return tf.custom_gradient(lambda t: (tf.sin(t), lambda dy: -dy * tf.cos(t)))(x)
+
+
+class Straight(L.Layer):
+    """Rounds, and lets gradients pass."""
+
+    def call(self, x):
+        @keras.ops.custom_gradient
+        def rounded(t):
+            return keras.ops.round(4 * t) / 4, lambda *args, upstream=None: args[0]
+
+        return rounded(x)
+
+
+@pytest.mark.parametrize("layer", [Reversal, Straight])
+def test_custom_gradients_are_warned_of_once_and_mean_the_same_in_both_modes(layer):
+    inputs = keras.Input((4,))
+    x = layer(name="odd")(L.Dense(5, "tanh")(inputs))
+    model = keras.Model(inputs, L.Dense(1)(x))
+    model.compile(sgd(keras_fds.Hyperparameter("learning_rate", 2, 0.3)), "mse")
+    with pytest.warns(UserWarning, match=r"layer 'odd'.*its own gradient") as caught:
+        fit(model, outer_steps=2)
+    assert len([w for w in caught if "its own gradient" in str(w.message)]) == 1
+    forward, adjoint = (
+        keras_fds.hypergradients(model, *data(), differentiation=mode)["learning_rate"]
+        for mode in ("forward", "adjoint")
+    )
+    assert np.abs(forward).max() > 1e-5
+    np.testing.assert_allclose(forward, adjoint, rtol=1e-3)
+
+
+def test_the_gradient_of_a_stock_activation_is_not_taken_for_a_custom_one(recwarn):
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, "silu"), L.Dense(1)])
+    model.compile(sgd(keras_fds.Hyperparameter("learning_rate", 1, 0.1)), "mse")
+    check = keras_fds.check_hypergradients(model, *data(), verbose=False)
+    assert check.passed, check
+    assert not [w for w in recwarn if "its own gradient" in str(w.message)]
+
+
+# ------------------------------------------------------------------------------- errors that are true
+def test_ctc_is_exact_in_both_modes():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(12, 6, 4)).astype("float32")
+    labels = rng.integers(1, 4, (12, 2))
+    model = keras.Sequential([keras.Input((6, 4)), L.Dense(5)])
+    model.compile(sgd(keras_fds.Hyperparameter("learning_rate", 2, 0.1)), keras.losses.CTC())
+    batches = tf.data.Dataset.from_tensor_slices((x, labels)).batch(4)
+    both = batches.take(2), batches.skip(2)
+    check = keras_fds.check_hypergradients(model, *both, verbose=False)
+    assert check.passed, check
+    adjoint = keras_fds.hypergradients(model, *both, dtype="float64", differentiation="adjoint")
+    np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
+
+
+def test_labels_that_are_not_finite_are_named():
+    y = Y.copy()
+    y[3] = np.nan
+    with pytest.raises(ValueError, match="first batch is not finite.*NaN.*targets"):
+        fit(network(), y=y, batch_size=48)
+
+
+def test_a_train_step_of_an_instance_is_refused():
+    model = network()
+    model.train_step = lambda data: {}
+    with pytest.raises(ValueError, match="has a `train_step` of its own"):
+        fit(model)
+
+
+def test_a_model_with_its_own_step_and_no_loss_is_told_of_its_step():
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            return {}
+
+    model = Own([keras.Input((4,)), L.Dense(1)])
+    model.compile(sgd(), None)
+    with pytest.raises(ValueError, match="overrides `train_step`"):
+        fit(model)
+
+
+def test_the_check_says_how_many_batches_it_needs():
+    model = network(keras_fds.Hyperparameter("learning_rate", 7, 0.1))
+    with pytest.raises(ValueError, match="num_buckets=7, horizon=4. Pass at least 7 batches"):
+        keras_fds.check_hypergradients(model, *data(), verbose=False)
+
+
+def test_fewer_batches_than_steps_after_the_split_are_refused():
+    with pytest.raises(ValueError, match="has only 5 batches. Received: steps_per_epoch=6"):
+        fit(network(), steps_per_epoch=6)
+
+
+def test_epochs_that_keras_would_cut_short_are_refused():
+    with pytest.raises(ValueError, match="5 batches.*steps_per_epoch=2.*to 1 steps"):
+        fit(network(), steps_per_epoch=2, epochs=3)
+
+
+def test_resplit_still_works_and_says_its_new_name():
+    x, y = arrays()
+    with pytest.warns(DeprecationWarning, match="resample_validation"):
+        old = fit(make_model(initial=0.1), x, y, outer_steps=2, seed=1, resplit=True)
+    new = fit(
+        make_model(initial=0.1), x, y, outer_steps=2, seed=1, resample_validation="outer_step"
+    )
+    assert old.history["val_loss"] == pytest.approx(new.history["val_loss"])
+
+
+# ------------------------------------------------------------------------------------ what is told
+def test_a_search_that_stands_still_does_not_say_that_it_has_converged(capsys):
+    timid = keras_fds.Hyperparameter("learning_rate", 1, 1e-3, 1e-7, scale="log")
+    model = network(timid)
+    model.optimizer.outer = keras_fds.outer.SignDescent()
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), [timid],
+                                           outer=keras_fds.outer.SignDescent()), "mse")  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="does not mean that it has converged"):
+        fit(model, outer_steps=3, verbose=2)
+    assert "has converged" not in capsys.readouterr().out.replace("it has converged: slopes", "")
+
+
+def test_a_search_that_is_still_on_its_way_says_so():
+    timid = keras_fds.Hyperparameter("learning_rate", 2, 1e-4, 1e-4)
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, "tanh"), L.Dense(1)])
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.Adam(), [timid]), "mse")
+    with pytest.warns(RuntimeWarning, match="rose in every outer step.*Start from 0.0"):
+        fit(model, outer_steps=6, epochs=4, initial_weights="same")
+
+
+def test_a_missing_onednn_is_told_once(monkeypatch):
+    monkeypatch.setattr(_checks, "_told_of_missing_onednn", False)
+    monkeypatch.setattr(_checks._tensorflow, "lacks_onednn", lambda: True)
+    told = []
+    monkeypatch.setattr(tf.get_logger(), "warning", told.append)
+    for _ in range(2):
+        _checks.tell_of_missing_onednn()
+    assert len(told) == 1
+    assert "TF_ENABLE_ONEDNN_OPTS=1" in told[0]
+
+
+def test_the_cost_told_includes_tracing(capsys):
+    fit(network(keras_fds.Hyperparameter(**MOMENTUM)), verbose=2)
+    assert "tracing" in capsys.readouterr().out
