@@ -23,9 +23,9 @@ _NO_BEST = (
     "finite."
 )
 _NOT_MOVED = (
-    "The search ends where it began, which does not mean that it has converged: slopes are too small "
-    "beside its steps to tell where to go. Start from 0.0, or from values that learn something, or "
-    "give the hyperparameters a greater `step_size`."
+    "The search ends where it began, which does not mean that it has converged: slopes are too "
+    "small beside its steps to tell where to go. Start from 0.0, or from values that learn "
+    "something, or give the hyperparameters a greater `step_size`."
 )
 _RECORDS_TO_TELL = 4  # Of so many outer steps, it is told that all went the same way.
 _TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")

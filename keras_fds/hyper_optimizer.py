@@ -324,6 +324,12 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None):
         if not self.built:
             self.build(list(trainable_variables))
+        if not self._trainable_variables:
+            raise ValueError(
+                "This optimizer was built for no weights, as Keras builds it when it loads a model "
+                "from an HDF5 file. Call model.compile(optimizer=keras_fds.HyperOptimizer(...)) "
+                "anew, or save models as '.keras'."
+            )
         values = self.present_values(self._trainable_variables[0].dtype)
         if self._multiplied is None and any(map(_scalars.is_multiplier, self.names)):
             raise ValueError(
@@ -365,8 +371,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.optimizer.finalize_variable_values(var_list)
 
     def set_weights(self, weights):
-        """Assigns values to all `variables`, in their order, as HDF5 files hold them."""
-        for variable, value in zip(self.variables, weights, strict=True):
+        """Assigns values to `variables`, in their order, as HDF5 files hold them.
+
+        Keras builds an optimizer that it loads from such a file without slots: the rest is left.
+        """
+        for variable, value in zip(self.variables, weights):
             variable.assign(value)
 
     def save_own_variables(self, store):

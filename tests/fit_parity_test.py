@@ -90,7 +90,8 @@ case("dict inputs in a dataset", two_inputs, lambda: tf.data.Dataset.from_tensor
     ({"a": X, "b": X[:, :2]}, Y)).batch(5), validation_data=({"a": XV, "b": XV[:, :2]}, YV),
     batch_size=None)  # fmt: skip
 case("a missing channel axis", lambda: keras.Sequential(
-    [keras.Input((6, 4, 1)), L.Conv2D(2, 3), L.Flatten(), L.Dense(1)]), SEQUENCES[:23], Y)  # fmt: skip
+    [keras.Input((6, 4, 1)), L.Conv2D(2, 3), L.Flatten(), L.Dense(1)]), SEQUENCES[:23],
+    Y)  # fmt: skip
 
 # ------------------------------------------------------------------------- weights and splits
 sparse = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}

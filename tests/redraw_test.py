@@ -19,24 +19,46 @@ def functional():
     return keras.Model(inputs, L.Dense(1)(L.Dropout(0.5)(L.Flatten()(x))))
 
 
+def dense():
+    return [
+        keras.Input((6, 4)),
+        L.Flatten(),
+        L.Dense(3),
+        L.Dropout(0.2),
+        L.BatchNormalization(),
+        L.Dense(1),
+    ]
+
+
+def embedding():
+    return [keras.Input((6,)), L.Embedding(9, 3), L.GlobalAveragePooling1D(), L.PReLU(), L.Dense(1)]
+
+
+def constant():
+    threes = keras.initializers.Constant(3.0)
+    return [keras.Input((6, 4)), L.GRU(3), L.Dense(2, bias_initializer=threes)]
+
+
+def nested():
+    inner = keras.Sequential([L.Flatten(), L.Dense(3)])
+    return [keras.Input((6, 4)), inner, L.GaussianNoise(0.1), L.Dense(1)]
+
+
+def seeded():
+    normal = keras.initializers.RandomNormal(seed=5)
+    return [
+        keras.Input((6, 4)),
+        L.Flatten(),
+        L.Dropout(0.5, seed=3),
+        L.Dense(1, kernel_initializer=normal),
+    ]
+
+
 MODELS = {
-    "dense": lambda: keras.Sequential(
-        [keras.Input((6, 4)), L.Flatten(), L.Dense(3), L.Dropout(0.2), L.BatchNormalization(), L.Dense(1)]
-    ),
     "functional": functional,
-    "embedding": lambda: keras.Sequential(
-        [keras.Input((6,)), L.Embedding(9, 3), L.GlobalAveragePooling1D(), L.PReLU(), L.Dense(1)]
-    ),
-    "attention": lambda: keras.Sequential(
-        [keras.Input((6, 4)), L.GRU(3), L.Dense(2, bias_initializer=keras.initializers.Constant(3.0))]
-    ),
-    "nested": lambda: keras.Sequential(
-        [keras.Input((6, 4)), keras.Sequential([L.Flatten(), L.Dense(3)]), L.GaussianNoise(0.1), L.Dense(1)]
-    ),
-    "seeded": lambda: keras.Sequential(
-        [keras.Input((6, 4)), L.Flatten(), L.Dropout(0.5, seed=3), L.Dense(1, kernel_initializer=keras.initializers.RandomNormal(seed=5))]
-    ),
-}  # fmt: skip
+    **{f.__name__: lambda f=f: keras.Sequential(f()) for f in (dense, embedding, constant, nested)},
+    "seeded": lambda: keras.Sequential(seeded()),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -101,10 +123,10 @@ UNBUILDABLE = {
     "Lambda of a lambda": lambda: keras.Sequential(
         [keras.Input((6, 4)), L.Lambda(lambda x: 2 * x), L.Flatten(), L.Dense(1)]
     ),
-    "no name": lambda: keras.Sequential(
-        [keras.Input((6, 4)), Patches(3), L.Flatten(), L.Dense(1)]
+    "no name": lambda: keras.Sequential([keras.Input((6, 4)), Patches(3), L.Flatten(), L.Dense(1)]),
+    "own weight": lambda: keras.Sequential(
+        [keras.Input((6, 4)), Scaled(2), L.Flatten(), L.Dense(1)]
     ),
-    "own weight": lambda: keras.Sequential([keras.Input((6, 4)), Scaled(2), L.Flatten(), L.Dense(1)]),
     "no config": lambda: Subclassed([L.Flatten(), L.Dense(3), L.Dense(1)]),
 }  # fmt: skip
 

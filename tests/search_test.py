@@ -69,6 +69,21 @@ def test_version_1_counted_passes():
     assert Search.taken_out_of(search.to_arrays()).passes == [[1, 1], [1]]
 
 
+@pytest.mark.parametrize("resplit", [True, False])
+def test_before_version_3_what_was_held_out_was_drawn_at_random(resplit):
+    entries = Search(0, "forward", settings={"validation_split": 0.2}).to_arrays()
+    old = json.loads(entries["search"].tobytes()) | {"version": 2, "resplit": resplit}
+    del old["resample"]
+    entries["search"] = np.frombuffer(json.dumps(old).encode(), "uint8")
+    search = Search.taken_out_of(entries)
+    assert search.resample == resplit
+    expected = "outer_step" if resplit else "once"
+    assert search.settings["resample_validation"] == expected
+    now = Search(0, "forward", settings={"validation_split": 0.2, "resample_validation": None})
+    with pytest.raises(ValueError, match=f"resample_validation='{expected}', now None"):
+        search.check_same(now, [])
+
+
 def test_other_entries_hold_no_search():
     entries = {"0": np.ones(2)}
     assert Search.taken_out_of(entries) is None
