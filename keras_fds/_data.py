@@ -356,7 +356,7 @@ def split_data(data, split, batch_size, steps, class_weight, resample, validatio
         )
     weighed = held_out_data
     if class_weight is not None:
-        weighed = _arrays_of(data, class_weight, what)
+        weighed = (*held_out_data[:2], tf.constant(_class_weights(*data[1:], class_weight)))
     every = np.arange(number)
     return SplitData(
         _array_batches(weighed, batch_size, steps, what, every[:first]),

@@ -42,16 +42,20 @@ def _replaced(owner, **attributes):
 
 # ----------------------------------------------------------------- twice differentiable layers
 _warned_of = weakref.WeakSet()
+_warned_of_loss = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def twice_differentiable():
+def twice_differentiable(loss_of=None):
     """While open, Keras traces layers so that they differentiate twice.
 
     Functions of TensorFlow whose second derivative is wrong are replaced, and cuDNN's, which
     have none, are not used. A layer with an operation whose gradient has no gradient raises
     `NotTwiceDifferentiable`, which names the layer; one that stops gradients, or defines its own,
     is warned of, once.
+
+    Args:
+        loss_of: The model whose loss is traced, which is outside of all layers.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
     calling = []  # The layers that are being called, innermost last.
@@ -64,6 +68,9 @@ def twice_differentiable():
     def tell_of_custom_gradient():
         if calling:
             _warn_of(calling[-1], _DEFINES_ITS_OWN)
+        elif loss_of is not None and loss_of not in _warned_of_loss:
+            _warned_of_loss.add(loss_of)
+            _warn(f"loss of {loss_of.name!r}", _DEFINES_ITS_OWN)
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
@@ -102,12 +109,15 @@ def _warn_of(layer, what):
     """Warns, once a layer, of what it does to gradients."""
     if layer not in _warned_of:
         _warned_of.add(layer)
-        warnings.warn(
-            f"The layer {layer.name!r} ({type(layer).__name__}) {what} "
-            "keras_fds.check_hypergradients(model, train_data, validation_data) measures what that "
-            "makes of them.",
-            stacklevel=2,
-        )
+        _warn(f"layer {layer.name!r} ({type(layer).__name__})", what)
+
+
+def _warn(culprit, what):
+    warnings.warn(
+        f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, validation_data) "
+        "measures what that makes of them.",
+        stacklevel=3,
+    )
 
 
 class NotTwiceDifferentiable(ValueError):
@@ -367,7 +377,7 @@ def compiled_loss(model, state, batch, outputs, losses, training):
         _RecordingScope(state_mapping=state) as scope,
         # `compute_loss` adds `model.losses`; the override makes them what we pass.
         _replaced(model, _losses_override=list(losses)),
-        twice_differentiable(),
+        twice_differentiable(loss_of=model),
         explaining(f"loss {_called(model.loss)}"),
     ):
         loss = model._compute_loss(x, y, outputs, sample_weight, training)

@@ -9,10 +9,11 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from keras_fds import _tensorflow
+
 try:
     from tensorflow.python.eager import execute as _execute
     from tensorflow.python.eager.record import record_operation
-    from tensorflow.python.framework import ops as _ops
 
     record_gradient = _execute.record_gradient
 except (ImportError, AttributeError):  # TensorFlow has moved it; see `_forward_mode`.
@@ -53,7 +54,9 @@ def product(operation_type, attributes, inputs, outputs, tangents):
     elif operation_type in SIGNS:
         terms = _sum_or_difference(SIGNS[operation_type], inputs, outputs[0], tangents)
     else:
-        rule = _rule_of_its_own(outputs[0])
+        rule = None
+        if _tensorflow.is_within_custom_gradient():
+            rule = _tensorflow.rule_of_custom_gradient(outputs[0].op)
         return _transposed(operation_type, attributes, inputs, outputs, tangents, rule)
     if not is_continuous(outputs[0]):
         return [None]
@@ -93,20 +96,6 @@ def _broadcasts_to(shape, larger):
         return False
     pairs = zip(reversed(shape.as_list()), reversed(larger.as_list()))
     return all(size in (1, full) for size, full in pairs)
-
-
-def _custom_gradient_of(operation):
-    function = _ops.get_gradient_function(operation)
-    return lambda *gradients: function(operation, *gradients)
-
-
-def _rule_of_its_own(output):
-    """The gradient that `tf.custom_gradient` has given an operation, or None."""
-    operation = output.op
-    names = {each.name for each in operation.op_def.attr} | set(operation.node_def.attr)
-    if "_gradient_op_type" not in names:
-        return None
-    return _custom_gradient_of(operation)
 
 
 def _transposed(operation_type, attributes, inputs, outputs, tangents, rule=None):

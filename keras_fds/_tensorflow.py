@@ -2,16 +2,19 @@
 
 import contextlib
 import platform
+import threading
 
 import tensorflow as tf
 
 try:
+    from tensorflow.python.framework import ops as _ops
     from tensorflow.python.ops import custom_gradient as _custom_gradient
     from tensorflow.python.util import _pywrap_util_port
 except ImportError:
     _custom_gradient = _pywrap_util_port = None
 
 _LIBRARIES = ("tensorflow", "keras", "keras_fds")
+_within = threading.local()  # Whether a custom gradient that was told of is being traced.
 
 
 @contextlib.contextmanager
@@ -26,15 +29,33 @@ def telling_of_custom_gradients(tell):
         return
 
     def decorated(function, arguments, keywords):
-        if (function.__module__ or "").split(".")[0] not in _LIBRARIES:
-            tell()
-        return stock(function, arguments, keywords)
+        if (function.__module__ or "").split(".")[0] in _LIBRARIES:
+            return stock(function, arguments, keywords)
+        tell()
+        outside, _within.custom_gradient = is_within_custom_gradient(), True
+        try:
+            return stock(function, arguments, keywords)
+        finally:
+            _within.custom_gradient = outside
 
     _custom_gradient._graph_mode_decorator = decorated
     try:
         yield
     finally:
         _custom_gradient._graph_mode_decorator = stock
+
+
+def is_within_custom_gradient():
+    """Whether a custom gradient that was told of is being traced."""
+    return getattr(_within, "custom_gradient", False)
+
+
+def rule_of_custom_gradient(operation):
+    """The gradient that `tf.custom_gradient` has given an operation, or None."""
+    if "_gradient_op_type" not in operation.node_def.attr:
+        return None
+    function = _ops.get_gradient_function(operation)
+    return lambda *gradients: function(operation, *gradients)
 
 
 def lacks_onednn():

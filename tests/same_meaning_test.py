@@ -220,6 +220,17 @@ def test_custom_gradients_are_warned_of_once_and_mean_the_same_in_both_modes(lay
     np.testing.assert_allclose(forward, adjoint, rtol=1e-3)
 
 
+def test_a_loss_with_a_custom_gradient_is_warned_of():
+    def loss(y, prediction):
+        return tf.custom_gradient(lambda e: (tf.reduce_mean(e**2), lambda dy: dy * e))(
+            y - prediction
+        )
+
+    model = network(keras_fds.Hyperparameter("learning_rate", 2, 0.1), loss=loss)
+    with pytest.warns(UserWarning, match="loss of 'sequential.*its own gradient"):
+        fit(model)
+
+
 def test_the_gradient_of_a_stock_activation_is_not_taken_for_a_custom_one(recwarn):
     model = keras.Sequential([keras.Input((4,)), L.Dense(3, "silu"), L.Dense(1)])
     model.compile(sgd(keras_fds.Hyperparameter("learning_rate", 1, 0.1)), "mse")
