@@ -28,6 +28,11 @@ def check_compiled(model):
             f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
             f"{hint} Received: optimizer={model.optimizer}"
         )
+    if model.run_eagerly:
+        raise ValueError(
+            f"The model {model.name!r} is compiled with run_eagerly=True, and keras_fds trains in "
+            "compiled loops only. Call compile() without it."
+        )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(
@@ -93,13 +98,14 @@ def check_buckets(optimizer, horizon):
 
 
 def check_same_shapes(train, validation):
-    def form(spec):
-        return [
-            None if s is None else (s.shape[1:].as_list(), s.dtype.is_floating)
-            for s in tf.nest.flatten(spec[:2])
-        ]
+    def alike(a, b):
+        if a is None or b is None:
+            return a is b
+        same_kind = (a.dtype == tf.string) == (b.dtype == tf.string)
+        return same_kind and a.shape[1:].is_compatible_with(b.shape[1:])
 
-    if form(train) != form(validation):
+    both = [keras.tree.flatten(spec[:2]) for spec in (train, validation)]
+    if len(both[0]) != len(both[1]) or not all(map(alike, *both)):
         raise ValueError(
             "`validation_data` must have the structure, shapes and kinds of the training data. "
             f"Received: training {train[:2]}, validation {validation[:2]}"

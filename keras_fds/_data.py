@@ -428,6 +428,15 @@ def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
     """
     if class_weight is not None:
         sample_weight = _class_weights(y, sample_weight, class_weight)
+    if isinstance(y, (dict, list, tuple)) and isinstance(sample_weight, (dict, list, tuple)):
+        names = [
+            sorted(each) if isinstance(each, dict) else len(each) for each in (y, sample_weight)
+        ]
+        if names[0] != names[1]:
+            raise ValueError(
+                f"`sample_weight` of {what} must hold one array for each output of `y`. "
+                f"Received: {names[1]} for {names[0]}"
+            )
     data = map_structure(_tensor, (x, y, sample_weight))
     lengths = [len(array) for array in tf.nest.flatten(data) if array is not None]
     if len(set(lengths)) != 1:

@@ -140,6 +140,8 @@ class InnerStep:
                     count = min(at_once, num_batches - first)
                     numbers = (tf.constant(number, "int64") for number in (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
+                if at_batch is not None and self.model.model.stop_evaluating:
+                    break
         if at_batch is not None and at_once != size:  # Batches in order are told of afterwards.
             for first in range(0, num_batches, size):
                 with at_batch(first, first + size - 1):

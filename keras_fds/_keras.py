@@ -4,7 +4,6 @@ When `tests/keras_test.py` fails, Keras has changed and this file is to be mende
 """
 
 import contextlib
-import copy
 import inspect
 import re
 import warnings
@@ -75,7 +74,7 @@ def twice_differentiable(loss_of=None):
     def call(layer, *args, **kwargs):
         calling.append(layer)
         try:
-            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"):
+            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"), _own_floatx(layer):
                 return stock_call(layer, *args, **kwargs)
         finally:
             calling.pop()
@@ -93,6 +92,20 @@ def twice_differentiable(loss_of=None):
         stack.enter_context(_replaced(keras_backend.nn, ctc_loss=_derivatives.ctc_loss))
         stack.enter_context(_replaced(keras.layers.Layer, __call__=call))
         yield
+
+
+@contextlib.contextmanager
+def _own_floatx(layer):
+    """While open, float32 is the default for a layer that Keras computes in float32 only."""
+    floatx = keras.config.floatx()
+    if floatx != "float64" or not _is_float32_only(type(layer)):
+        yield
+        return
+    keras.config.set_floatx("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
 
 
 _STOPS = (
@@ -200,9 +213,9 @@ def _in_float64(config):
     if not isinstance(config, dict):
         return config
     kind = getattr(keras.layers, str(config.get("class_name")), None)
-    if isinstance(kind, type) and issubclass(kind, _FLOAT32) and not issubclass(kind, _ANY_FLOAT):
+    if isinstance(kind, type) and _is_float32_only(kind):
         return config
-    if config.get("class_name") == "DTypePolicy":
+    if config.get("class_name") == "DTypePolicy" and "float" in config["config"]["name"]:
         return {**config, "config": {"name": "float64"}}
     changed = {key: _in_float64(value) for key, value in config.items()}
     dtype = config.get("dtype")
@@ -216,12 +229,18 @@ _FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
 _ANY_FLOAT = (keras.layers.Resizing, keras.layers.CenterCrop)
 
 
+def _is_float32_only(kind):
+    return issubclass(kind, _FLOAT32) and not issubclass(kind, _ANY_FLOAT)
+
+
 def losses_in_float64(model):
     """`{"loss", "loss_weights"}`: what the model was compiled with, to compile another one."""
 
     def converted(loss):
         if isinstance(loss, keras.losses.Loss):
-            loss = copy.copy(loss)
+            # Not `copy.copy`, which Keras makes a way through `get_config`.
+            stock, loss = loss, object.__new__(type(loss))
+            vars(loss).update(vars(stock))
             loss._dtype_policy, loss._dtype = keras.dtype_policies.get("float64"), "float64"
             if loss_arguments(loss) is not None:
                 loss._fn_kwargs = dict(loss._fn_kwargs)
@@ -293,16 +312,23 @@ def replayed_build(layer):
 
 
 class _RecordingScope(keras.StatelessScope):
-    """A stateless scope that also remembers which variables were assigned."""
+    """A stateless scope that also remembers which variables were assigned.
 
-    def __init__(self, *arguments, **keywords):
+    What is assigned is a constant to the tape of the step's gradient, as reading a variable is in
+    Keras; to all other tapes and accumulators it is what it was computed from.
+    """
+
+    def __init__(self, *arguments, tape=None, **keywords):
         super().__init__(*arguments, **keywords)
-        self.written = {}
+        self.written, self.tape = {}, tape
 
     def add_update(self, update):
-        variable, _ = update
+        variable, value = update
         self.written[id(variable)] = variable
-        super().add_update(update)
+        if self.tape is not None:
+            with self.tape.stop_recording():
+                value = tf.identity(value)
+        super().add_update((variable, value))
 
 
 class Called(NamedTuple):
@@ -315,21 +341,22 @@ class Called(NamedTuple):
     written: list  # The variables that were assigned.
 
 
-def call_model(model, state, inputs, training):
+def call_model(model, state, inputs, training, tape=None):
     """Calls a model as its `train_step` would, on other values of its variables.
 
     Args:
         state: `(variable, tensor)` pairs.
+        tape: The `tf.GradientTape` of the step's gradient, where it is taken.
 
     Returns:
         A `Called`.
     """
-    return call_layer(model, state, inputs, **training_argument(model, training))
+    return call_layer(model, state, inputs, tape=tape, **training_argument(model, training))
 
 
-def call_layer(layer, state, *arguments, **keywords):
+def call_layer(layer, state, *arguments, tape=None, **keywords):
     """Calls a layer on other values of its variables; a `Called`."""
-    with _RecordingScope(state_mapping=state, collect_losses=True) as scope:
+    with _RecordingScope(state_mapping=state, collect_losses=True, tape=tape) as scope:
         outputs = layer(*arguments, **keywords)
         losses = list(layer.losses)
         number = len(layer._get_regularization_losses())
@@ -363,8 +390,10 @@ class Loss(NamedTuple):
     written: list
 
 
-def compiled_loss(model, state, batch, outputs, losses, training):
+def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
     """A model's `compute_loss` with other values of its variables and given added losses.
+
+    Args: see `call_model`.
 
     Returns:
         A `Loss`.
@@ -374,7 +403,7 @@ def compiled_loss(model, state, batch, outputs, losses, training):
     """
     x, y, sample_weight = batch
     with (
-        _RecordingScope(state_mapping=state) as scope,
+        _RecordingScope(state_mapping=state, tape=tape) as scope,
         # `compute_loss` adds `model.losses`; the override makes them what we pass.
         _replaced(model, _losses_override=list(losses)),
         twice_differentiable(loss_of=model),
@@ -400,7 +429,15 @@ def update_metrics(model, batch, loss, outputs):
     """Adds a batch to a model's loss tracker and compiled metrics."""
     x, y, sample_weight = batch
     model._loss_tracker.update_state(loss, sample_weight=batch_size(x))
-    model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    results = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    if type(model).compute_metrics is not keras.Model.compute_metrics:
+        own = sorted(set(results or ()) - set(model.get_metrics_result()))
+        if own:
+            raise ValueError(
+                f"`compute_metrics` of {model.name!r} returns {', '.join(map(repr, own))}, which "
+                "is none of the model's metrics, so it cannot be kept from step to step. Make it a "
+                "keras.metrics.Metric of the model."
+            )
 
 
 def batch_size(x):

@@ -43,7 +43,9 @@ class OuterLoop:
         self.horizons = horizons
         self.validation_training = validation_training
         self.steps_a_call = self.model.steps_per_execution
-        self.paces_itself = self.steps_a_call == 1 and not _overrides(callbacks, _TRAIN_HOOKS)
+        has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
+        self.paces_itself = self.steps_a_call == 1 and not has_hooks
+        self.guard = _Guard(unroll) if has_hooks else None
         self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
@@ -63,6 +65,8 @@ class OuterLoop:
         optimizer.searching = True
         try:
             self.callbacks.on_train_begin()
+            if optimizer.search is search:  # Else a checkpoint has been restored.
+                search.start = self.restart.remember()
             first = self.take_over(optimizer.search) or model._initial_epoch or initial_epoch
             try:
                 for outer_step in range(first, len(self.horizons)):
@@ -183,6 +187,7 @@ class OuterLoop:
         self.search.within, self.taken = Within(outer_step, 0, horizon, [], []), [[], []]
         self.callbacks.on_epoch_begin(outer_step)
         self.check_rate()
+        unroll.model.check_trainable()
         steps, sound = self.inner_steps(outer_step, train, horizon)
         logs = _logs(model)
         if sound and steps < horizon:  # A callback broke it off, so it measured nothing.
@@ -194,6 +199,7 @@ class OuterLoop:
             return self.finish(outer_step, {**logs, **missing}, np.inf, np.nan)
         self.callbacks.on_test_begin()
         model.reset_metrics()
+        model.stop_evaluating = False
         loss, values = unroll.validate(
             validation.start(),
             validation.num_batches,
@@ -230,6 +236,16 @@ class OuterLoop:
             RuntimeWarning,
             stacklevel=5,
         )
+
+    @contextlib.contextmanager
+    def guarded(self, done):
+        """Raises a `ValueError` for what callbacks assign within and that counts in the horizon."""
+        within = self.guard and 0 < done < self.unroll.horizon
+        before = self.guard.values() if within else None
+        yield
+        self.check_rate()
+        if within:
+            self.guard.check(before)
 
     def present_rate(self):
         """The learning rate that a callback could set, or nothing."""
@@ -295,8 +311,8 @@ class OuterLoop:
                 source = train.start()
                 self.taken[0].append(0)
             count = min(self.steps_a_call, horizon - done, self.pass_length - position)
-            self.callbacks.on_train_batch_begin(done)
-            self.check_rate()
+            with self.guarded(done):
+                self.callbacks.on_train_batch_begin(done)
             start = time.monotonic()
             steps, sound = self.unroll.run(source, position, done, count)
             self.pace(time.monotonic() - start)
@@ -308,8 +324,8 @@ class OuterLoop:
             # With `steps_per_execution` Keras counts a short call as whole.
             whole = sound and self.model.steps_per_execution > 1
             last = done - steps + self.steps_a_call if whole else done
-            self.callbacks.on_train_batch_end(last - 1, logs)
-            self.check_rate()
+            with self.guarded(done):
+                self.callbacks.on_train_batch_end(last - 1, logs)
             if not sound or self.model.stop_training:
                 return done, sound
         return done, True
@@ -358,6 +374,34 @@ class OuterLoop:
                 optimizer.outer_state = {"values": best["values"], "loss": np.nan}
 
 
+class _Guard:
+    """Sees whether callbacks assign what the hypergradients of a run depend on."""
+
+    def __init__(self, unroll):
+        model = unroll.model.model
+        state = {id(v) for v in tf.nest.flatten(unroll.step.variables.differentiable)}
+        metrics = {id(variable) for variable in model.metrics_variables}
+        watched = [v for v in (*model.variables, *unroll.model.outside) if id(v) not in metrics]
+        # Forward mode is right about what carries no derivative, wherever it comes from.
+        keeps_all = unroll.mode != "forward"
+        self.variables = [v for v in watched if keeps_all or id(v.value) in state]
+
+    def values(self):
+        """The present values."""
+        return [tf.identity(variable.value) for variable in self.variables]
+
+    def check(self, before):
+        """Raises a `ValueError` when the values are others now."""
+        for variable, value in zip(self.variables, before):
+            if not bool(tf.reduce_all(tf.equal(variable.value, value) | (value != value))):
+                raise ValueError(
+                    f"A callback assigns {variable.path!r} between the steps of a run, and "
+                    "hypergradients know nothing of that. Let the model do it: a layer may count "
+                    "steps and assign its own variables (`add_weight(trainable=False)`) in `call`. "
+                    "For a variable that no step assigns, differentiation='forward' is right."
+                )
+
+
 class Restart:
     """Puts the start weights of an outer step in place."""
 
@@ -387,6 +431,13 @@ class Restart:
             and not optimizer.iterations.numpy()
         ):
             _tell_of_pretrained(_models.pretrained(model, trained, values))
+
+    def remember(self):
+        """Takes the present weights for those to start from; where they are drawn anew, None."""
+        self.outside = [(variable, variable.numpy()) for variable, _ in self.outside]
+        if self.draw is None:
+            self.start = [variable.numpy() for variable in self.stateless.model.variables]
+        return self.start
 
     def __call__(self, seed):
         for variable, value in self.outside:
@@ -456,4 +507,15 @@ def _and(names):
 
 
 def _logs(model):
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
+    return _as_numbers(model.get_metrics_result())
+
+
+def _as_numbers(results):
+    """Metrics as Python's numbers, those in dictionaries too; lists where they are no scalars."""
+    numbers = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            numbers.update(_as_numbers(value))
+        else:
+            numbers[name] = keras.ops.convert_to_numpy(value).tolist()
+    return numbers

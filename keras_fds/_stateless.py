@@ -98,13 +98,13 @@ class StatelessModel:
     def _state(self, weights, non_trainable):
         return [*zip(self._trainable, weights), *zip(self._non_trainable, non_trainable)]
 
-    def _call(self, weights, non_trainable, batch, training):
+    def _call(self, weights, non_trainable, batch, training, tape=None):
         """The model's `_keras.Called`."""
         state = self._state(weights, non_trainable)
         with _keras.twice_differentiable():
-            return _keras.call_model(self.model, state, batch[0], training)
+            return _keras.call_model(self.model, state, batch[0], training, tape)
 
-    def _loss(self, weights, non_trainable, batch, called, losses, training):
+    def _loss(self, weights, non_trainable, batch, called, losses, training, tape=None):
         """The model's `_keras.Loss` after a call."""
         non_trainable = [
             v if called.value(variable) is None else called.value(variable)
@@ -121,7 +121,7 @@ class StatelessModel:
                 "adds one. Pass `loss=` to compile()."
             )
         outputs = called.outputs
-        return _keras.compiled_loss(self.model, state, batch, outputs, losses, training)
+        return _keras.compiled_loss(self.model, state, batch, outputs, losses, training, tape)
 
     def _after(self, loss):
         """The new `(statistics, counters)`."""
@@ -150,9 +150,9 @@ class StatelessModel:
         ):
             tape.watch(weights)
             merged = self._merged(statistics, counters)
-            called = self._call(weights, merged, batch, training=True)
+            called = self._call(weights, merged, batch, True, tape)
             losses = called.added + called.penalties
-            loss = self._loss(weights, merged, batch, called, losses, training=True)
+            loss = self._loss(weights, merged, batch, called, losses, True, tape)
         _scalars.check_used(scalars)
         with _keras.explaining(f"model {self.model.name!r}"):
             gradients = tape.gradient(loss.value_of_loss, weights)
@@ -187,6 +187,15 @@ class StatelessModel:
     def update_metrics(self, batch, loss, outputs):
         """Adds a batch to the model's loss tracker and compiled metrics."""
         _keras.update_metrics(self.model, batch, loss, outputs)
+
+    def check_trainable(self):
+        """Raises a `ValueError` when other weights are trainable now than at the beginning."""
+        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self._trainable]:
+            raise ValueError(
+                f"Other weights of {self.model.name!r} are trainable now than when the search "
+                "began. Freeze layers before `fit`, and compile the model with a new "
+                "HyperOptimizer."
+            )
 
     @property
     def trained(self):

@@ -56,9 +56,8 @@ def float64_twin(model, make_model, batches):
         if make_model is not None:
             raise
         raise ValueError(
-            f"The model {model.name!r} cannot be rebuilt in float64: {type(model).__name__} lacks "
-            "a `get_config` from which Keras can rebuild it. Pass `make_model=` a function that "
-            f"returns a newly made model. ({type(error).__name__}: {error})"
+            f"The model {model.name!r} cannot be rebuilt in float64 from its config. {_REMEDY} "
+            f"({_told(error)})"
         ) from error
     if not isinstance(twin, keras.Model) or twin is model:
         raise ValueError(f"`make_model` must return a newly made keras.Model. Received: {twin!r}")
@@ -74,6 +73,16 @@ def float64_twin(model, make_model, batches):
     return twin
 
 
+_REMEDY = (
+    "Give its layers a `get_config` from which Keras can rebuild them, or use check_hypergradients "
+    "with `make_model=`, a function that returns a newly made model."
+)
+
+
+def _told(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _build(twin, spec, make_model):
     try:
         with _keras.twice_differentiable():
@@ -83,8 +92,7 @@ def _build(twin, spec, make_model):
             raise
         raise ValueError(
             f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built. "
-            "Pass `make_model=` a function that returns a newly made model. "
-            f"({type(error).__name__}: {error})"
+            f"{_REMEDY} ({_told(error)})"
         ) from error
 
 
@@ -93,7 +101,7 @@ def _copy_state(model, twin):
     if shapes != expected:
         raise ValueError(
             f"A new model for {model.name!r} must have variables {expected}. Received: {shapes}. "
-            "Pass `make_model=` a function that returns a newly made model."
+            f"{_REMEDY}"
         )
     _copy_derived_state(model, twin)
     for mine, other in zip(twin.variables, model.variables):
@@ -111,7 +119,7 @@ def _copy_derived_state(model, twin):
             if hasattr(other, "save_assets") and hasattr(mine, "load_assets"):
                 with tempfile.TemporaryDirectory() as folder:
                     other.save_assets(folder)
-                    if any(os.scandir(folder)):
+                    if os.listdir(folder):
                         mine.load_assets(folder)
         except Exception as error:
             raise ValueError(
@@ -143,7 +151,7 @@ def _check_same(model, twin, inputs):
         arguments, keywords = tf.nest.map_structure(
             lambda t, to=mine.compute_dtype: _cast(t, to), (arguments, keywords)
         )
-        with keras.StatelessScope():
+        with keras.StatelessScope(), _keras.twice_differentiable():
             try:
                 received = mine(*arguments, **keywords)
             except Exception as error:
@@ -156,7 +164,7 @@ def _check_same(model, twin, inputs):
                 f"{_named(layer)} computes something else in its float64 twin, so that "
                 "hypergradients would be of another model. It keeps state that Keras's "
                 "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
-                "pass `make_model=` to check_hypergradients."
+                "use check_hypergradients with `make_model=`."
             )
 
 
@@ -202,6 +210,7 @@ def _alike(expected, received, dtype):
     """Whether outputs are the same but for the rounding of a dtype."""
     tolerance = 1e-3 if tf.as_dtype(dtype).size >= 4 else 0.1
     for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(received)):
+        mask = getattr(a, "_keras_mask", None)
         a, b = (t.to_tensor() if isinstance(t, tf.RaggedTensor) else t for t in (a, b))
         a, b = (tf.sparse.to_dense(t) if isinstance(t, tf.SparseTensor) else t for t in (a, b))
         if not (tf.is_tensor(a) and tf.is_tensor(b)):
@@ -213,6 +222,8 @@ def _alike(expected, received, dtype):
         a, b = (tf.cast(t, "float64").numpy() for t in (a, b))
         if a.shape != b.shape:
             return False
+        if mask is not None and tuple(mask.shape) == a.shape[: len(mask.shape)]:
+            a, b = a[mask.numpy()], b[mask.numpy()]  # Nothing depends on what is masked.
         scale = max(np.abs(a[np.isfinite(a)]).max(initial=0.0), 1e-30)
         difference = np.abs(np.nan_to_num(a - b, nan=0.0 if np.isnan(a).any() else np.inf))
         if np.mean(difference > tolerance * scale) > 0.01:

@@ -143,7 +143,7 @@ class TensorBoard(_ByRecords):
         for run, prefix in (("train", ""), ("validation", "val_")):
             with self._run(run):
                 for name, value in logs.items():
-                    if name.startswith("val_") == bool(prefix):
+                    if name.startswith("val_") == bool(prefix) and np.ndim(value) == 0:
                         tag = f"epoch_{name.removeprefix(prefix)}"
                         tf.summary.scalar(tag, value, step=outer_step)
 
@@ -244,7 +244,8 @@ def _picture(records):
 
 def _row(record):
     """An outer step as a row of `history.csv`."""
-    row = {"outer_step": record["outer_step"], "horizon": record["horizon"], **record["logs"]}
+    logs = {name: value for name, value in record["logs"].items() if np.ndim(value) == 0}
+    row = {"outer_step": record["outer_step"], "horizon": record["horizon"], **logs}
     row["val_loss_error"] = record["val_loss_error"]
     row["accepted"] = int(record["verdict"] != "rejected")
     row["best"] = int(record["verdict"] == "best")

@@ -243,7 +243,15 @@ def hypergradients(
             what = validation.start(), validation.num_batches, validation_training
             if per_step:
                 return model.optimizer.per_step(unroll.validate_per_step(*what)[1])
-            return model.optimizer._by_name(unroll.validate(*what)[1])
+            found = model.optimizer._by_name(unroll.validate(*what)[1])
+            unknown = [name for name, values in found.items() if np.isnan(values).any()]
+            if unknown and finite:
+                warnings.warn(
+                    f"The hypergradients of {', '.join(map(repr, unknown))} are not a number. "
+                    "check_hypergradients finds the layer or the loss.",
+                    stacklevel=2,
+                )
+            return found
     finally:
         for variable, value in zip(variables, saved):
             variable.assign(value)

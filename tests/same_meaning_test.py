@@ -339,3 +339,183 @@ def test_a_missing_onednn_is_told_once(monkeypatch):
 def test_the_cost_told_includes_tracing(capsys):
     fit(network(keras_fds.Hyperparameter(**MOMENTUM)), verbose=2)
     assert "tracing" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------- what callbacks assign, and when
+class Scaling(keras.Model):
+    """Its output is scaled by a variable that no step assigns."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(1, "tanh")
+        self.scale = self.add_weight(shape=(), initializer="zeros", trainable=False, name="scale")
+
+    def call(self, x):
+        return self.dense(x) * (0.2 + self.scale)
+
+
+class Annealing(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.scale.assign(0.3 * batch)
+
+
+class Shrinking(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        for variable in self.model.trainable_variables:
+            variable.assign(variable * 0.8)
+
+
+def scaled(rate=0.05):
+    keras.utils.set_random_seed(1)
+    model = Scaling()
+    model.compile(
+        keras_fds.HyperOptimizer(
+            keras.optimizers.SGD(), [keras_fds.Hyperparameter("learning_rate", 1, rate)]
+        ),
+        "mse",
+    )
+    return model
+
+
+def test_a_variable_that_a_callback_anneals_is_right_in_forward_mode_and_refused_in_the_other():
+    def measured(rate):
+        model = scaled(rate)
+        history = fit(model, initial_weights="same", shuffle=False, differentiation="forward",
+                      callbacks=[Annealing()])  # fmt: skip
+        return history.history["val_loss"][0], model.optimizer.hypergradients["learning_rate"][0]
+
+    _, found = measured(0.05)
+    difference = (measured(0.051)[0] - measured(0.049)[0]) / 0.002 / 5
+    assert found == pytest.approx(difference, rel=1e-2)
+    with pytest.raises(ValueError, match=r"callback assigns '.*scale'.*'forward'"):
+        fit(scaled(), differentiation="adjoint", callbacks=[Annealing()])
+
+
+@pytest.mark.parametrize("mode", ["forward", "adjoint"])
+def test_weights_that_a_callback_assigns_between_steps_are_refused(mode):
+    with pytest.raises(ValueError, match="callback assigns 'scaling.*dense.*kernel'"):
+        fit(scaled(), differentiation=mode, callbacks=[Shrinking()])
+
+
+def test_weights_that_a_callback_sets_at_the_beginning_are_those_to_start_from():
+    def load(logs=None):
+        model.layers[0].kernel.assign(np.full((4, 3), 0.5))
+
+    results = []
+    for run in (keras.Model.fit, keras_fds.fit):
+        keras.utils.set_random_seed(0)
+        model = network()
+        if run is keras.Model.fit:
+            model.compile(keras.optimizers.SGD(0.1, momentum=0.5), "mse")
+        more = {"outer_steps": 1, "initial_weights": "same"} if run is keras_fds.fit else {}
+        callback = keras.callbacks.LambdaCallback(on_train_begin=load)
+        run(model, X, Y, batch_size=10, validation_split=0.2, shuffle=False, verbose=0,
+            callbacks=[callback], **more)  # fmt: skip
+        results.append(model.get_weights())
+    for mine, stock in zip(*results):
+        np.testing.assert_allclose(mine, stock, rtol=1e-5)
+
+
+class Dividing(L.Layer):
+    """Assigns a variable in training and then computes with it, which cuts the gradient."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, x, training=False):
+        if training:
+            self.mean.assign(keras.ops.mean(keras.ops.abs(x)))
+        return x / self.mean
+
+
+@keras.saving.register_keras_serializable("same_meaning_test")
+class RegisteredDividing(Dividing):
+    pass
+
+
+def test_what_is_assigned_and_then_used_is_constant_to_the_step_and_moves_with_the_weights():
+    def make(optimizer):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), L.Dense(1), RegisteredDividing()])
+        model.compile(optimizer, "mse")
+        return model
+
+    arguments = {"batch_size": 10, "shuffle": False, "validation_split": 0.2, "verbose": 0}
+    stock = make(keras.optimizers.SGD(0.1, momentum=0.5))
+    stock.fit(X, Y, **arguments)
+    mine = make(sgd())
+    keras_fds.fit(mine, X, Y, outer_steps=1, initial_weights="same", **arguments)
+    for a, b in zip(mine.get_weights(), stock.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    learning = make(sgd(keras_fds.Hyperparameter("learning_rate", 2, 0.1)))
+    check = keras_fds.check_hypergradients(learning, *data(), verbose=False)
+    assert check.passed, check
+    adjoint = keras_fds.hypergradients(
+        learning, *data(), dtype="float64", differentiation="adjoint"
+    )
+    np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
+
+
+@pytest.mark.parametrize("loss", [keras.losses.Huber(0.2), keras.losses.CosineSimilarity(axis=0)])
+def test_losses_keep_their_arguments_in_float64(loss):
+    model = network(keras_fds.Hyperparameter("learning_rate", 2, 0.1), loss=loss)
+    own = keras_fds.hypergradients(model, *data())["learning_rate"]
+    twin = keras_fds.hypergradients(model, *data(), dtype="float64")["learning_rate"]
+    np.testing.assert_allclose(own, twin, rtol=1e-3, atol=1e-6)
+
+
+def test_metrics_that_are_no_scalars_are_kept_as_lists(tmp_path):
+    labels = np.eye(3, dtype="float32")[RNG.integers(0, 3, 60)]
+    results = []
+    for run in (keras.Model.fit, keras_fds.fit):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), L.Dense(3, "softmax")])
+        own = run is keras_fds.fit
+        optimizer = sgd() if own else keras.optimizers.SGD(0.1, momentum=0.5)
+        model.compile(optimizer, "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+        more = {"outer_steps": 1, "initial_weights": "same"} if own else {}
+        if own:
+            more["callbacks"] = [keras_fds.callbacks.TensorBoard(tmp_path / "logs"),
+                                 keras_fds.callbacks.ScheduleExport(tmp_path),
+                                 keras_fds.callbacks.Checkpoint(tmp_path / "kept")]  # fmt: skip
+        history = run(model, X, labels, batch_size=10, validation_split=0.2, shuffle=False,
+                      verbose=0, **more)  # fmt: skip
+        results.append(history.history)
+    for name, values in results[0].items():
+        np.testing.assert_allclose(np.asarray(results[1][name]), np.asarray(values), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compiled": {"run_eagerly": True}}, "run_eagerly=True"),
+        ({"y": {"a": Y, "b": Y}, "sample_weight": {"a": Y[:, 0]}}, "one array for each output"),
+    ],
+    ids=["eager", "weights"],
+)
+def test_what_cannot_mean_the_same_is_refused(change, message):
+    model = network()
+    model.compile(sgd(), "mse", **change.pop("compiled", {}))
+    with pytest.raises(ValueError, match=message):
+        fit(model, **change)
+
+
+def test_layers_that_a_callback_freezes_are_refused():
+    model = network()
+
+    def freeze(epoch, logs=None):
+        model.layers[0].trainable = False
+
+    with pytest.raises(ValueError, match="Other weights .* are trainable now"):
+        fit(model, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=freeze)])
+
+
+def test_results_of_compute_metrics_that_are_no_metrics_are_refused():
+    class Own(keras.Sequential):
+        def compute_metrics(self, *arguments, **keywords):
+            return {**super().compute_metrics(*arguments, **keywords), "extra": 1.0}
+
+    model = Own([keras.Input((4,)), L.Dense(1)])
+    model.compile(sgd(), "mse")
+    with pytest.raises(ValueError, match="returns 'extra'"):
+        fit(model)
