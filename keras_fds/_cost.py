@@ -164,7 +164,7 @@ def _forward(unroll, run, most):
     """The time of a step: between few moving tangents and all, it grows in proportion."""
     horizon = unroll.horizon
     run(horizon - 1, 1)
-    count = _steps_to_time(lambda: run(horizon - 1, 1), most)
+    count = _steps_to_time(_timed(lambda: run(horizon - 1, 1)), most)
     moving = _moving_tangents(unroll.hyper_optimizer, horizon)
     firsts = 0, horizon - count
     numbers = [moving[first : first + count].mean() for first in firsts]
@@ -177,21 +177,22 @@ def _both_ways(unroll, run, validate, of_validation, most):
     """The times of a step and of its sweep: by what a validation takes longer than of nothing."""
 
     def there(count):
-        unroll.reset(unroll.horizon)
-        run(0, count)
+        unroll.reset(unroll.horizon)  # Which is done once an outer step, so it is not timed.
+        return _timed(lambda: run(0, count))
 
     there(1)
     validate()
-    count = _steps_to_time(lambda: there(1), most if unroll.keeps_all else min(most, unroll.stride))
+    most = most if unroll.keeps_all else min(most, unroll.stride)
+    count = min(most, max(2, _steps_to_time(there(1), most)))
     there(count)
     validate()  # Another number of steps compiles anew.
-    of_run = _least(lambda: there(count))
+    of_run = min(there(count) for _ in range(2))
     of_sweep = _least(validate) - of_validation
     return of_run / count, max(of_sweep, 0.0) / count
 
 
-def _steps_to_time(one_step, most):
-    return max(1, min(most, int(_SECONDS_OF_MEASURING / _timed(one_step))))
+def _steps_to_time(seconds_a_step, most):
+    return max(1, min(most, int(_SECONDS_OF_MEASURING / seconds_a_step)))
 
 
 def _least(function, calls=2):

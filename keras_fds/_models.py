@@ -129,9 +129,9 @@ def pretrained(model, variables, values):
             continue
         mine, drawn = (keras.ops.convert_to_numpy(v).astype("float64") for v in (variable, value))
         spread, expected = np.abs(mine).max(initial=0.0), np.abs(drawn).max(initial=0.0)
-        constant = np.ptp(drawn) == 0 if drawn.size else True
-        if np.array_equal(mine, drawn):
+        if drawn.size < 2 or np.array_equal(mine, drawn):  # One number tells nothing.
             continue
+        constant = np.ptp(drawn) == 0
         if constant or (drawn.size > 100 and not expected / 2 < spread < 2 * expected):
             suspects.append(variable)
     ids = {id(variable) for variable in suspects}

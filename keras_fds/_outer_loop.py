@@ -27,6 +27,11 @@ _NOT_MOVED = (
     "small beside its steps to tell where to go. Start from 0.0, or from values that learn "
     "something, or give the hyperparameters a greater `step_size`."
 )
+_AT_ENDS = (
+    "The search ends where it began: every value stands at an end of its range, and the validation "
+    "loss would fall beyond it only. Start from values between, or train over a longer horizon "
+    "(`epochs`); with batch normalisation, validation_training=True may help."
+)
 _RECORDS_TO_TELL = 4  # Of so many outer steps, it is told that all went the same way.
 _TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
@@ -140,7 +145,8 @@ class OuterLoop:
         arrived = moved & ((values <= ranges.minimum) | (values >= ranges.maximum))
         converged = begun and settled and not arrived.any() and self.optimizer.converged
         if converged and not self.has_moved():
-            warnings.warn(_NOT_MOVED, RuntimeWarning, stacklevel=4)
+            at_ends = np.all((values <= ranges.minimum) | (values >= ranges.maximum))
+            warnings.warn(_AT_ENDS if at_ends else _NOT_MOVED, RuntimeWarning, stacklevel=4)
         elif converged and self.callbacks.params["verbose"]:
             print("The search has converged: every step is below 5% of its value.")
         return converged

@@ -64,7 +64,12 @@ def float64_twin(model, make_model, batches):
     arguments = _keras.losses_in_float64(twin if twin.compiled else model)
     optimizer = model.optimizer
     twin_optimizer = type(optimizer).from_config(optimizer.get_config())
-    twin.compile(optimizer=twin_optimizer, **arguments)
+    if type(twin).compile is not keras.Model.compile and not twin.compiled:
+        raise ValueError(
+            f"{type(model).__name__} overrides `compile`, and what it keeps cannot be known. Use "
+            "check_hypergradients with `make_model=`, a function that returns a compiled model."
+        )
+    keras.Model.compile(twin, optimizer=twin_optimizer, **arguments)
     _build(twin, batches.spec, make_model)
     twin_optimizer.outer_state = {"values": optimizer.outer_state["values"]}
     if model.built:
@@ -142,9 +147,14 @@ def _pairs(model, twin):
 def _check_same(model, twin, inputs):
     """Raises a `ValueError` when a layer of the twin gives something else than the model's."""
     twin_of = {id(other): mine for mine, other in _pairs(model, twin)}
-    floatx = model.variable_dtype
-    narrow = tf.nest.map_structure(lambda t: _cast(t, floatx), inputs)
-    for layer, arguments, keywords, outputs in _calls(model, narrow):
+    own, wide = model.variable_dtype, keras.config.floatx()
+    narrow = tf.nest.map_structure(lambda t: _cast(t, own), inputs)
+    keras.config.set_floatx(own)
+    try:
+        calls = _calls(model, narrow)
+    finally:
+        keras.config.set_floatx(wide)
+    for layer, arguments, keywords, outputs in calls:
         mine = twin_of.get(id(layer))
         if mine is None or _keras.is_composition(layer) or _is_random(layer):
             continue

@@ -196,3 +196,10 @@ def test_freshly_made_weights_are_not_taken_for_trained(name):
     values = _redraw.new_values(model, variables)
     drawn = [values[id(variable)] for variable in variables]
     assert _models.pretrained(model, variables, drawn) == []
+
+
+@pytest.mark.filterwarnings("error:The weights of")
+def test_one_number_is_never_taken_for_trained():
+    model = keras.Sequential([keras.Input((1,)), L.Dense(1)])
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(0.1), []), "mse")
+    keras_fds.fit(model, X[:, 0, :1], Y, validation_split=0.5, outer_steps=1, verbose=0)

@@ -341,7 +341,7 @@ def test_the_cost_told_includes_tracing(capsys):
     assert "tracing" in capsys.readouterr().out
 
 
-# --------------------------------------------------------------------- what callbacks assign, and when
+# ----------------------------------------------------------------- what callbacks assign, and when
 class Scaling(keras.Model):
     """Its output is scaled by a variable that no step assigns."""
 
@@ -471,7 +471,8 @@ def test_metrics_that_are_no_scalars_are_kept_as_lists(tmp_path):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((4,)), L.Dense(3, "softmax")])
         own = run is keras_fds.fit
-        optimizer = sgd() if own else keras.optimizers.SGD(0.1, momentum=0.5)
+        learned = keras_fds.Hyperparameter(**MOMENTUM)
+        optimizer = sgd(learned) if own else keras.optimizers.SGD(0.1, momentum=0.5)
         model.compile(optimizer, "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
         more = {"outer_steps": 1, "initial_weights": "same"} if own else {}
         if own:
@@ -519,3 +520,11 @@ def test_results_of_compute_metrics_that_are_no_metrics_are_refused():
     model.compile(sgd(), "mse")
     with pytest.raises(ValueError, match="returns 'extra'"):
         fit(model)
+
+
+def test_a_search_at_the_end_of_its_range_says_so():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(1)])
+    learned = keras_fds.Hyperparameter("learning_rate", 1, 0.0, 0.01)
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), [learned]), "mse")
+    with pytest.warns(RuntimeWarning, match="every value stands at an end of its range"):
+        fit(model, y=Y - 10, validation_data=(X, Y + 10), outer_steps=3)

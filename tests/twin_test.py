@@ -137,3 +137,71 @@ def test_it_is_checked_against_a_model_that_is_made_anew_too():
             *data_of(X),
             make_model=lambda: keras.Sequential([keras.Input((4,)), L.Rescaling(0.25), L.Dense(1)]),
         )
+
+
+class OneHot(L.Layer):
+    """Uses Keras's default type, which is float64 while the twin computes."""
+
+    def call(self, x):
+        return x + keras.ops.one_hot(keras.ops.argmax(x, -1), 3)
+
+
+def test_layers_that_use_the_default_type_are_the_same_in_both():
+    with keras.saving.custom_object_scope({"OneHot": OneHot}):
+        model = compiled([keras.Input((4,)), L.Dense(3), OneHot(), L.Dense(1)])
+        check = keras_fds.check_hypergradients(model, *data_of(X), verbose=False)
+    own = keras_fds.hypergradients(model, *data_of(X))["learning_rate"]
+    np.testing.assert_allclose(check.forward["learning_rate"], own, rtol=1e-3)
+
+
+class OwnCompile(keras.Model):
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.dense = L.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compile(self, optimizer, alpha=0.1):
+        super().compile(optimizer=optimizer)
+        self.alpha = alpha
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return self.alpha * keras.ops.mean((y - y_pred) ** 2)
+
+
+def test_what_an_own_compile_keeps_is_kept_or_refused():
+    def make():
+        model = OwnCompile()
+        learned = [keras_fds.Hyperparameter("learning_rate", 1, 0.001)]
+        model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), learned), alpha=1.0)
+        return model
+
+    model = make()
+    own = keras_fds.hypergradients(model, *data_of(X))["learning_rate"]
+    check = keras_fds.check_hypergradients(model, *data_of(X), make_model=make, verbose=False)
+    np.testing.assert_allclose(check.forward["learning_rate"], own, rtol=1e-3)
+    with pytest.raises(ValueError, match="OwnCompile overrides `compile`"):
+        keras_fds.hypergradients(model, *data_of(X), dtype="float64")
+
+
+def test_a_random_image_layer_is_checked():
+    images = RNG.random((40, 8, 8, 1)).astype("float32")
+    model = compiled([keras.Input((8, 8, 1)), L.RandomRotation(0.1), L.Flatten(), L.Dense(1)])
+    check = keras_fds.check_hypergradients(model, *data_of(images), verbose=False)
+    assert check.passed, check
+
+
+def test_what_is_masked_may_differ():
+    tokens = RNG.integers(1, 6, (40, 5))
+    tokens[:, 3:] = 0
+    inputs = keras.Input((5,), dtype="int32")
+    x = L.Embedding(6, 4, mask_zero=True)(inputs)
+    outputs = L.Dense(1)(L.MultiHeadAttention(2, 2)(x, x))
+    model = keras.Model(inputs, outputs)
+    learned = [keras_fds.Hyperparameter("learning_rate", 1, 0.02)]
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), learned), "mse")
+    targets = RNG.normal(size=(40, 5, 1)).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((tokens, targets)).batch(8)
+    check = keras_fds.check_hypergradients(model, batches.take(3), batches.skip(3), verbose=False)
+    assert check.passed, check
