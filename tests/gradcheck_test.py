@@ -182,7 +182,7 @@ def test_mixed_precision_is_checked_in_float64():
 def test_a_model_without_config_needs_make_model():
     model = compiled(Subclassed(4))
     model(np.ones((1, 4)))
-    with pytest.raises(ValueError, match="Pass `make_model=` a function"):
+    with pytest.raises(ValueError, match="with `make_model=`, a function"):
         check(model)
     assert check(model, make_model=lambda: Subclassed(4)).passed
     with pytest.raises(ValueError, match="must have variables"):
