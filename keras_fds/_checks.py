@@ -28,6 +28,12 @@ def check_compiled(model):
             f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
             f"{hint} Received: optimizer={model.optimizer}"
         )
+    for loss in keras.tree.flatten(model.loss):
+        if isinstance(loss, keras.losses.Circle) or loss in ("circle", "Circle"):
+            raise ValueError(
+                "The loss Circle is not twice differentiable: TensorFlow's second derivative of "
+                "it is not a number, so no hypergradient can pass through it. Use another loss."
+            )
     if model.run_eagerly:
         raise ValueError(
             f"The model {model.name!r} is compiled with run_eagerly=True, and keras_fds trains in "

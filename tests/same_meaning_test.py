@@ -254,6 +254,11 @@ def test_ctc_is_exact_in_both_modes():
     np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
 
 
+def test_a_loss_without_a_second_derivative_is_named_before_training():
+    with pytest.raises(ValueError, match="Circle.*not twice differentiable"):
+        fit(network(loss=keras.losses.Circle()))
+
+
 def test_labels_that_are_not_finite_are_named():
     y = Y.copy()
     y[3] = np.nan
