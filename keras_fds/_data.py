@@ -229,7 +229,7 @@ class DatasetBatches:
         self.pass_length = cardinality if continues and cardinality > 0 else self.num_batches
         self.what = what
         self._continues = continues and cardinality == tf.data.INFINITE_CARDINALITY
-        self._iterator = None
+        self._iterator = self._looked_into = None
         if self.passes:
             dataset = self.passes.dataset(self.pass_length)
         self._weigh = None if class_weight is None else _weighing_classes(class_weight)
@@ -244,9 +244,10 @@ class DatasetBatches:
 
     @functools.cached_property
     def first(self):
-        """The first element of a pass of its own."""
+        """The first element; the pass that begins with it is the one that `start` begins next."""
         if not self.passes:
-            return next(iter(self.dataset))
+            self._looked_into = iter(self.dataset)
+            return next(self._looked_into)
         first = self.passes.first
         return self._weigh(*first) if self._weigh else first
 
@@ -257,11 +258,7 @@ class DatasetBatches:
 
     def alike(self):
         """Batches of the same kind and number, all like `first`: no pass is begun."""
-        first = self.first
-        repeated = tf.data.Dataset.from_generator(
-            lambda: itertools.repeat(first), output_signature=self.dataset.element_spec
-        )
-        return DatasetBatches(repeated, self.num_batches)
+        return DatasetBatches(self._dataset_of(itertools.repeat(self.first)), self.num_batches)
 
     def shuffled(self, generator, shuffle=True):
         """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
@@ -271,9 +268,17 @@ class DatasetBatches:
 
     def start(self):
         """A source for one pass; an endless dataset may go on where the last pass ended."""
-        if self._iterator is None or not self._continues:
+        if self._looked_into:
+            elements = itertools.chain([self.first], self._looked_into)
+            self._iterator = iter(self._dataset_of(elements).prefetch(tf.data.AUTOTUNE))
+            self._looked_into = None
+        elif self._iterator is None or not self._continues:
             self._iterator = iter(self.dataset)
         return self._iterator
+
+    def _dataset_of(self, elements):
+        signature = self.dataset.element_spec
+        return tf.data.Dataset.from_generator(lambda: elements, output_signature=signature)
 
     def replay(self, taken):
         """Begins passes of which so many batches each are taken; the last one's source."""

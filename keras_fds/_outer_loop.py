@@ -55,6 +55,7 @@ class OuterLoop:
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
         self.begun = None  # The `Within` of an outer step that was interrupted.
+        self.broken_off = False  # Whether a callback stopped the last outer step within it.
         self.taken = [[], []]  # As `Search.passes`, of the present outer step.
 
     def run(self, initial_epoch, search):
@@ -196,27 +197,35 @@ class OuterLoop:
         unroll.model.check_trainable()
         steps, sound = self.inner_steps(outer_step, train, horizon)
         logs = _logs(model)
-        if sound and steps < horizon:  # A callback broke it off, so it measured nothing.
-            self.callbacks.on_epoch_end(outer_step, logs)
-            return logs
         if not sound:
             self.tell_of_divergence(outer_step, steps, horizon)
             missing = {f"val_{name}": np.nan for name in logs}
             return self.finish(outer_step, {**logs, **missing}, np.inf, np.nan)
+        of_training = [(variable, variable.numpy()) for variable in model.metrics_variables]
         self.callbacks.on_test_begin()
         model.reset_metrics()
         model.stop_evaluating = False
-        loss, values = unroll.validate(
+        what = (
             validation.start(),
             validation.num_batches,
             self.validation_training,
             self.test_batch if self.validates_by_batch else None,
         )
+        self.broken_off = steps < horizon  # By a callback, so it measured no hypergradients.
+        if self.broken_off:
+            loss, _ = unroll.step.validate(*what).loss_and_error()
+        else:
+            loss, values = unroll.validate(*what)
         self.taken[1].append(validation.num_batches)
         validation_logs = {**_logs(model), "loss": loss}
         self.callbacks.on_test_end(validation_logs)
-        self.warn_of_unknown(values)
         logs.update({f"val_{name}": value for name, value in validation_logs.items()})
+        if self.broken_off:
+            for variable, value in of_training:  # From where a resumed search goes on.
+                variable.assign(value)
+            self.callbacks.on_epoch_end(outer_step, logs)
+            return logs
+        self.warn_of_unknown(values)
         return self.finish(outer_step, logs, loss, values)
 
     @contextlib.contextmanager
@@ -369,7 +378,8 @@ class OuterLoop:
         """Leaves the best outer step's weights and schedules, and fresh slots."""
         best, optimizer = self.search.best, self.optimizer
         if np.isinf(best["loss"]):
-            self.model.set_weights(self.start_weights)
+            if not self.broken_off:
+                self.model.set_weights(self.start_weights)
             optimizer.reset_slots()
         else:
             self.model.set_weights(best["weights"])

@@ -146,7 +146,6 @@ def fit(
     unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
     restart = Restart(unroll, initial_weights, data.spec[0])
     remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
-    # Also when it is silent: of a dataset this begins a pass, on which results may depend.
     measured = unroll, data.alike(), max(horizons), validation_training
     told = unroll, reason, remedies
     progress = _cost.Progress(horizons, measured, told, begin) if verbose else None
@@ -220,15 +219,21 @@ def hypergradients(
     {'learning_rate': array([-0.012, -0.007]), 'momentum': array([-0.0004])}
     """
     _checks.check_compiled(model)
-    if dtype is not None:
-        return _hypergradients_in(
-            dtype,
-            *(model, train_data, validation_data, validation_training),
-            *(differentiation, adjoint_memory, per_step),
-        )
     if per_step and differentiation == "forward":
         differentiation = "adjoint"
-    train, validation = _datasets(train_data, validation_data)
+    options = validation_training, differentiation, adjoint_memory, per_step
+    if dtype is None:
+        return _hypergradients(model, *_datasets(train_data, validation_data), *options)
+    if dtype != "float64":
+        raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
+    with _twin.float64():
+        batches = _datasets(_twin.in_float64(train_data), _twin.in_float64(validation_data))
+        return _hypergradients(_twin.float64_twin(model, None, batches[0]), *batches, *options)
+
+
+def _hypergradients(
+    model, train, validation, validation_training, differentiation, adjoint_memory, per_step
+):
     horizon = train.num_batches
     _checks.check_buckets(model.optimizer, horizon)
     unroll, _ = make_unroll(model, train, horizon, differentiation, adjoint_memory)
@@ -298,12 +303,3 @@ def _datasets(train_data, validation_data):
         _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
         for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
     ]
-
-
-def _hypergradients_in(dtype, model, train_data, validation_data, *arguments):
-    if dtype != "float64":
-        raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
-    with _twin.float64():
-        data = [_twin.in_float64(dataset) for dataset in (train_data, validation_data)]
-        twin = _twin.float64_twin(model, None, _datasets(*data)[0])
-        return hypergradients(twin, *data, *arguments)

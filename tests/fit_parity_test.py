@@ -72,6 +72,7 @@ case("batch size left out", dense(), X, Y, batch_size=None)
 data = {"batch_size": None, "validation_data": (XV, YV)}
 case("dataset", dense(), dataset, **data)
 case("dataset, two epochs", dense(), dataset, epochs=2, **data)
+case("reshuffled dataset", dense(), lambda: dataset().shuffle(5, 1), **data)
 case("endless dataset", dense(), lambda: dataset(count=-1), steps_per_epoch=7, **data)
 case("endless, two epochs", dense(), lambda: dataset(count=-1), steps_per_epoch=3, epochs=2, **data)
 case("weighted dataset", dense(), lambda: dataset(weights=WEIGHTS), **data)
@@ -281,6 +282,51 @@ def test_it_is_also_while_hypergradients_are_computed(name, differentiation):
     learned = [keras_fds.Hyperparameter("momentum", 2, 0.5)]
     received = ours(name, learned, differentiation=differentiation)
     assert_alike(received, stock(name), CASES[name][-1].get("epochs", 1))
+
+
+@pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+def test_a_look_at_the_first_batch_draws_no_other_order(differentiation):
+    """Every pass over it draws another order; what is looked at is the pass that is trained on."""
+    learned = [keras_fds.Hyperparameter("momentum", 2, 0.5)]
+    name, steps = "reshuffled dataset", {"validation_steps": 2}
+    data, same = ({"validation_data": validation().shuffle(3, 2), **steps} for _ in range(2))
+    received = ours(name, learned, differentiation=differentiation, **data)
+    assert_alike(received, stock(name, **same))
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_training_that_a_callback_stops_within_an_epoch(finished):
+    """It is validated and told of as in Keras; where no outer step was finished, it is kept."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.epoch == finished and batch == 1
+
+    def stopped(run_it):
+        make, x, y, _, keywords = CASES["arrays"]
+        recorder = Recorder()
+        keras.utils.set_random_seed(1)
+        model = make()
+        history = run_it(model, x(), y, verbose=0, callbacks=[recorder, Stop()], **keywords)
+        return history, model.get_weights(), recorder.calls
+
+    def run_stock(model, *args, **keywords):
+        model.compile(sgd(), "mse")
+        return model.fit(*args, epochs=3, **keywords)
+
+    def run_ours(model, *args, **keywords):
+        learned = keras_fds.Hyperparameter("momentum", 2, 0.5)
+        model.compile(keras_fds.HyperOptimizer(sgd(), [learned]), "mse")
+        return keras_fds.fit(model, *args, outer_steps=3, initial_weights="same", **keywords)
+
+    received, expected = stopped(run_ours), stopped(run_stock)
+    assert received[2] == expected[2]
+    assert set(received[0].history) == set(expected[0].history)
+    if not finished:
+        assert_alike(received, expected)
 
 
 def test_initial_epoch_is_the_outer_step_to_begin_at():
