@@ -10,8 +10,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_OLDEST := .venv-oldest/.installed
 # What leans on Keras's and TensorFlow's internals; all tests twice would take too long.
-TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks checkpoint derivatives fingerprint forward_mode hyper_optimizer keras \
-	layers optimizer_contract public_api snippet stateless tangents training unroll vectorization versions)
+TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks/checkpoint callbacks/files internals/tf_second_derivatives search/fingerprint \
+	internals/tf_forward_mode hyper_optimizer internals/keras differentiation/layer_check functional/optimizer public_api \
+	export/snippet functional/model differentiation/jacobian_products training differentiation/forward \
+	internals/tf_vectorization versions)
 PIP_INSTALL = $*/bin/python -u -m pip --disable-pip-version-check install --progress-bar off
 # One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
 PROGRESS := awk '/^ *(Collecting|Downloading|Using|Building|Installing)/ \

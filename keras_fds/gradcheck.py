@@ -7,10 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _checks, _data, _keras
-from keras_fds._layer_check import hessian_error, layer_error
-from keras_fds._twin import float64, float64_twin, in_float64
-from keras_fds._unroll import Unroll
+from keras_fds.data import DatasetBatches
+from keras_fds.differentiation import Forward
+from keras_fds.differentiation.layer_check import hessian_error, layer_error
+from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
+from keras_fds.internals import keras_layers, keras_models
+from keras_fds.search.arguments import check_buckets, check_compiled
 
 # Relative steps, tried one after another while a bucket has not passed: small ones for bends and
 # kinks, large ones for what computes in float32.
@@ -134,22 +136,23 @@ def check_hypergradients(
     learning_rate        0  -1.23450e-02  -1.23450e-02  3.1e-10  right
     The hypergradients are right.
     """
-    _checks.check_compiled(model)
+    check_compiled(model)
     if not model.optimizer.hyperparameters:
         raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
     with float64(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
         train, validation = (
-            _data.DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
+            DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
             for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
         )
-        _checks.check_buckets(model.optimizer, train.num_batches)
+        check_buckets(model.optimizer, train.num_batches)
         twin = float64_twin(model, make_model, train)
         runs = _Runs(twin, train, validation, validation_training)
         forward, differences, errors, verdicts = _compared(runs, tolerance)
         is_wrong = _WRONG in verdicts
         suspects = _suspects(twin, next(iter(train.dataset))) if is_wrong else {}
-    by_name = twin.optimizer._by_name
+        runs.restore()  # The twin is kept for the next check.
+    by_name = twin.optimizer.buckets.split
     result = HypergradientCheck(
         passed=all(verdict == _RIGHT for verdict in verdicts),
         forward=by_name(forward),
@@ -180,28 +183,34 @@ class _Runs:
     """Unrolls of a model from the same start, as a function of the coordinates."""
 
     def __init__(self, model, train, validation, training):
-        self.unroll, self.training = Unroll(model, train.spec), training
+        self.mode, self.training = Forward().bind(model, train.spec), training
         self.train, self.validation = train, validation
-        self.optimizer = model.optimizer
-        self.variables = [*model.variables, *self.unroll.model.outside]
+        self.optimizer, self.buckets = model.optimizer, model.optimizer.buckets
+        self.variables = [*model.variables, *self.mode.outside_variables]
         self.start = [variable.numpy() for variable in self.variables]
-        self.coordinates = self.optimizer.outer_state["values"]
-        self.lengths = np.concatenate(
-            [h.bucket_lengths(train.num_batches) for h in self.optimizer.hyperparameters]
-        )
+        self.coordinates = self.optimizer.coordinates
+        self.lengths = self.buckets.lengths(train.num_batches)
 
     def __call__(self, coordinates):
-        """`(validation loss, hypergradients)`; a loss of NaN when training breaks down."""
-        for variable, value in zip(self.variables, self.start):
-            variable.assign(value)
-        self.optimizer.outer_state = {"values": coordinates}
-        self.unroll.reset(self.train.num_batches)
-        count = self.train.num_batches
-        _, finite = self.unroll.run(self.train.start(), 0, 0, count)
-        loss, values = self.unroll.validate(
+        """The validation loss, NaN when training breaks down."""
+        self.restore()
+        self.optimizer.coordinates = coordinates
+        self.mode.reset(self.train.num_batches)
+        _, ok = self.mode.run(self.train.start(), 0, 0, self.train.num_batches)
+        loss, _ = self.mode.validate(
             self.validation.start(), self.validation.num_batches, self.training
         )
-        return (loss if finite else np.nan), values
+        return loss if ok else np.nan
+
+    def restore(self):
+        """Puts the variables of the model back to their start."""
+        for variable, value in zip(self.variables, self.start):
+            variable.assign(value)
+
+    def hypergradients(self):
+        """Those of the last call, means over the steps of each bucket."""
+        derivatives = self.buckets.derivatives(self.optimizer.coordinates)
+        return self.mode.hypergradients() * derivatives / self.lengths
 
     def difference(self, bucket, step, loss):
         """`(derivative, doubt)` by a bucket's coordinate, from two step sizes."""
@@ -211,7 +220,7 @@ class _Runs:
             for sign in (1, -1):
                 coordinates = self.coordinates.copy()
                 coordinates[bucket] += sign * size
-                moved.append(self(coordinates)[0])
+                moved.append(self(coordinates))
             slopes.append((moved[0] - moved[1]) / (2 * size))
             bends.append(abs(moved[0] - 2 * loss + moved[1]) / size)
         # Right and left slope of a smooth loss differ by half as much at half the step.
@@ -224,7 +233,8 @@ class _Runs:
 
 def _compared(runs, tolerance):
     """`(forward, differences, errors, verdicts)`, one entry a bucket each."""
-    loss, forward = runs(runs.coordinates)
+    loss = runs(runs.coordinates)
+    forward = runs.hypergradients()
     if not np.isfinite(loss):
         raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
@@ -236,7 +246,7 @@ def _compared(runs, tolerance):
     scales = np.concatenate(
         [
             np.full(len(piece), max(np.nanmax(piece, initial=0.0), rounding))
-            for piece in runs.optimizer._by_name(np.abs(forward)).values()
+            for piece in runs.buckets.split(np.abs(forward)).values()
         ]
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
@@ -275,7 +285,7 @@ def _suspects(model, batch):
             found[description] = error
             faulty.add(id(owner))
 
-    for layer in reversed(_keras.layers_of(model)):
+    for layer in reversed(keras_layers.layers_of(model)):
         for variable in layer.trainable_variables if id(layer) in calls else ():
             if variable.regularizer is not None and id(variable) not in faulty:
 
@@ -284,8 +294,8 @@ def _suspects(model, batch):
 
                 error = hessian_error(penalty, (variable.value,), generator)
                 record(f"regularizer of {variable.path!r}", error, variable)
-        parts = {id(part) for part in (*_keras.layers_of(layer), *layer.trainable_variables)}
-        if id(layer) in calls and not parts & faulty and not _keras.is_composition(layer):
+        parts = {id(part) for part in (*keras_layers.layers_of(layer), *layer.trainable_variables)}
+        if id(layer) in calls and not parts & faulty and not keras_layers.is_composition(layer):
             inputs, keywords = calls[id(layer)]
             error = layer_error(layer, *inputs, **keywords)
             record(f"layer {layer.name!r} ({type(layer).__name__})", error, layer)
@@ -293,7 +303,7 @@ def _suspects(model, batch):
     def loss(*outputs):
         outputs = tf.nest.pack_sequence_as(structure, outputs)
         nothing = [tf.zeros((), "float64")]
-        loss = _keras.compiled_loss(model, _state(model), batch, outputs, nothing, True)
+        loss = keras_models.compiled_loss(model, _state(model), batch, outputs, nothing, True)
         return [loss.value_of_loss], []
 
     structure = outputs
@@ -317,12 +327,12 @@ def _recorded_calls(model, inputs):
 
         return call
 
-    layers = {id(layer): layer for layer in _keras.layers_of(model)}.values()
+    layers = {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
     for layer in layers:
         vars(layer)["call"] = recorded(layer)
     try:
-        with _keras.twice_differentiable():
-            outputs = _keras.call_model(model, _state(model), inputs, training=True).outputs
+        with keras_layers.twice_differentiable():
+            outputs = keras_models.call_model(model, _state(model), inputs, training=True).outputs
     finally:
         for layer in layers:
             del vars(layer)["call"]

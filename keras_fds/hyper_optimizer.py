@@ -1,12 +1,18 @@
 """The Keras optimizer that wraps another one and owns its learned schedules."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds import _learnable, _pruning, _scalars, _stateless
-from keras_fds._search import Search
-from keras_fds.outer import Measurement, Ranges, TrustRegionDescent
+from keras_fds.functional import stock_fit
+from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
+from keras_fds.functional.learned_numbers import is_multiplier, multiplied_variables
+from keras_fds.functional.optimizer import build_optimizer, fresh_slots, with_hyperparameters
+from keras_fds.hyperparameters import Buckets, Hyperparameter
+from keras_fds.numbers import number
+from keras_fds.outer import TrustRegionDescent
 from keras_fds.schedules import BucketedSchedule
 
 
@@ -21,16 +27,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         optimizer: The `keras.optimizers.Optimizer` to wrap.
         hyperparameters: List of `keras_fds.Hyperparameter`, names all different.
         outer: The outer update rule. Defaults to `keras_fds.outer.TrustRegionDescent()`.
-        tangent_clipvalue: When set, the gradient's tangents (the products H·Z of the paper)
-            are clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no
-            longer exact. Defaults to `None`. (The gradient itself is clipped by the wrapped
-            optimizer's `clipvalue`.)
-        tangents_per_pass: How many buckets' tangents are pushed through a training step at once;
-            fewer need less memory and more time. Defaults to `None`, all.
-        pruning: `"alternate"` or `"truncate"`: in forward mode, tangents stay as they are at a
-            part of the steps, spread evenly or the first ones of every bucket. Cheaper, and no
-            longer exact. Defaults to `None`.
-        pruning_ratio: That part, in (0, 1). Defaults to `0.5`.
+        tangent_clipvalue, tangents_per_pass: Deprecated; see `keras_fds.differentiation.Forward`.
         name: Defaults to `"hyper_optimizer"`.
 
     Raises:
@@ -58,64 +55,35 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         outer=None,
         tangent_clipvalue=None,
         tangents_per_pass=None,
-        pruning=None,
-        pruning_ratio=0.5,
         name=None,
     ):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
+        stock_fit.install()
         self.optimizer = keras.optimizers.get(optimizer)
-        if not isinstance(hyperparameters, (list, tuple)):
-            raise ValueError(
-                "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
-                f"Received: hyperparameters={hyperparameters!r}"
-            )
-        self.hyperparameters = list(hyperparameters)
         self.outer = TrustRegionDescent() if outer is None else outer
-        self.tangent_clipvalue = tangent_clipvalue
-        self.tangents_per_pass = tangents_per_pass
-        self.pruning = _pruning.Pruning(pruning, pruning_ratio)
-        self.pruning_ratio = pruning_ratio
-        _learnable.check_arguments(self)
-        initial = [h.coordinates(h.initial_values) for h in self.hyperparameters]
-        state = self._first_outer_state(_concatenated(initial))
-        self._outer_state = {}
-        for key in sorted(state):
-            variable = self.add_variable(state[key].shape, dtype="float64", name=key)
-            variable.assign(state[key])
-            self._outer_state[key] = variable
+        self.hyperparameters = _checked(self.optimizer, hyperparameters)
+        _check_outer(self.outer)
+        self.tangent_clipvalue = _deprecated("tangent_clipvalue", tangent_clipvalue)
+        self.tangents_per_pass = _deprecated("tangents_per_pass", tangents_per_pass)
+        self.buckets = Buckets(self.hyperparameters)
+        self._coordinates = self.add_variable(
+            (self.buckets.size,), dtype="float64", name="coordinates"
+        )
+        self._coordinates.assign(self.buckets.initial_coordinates())
         # The schedules' horizon in inner steps, and the iteration at which it began.
         self._horizon = self.add_variable((), dtype="int64", name="schedule_horizon")
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
         self._multiplied = None
-        # The search that `fit` runs, or ran last; it is saved while it is in progress.
-        self.search, self.searching = None, False
-
-    def _first_outer_state(self, coordinates):
-        step_sizes = _concatenated(
-            np.full(h.num_buckets, h.step_size) for h in self.hyperparameters
-        )
-        measured = {"hypergradients": np.full_like(coordinates, np.nan)}
-        measured.update(loss=np.array(np.nan), loss_error=np.array(0.0))
-        return {**self.outer.initial_state(coordinates, step_sizes), **measured}
-
-    def restart(self):
-        """Lets the outer rule begin anew, at the present schedules.
-
-        `fit` does so unless it goes on with a search; what was recorded is forgotten.
-
-        Example:
-
-        >>> optimizer.schedules = keras_fds.load_schedules("schedules.json")
-        >>> optimizer.restart()
-        """
-        self.outer_state = self._first_outer_state(self.outer_state["values"])
+        # The search that `fit` runs, or ran last. What Keras saves meanwhile holds it too, as
+        # arrays, and what is loaded then waits here for `fit`.
+        self.search, self.searching, self.loaded_search = None, False, None
 
     # ------------------------------------------------------------------- learned values
     @property
     def names(self):
         """The names of the learned hyperparameters, in order."""
-        return [hyperparameter.name for hyperparameter in self.hyperparameters]
+        return self.buckets.names
 
     @property
     def horizon(self):
@@ -140,13 +108,36 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._first_iteration.assign(self.iterations - elapsed)
 
     @property
+    def coordinates(self):
+        """The vector of all bucket values, in their coordinates; float64 `[total_buckets]`."""
+        return self._coordinates.numpy()
+
+    @coordinates.setter
+    def coordinates(self, coordinates):
+        self._coordinates.assign(coordinates)
+
+    @property
+    def values(self):
+        """`{name: float64 [num_buckets]}`."""
+        return self.buckets.values(self.coordinates)
+
+    @property
+    def hypergradients(self):
+        """`{name: float64 [num_buckets]}` of the last outer step; empty before the first.
+
+        They are derivatives by the hyperparameters' coordinates, means over the steps of a bucket.
+        """
+        records = self.search.records if self.search else []
+        found = (records[-1].hypergradients if records else None) or {}
+        return {name: np.array(values) for name, values in found.items()}
+
+    @property
     def schedules(self):
         """`{name: BucketedSchedule}` over the present horizon. Settable from the same form."""
-        return {name: BucketedSchedule(v, self.horizon) for name, v in self._values().items()}
+        return {name: BucketedSchedule(v, self.horizon) for name, v in self.values.items()}
 
     @schedules.setter
     def schedules(self, schedules):
-        pieces = []
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)
             if schedule is None or schedule.num_buckets != hyperparameter.num_buckets:
@@ -154,137 +145,13 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                     f"The schedules must hold {hyperparameter.num_buckets} bucket(s) of "
                     f"{hyperparameter.name!r}. Received: {schedules}"
                 )
-            pieces.append(hyperparameter.coordinates(schedule.values))
-        self._outer_state["values"].assign(_concatenated(pieces))
-
-    @property
-    def hypergradients(self):
-        """`{name: float64 [num_buckets]}` of the last outer step; NaN before the first.
-
-        They are derivatives by the hyperparameters' coordinates on their scales.
-        """
-        return self._by_name(self.outer_state["hypergradients"])
-
-    @property
-    def step_sizes(self):
-        """`{name: float64 [num_buckets]}`, the outer rule's present steps in coordinates."""
-        return self._by_name(self.outer_state["step_sizes"])
-
-    @property
-    def outer_state(self):
-        """The outer rule's whole state, a dictionary of float64 arrays, in coordinates."""
-        return {key: variable.numpy() for key, variable in self._outer_state.items()}
-
-    @outer_state.setter
-    def outer_state(self, state):
-        for key, value in state.items():
-            self._outer_state[key].assign(value)
-
-    def record(self, hypergradients, loss, loss_error=0.0):
-        """Keeps what an outer step measured, for the next `update_schedules`.
-
-        Args:
-            hypergradients: Float64 `[total_buckets]`, by coordinates.
-            loss: Validation loss; not finite when the inner loop broke down.
-            loss_error: Its standard error; not finite where it is not known.
-        """
-        measured = {"loss": np.inf if np.isnan(loss) else loss}
-        measured["loss_error"] = np.nan_to_num(loss_error, posinf=0.0)
-        self.outer_state = {"hypergradients": hypergradients, **measured}
-
-    def judge(self):
-        """What was recorded last is to the search: `"best"`, `"accepted"` or `"rejected"`."""
-        return self.outer.judge(*self._measured())
-
-    def update_schedules(self):
-        """Moves the bucket values by what was recorded last. Nothing recorded, nothing moves."""
-        if not np.isnan(self._outer_state["loss"].numpy()):
-            self.outer_state = {**self.outer.update(*self._measured()), "loss": np.nan}
-
-    def _measured(self):
-        """What the outer rule judges and updates by: its state, a `Measurement`, the `Ranges`."""
-        state, horizon = self.outer_state, self.horizon
-        lengths = _concatenated(h.bucket_lengths(horizon) for h in self.hyperparameters)
-        measured = {key: state.pop(key) for key in ("hypergradients", "loss", "loss_error")}
-        return state, Measurement(**measured, lengths=lengths, horizon=horizon), self.ranges
-
-    @property
-    def converged(self):
-        """Whether the outer rule's step sizes have become negligible beside the values."""
-        state = self.outer_state
-        coordinates = state["values"]
-        state["values"] = _concatenated(self._values().values())
-        moved = self._values(coordinates + state["step_sizes"])
-        state["step_sizes"] = np.abs(_concatenated(moved.values()) - state["values"])
-        ends = [_concatenated(self._values(end).values()) for end in self.ranges[:2]]
-        return self.outer.converged(state, self.ranges._replace(minimum=ends[0], maximum=ends[1]))
-
-    @property
-    def ranges(self):
-        """The `keras_fds.outer.Ranges` of the coordinates."""
-        with np.errstate(divide="ignore"):
-            ends = [
-                h.coordinates(np.array([h.min_value, h.max_value])) for h in self.hyperparameters
-            ]
-        each = [
-            (*end, h.scale == "linear", i, max(1.0, h.breadth * h.num_buckets))
-            for i, (end, h) in enumerate(zip(ends, self.hyperparameters, strict=True))
-        ]
-        numbers = np.array([h.num_buckets for h in self.hyperparameters], "int64")
-        columns = np.repeat(np.reshape(each, (-1, len(Ranges._fields))), numbers, axis=0).T
-        return Ranges(*columns)._replace(linear=columns[2].astype(bool))
-
-    def derivatives(self):
-        """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
-        values = self._values()
-        return _concatenated(h.derivatives(values[h.name]) for h in self.hyperparameters)
-
-    def means_over_buckets(self, sums, horizon):
-        """Hypergradients by coordinates from sums over buckets of derivatives by values.
-
-        Args:
-            sums: Float64 `[total_buckets]`.
-            horizon: Number of inner steps.
-        """
-        lengths = _concatenated(self.pruning.kept_steps(h, horizon) for h in self.hyperparameters)
-        return sums * self.derivatives() / lengths
-
-    def per_step(self, derivatives):
-        """`{name: float64 [horizon]}`, by coordinates; the argument is by values, and stacked."""
-        values, steps = self._values(), np.arange(len(derivatives))
-        return {
-            h.name: of_steps * h.derivatives(values[h.name])[h.bucket(steps, len(steps))]
-            for h, of_steps in zip(self.hyperparameters, derivatives.T)
-        }
-
-    def _values(self, coordinates=None):
-        """`{name: float64 [num_buckets]}`: the values at coordinates, by default at present."""
-        coordinates = self.outer_state["values"] if coordinates is None else coordinates
-        pieces = self._by_name(coordinates)
-        return {h.name: np.array(h.values(pieces[h.name])) for h in self.hyperparameters}
-
-    def _by_name(self, vector):
-        ends = np.cumsum([h.num_buckets for h in self.hyperparameters])
-        return dict(zip(self.names, np.split(vector, ends[:-1]))) if self.names else {}
-
-    def buckets_at(self, inner_step, horizon):
-        """`{name: position}` in the vector of all buckets; arguments are int64 tensors."""
-        offset, positions = 0, {}
-        for hyperparameter in self.hyperparameters:
-            last = hyperparameter.num_buckets - 1
-            bucket = hyperparameter.bucket(inner_step, horizon)
-            positions[hyperparameter.name] = offset + tf.clip_by_value(bucket, 0, last)
-            offset += hyperparameter.num_buckets
-        return positions
+        self.coordinates = self.buckets.coordinates(
+            {name: schedules[name].values for name in self.names}
+        )
 
     def values_at(self, inner_step, horizon, dtype):
         """`{name: scalar tensor}` at an inner step; both arguments int64 tensors."""
-        coordinates = self._outer_state["values"].value
-        positions = self.buckets_at(inner_step, horizon)
-        return {
-            h.name: tf.cast(h.values(coordinates[positions[h.name]]), dtype)
-            for h in self.hyperparameters
-        }
+        return self.buckets.values_at(self._coordinates.value, inner_step, horizon, dtype)
 
     def present_values(self, dtype):
         """`{name: scalar tensor}` at the optimizer's own iteration."""
@@ -295,19 +162,19 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     @property
     def model_names(self):
         """The learned numbers of the model and its loss, see `Hyperparameter`."""
-        return [n for n in self.names if "." in n and not _scalars.is_multiplier(n)]
+        return [n for n in self.names if "." in n and not is_multiplier(n)]
 
     def multiplied(self, model):
         """`{name: variables}` of the learned factors on the learning rates of layers."""
-        names = [name for name in self.names if _scalars.is_multiplier(name)]
-        self._multiplied = {name: _scalars.multiplied_variables(model, name) for name in names}
+        names = [name for name in self.names if is_multiplier(name)]
+        self._multiplied = {name: multiplied_variables(model, name) for name in names}
         return self._multiplied
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):
         if self.built:
             return
-        _stateless.build_optimizer(self.optimizer, self._optimizer_names, variables)
+        build_optimizer(self.optimizer, self._optimizer_names, variables)
         super().build(variables)
 
     @property
@@ -317,7 +184,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def reset_slots(self):
         """Puts the wrapped optimizer's slots and its iteration count back to their start."""
         names = self._optimizer_names
-        fresh = _stateless.fresh_slots(self.optimizer, names, self._trainable_variables)
+        fresh = fresh_slots(self.optimizer, names, self._trainable_variables)
         for variable, value in zip(self.optimizer.variables, fresh):
             variable.assign(value)
 
@@ -331,14 +198,14 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 "anew, or save models as '.keras'."
             )
         values = self.present_values(self._trainable_variables[0].dtype)
-        if self._multiplied is None and any(map(_scalars.is_multiplier, self.names)):
+        if self._multiplied is None and any(map(is_multiplier, self.names)):
             raise ValueError(
                 "Factors on the learning rates of layers are known in `model.fit` and "
                 "`keras_fds.fit` only: they tell the optimizer its model."
             )
         multipliers = [(v, values[name]) for name, v in (self._multiplied or {}).items()]
         own = {name: values[name] for name in self._optimizer_names}
-        view = _stateless.with_hyperparameters(self.optimizer, own, multipliers)
+        view = with_hyperparameters(self.optimizer, own, multipliers)
         view.apply(grads, trainable_variables)
 
     @property
@@ -385,8 +252,16 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, no mapping in Keras
-        self.search = Search.taken_out_of(entries) or self.search
-        super().load_own_variables(entries)
+        own = {key: entries.pop(key) for key in list(entries) if key.isdecimal()}
+        if any(key.startswith("search") for key in entries):
+            self.loaded_search = entries
+        elif len(own) > len(self.variables):
+            raise ValueError(
+                "The model was saved by an older keras_fds, whose HyperOptimizer kept the state of "
+                "its outer rule. Build the model anew, load its weights by `load_weights`, and "
+                "its schedules from schedules.json."
+            )
+        super().load_own_variables(own)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -395,10 +270,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             "optimizer": serialize(self.optimizer),
             "hyperparameters": [serialize(h) for h in self.hyperparameters],
             "outer": serialize(self.outer),
-            "tangent_clipvalue": self.tangent_clipvalue,
-            "tangents_per_pass": self.tangents_per_pass,
-            "pruning": self.pruning.mode,
-            "pruning_ratio": self.pruning_ratio,
+            **{
+                name: getattr(self, name)
+                for name in ("tangent_clipvalue", "tangents_per_pass")
+                if getattr(self, name) is not None
+            },
         }
 
     @classmethod
@@ -406,12 +282,52 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         def deserialize(value):
             return keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
 
-        config = dict(config)
+        config = {k: v for k, v in config.items() if not k.startswith("pruning")}  # Of older ones.
         config["optimizer"] = deserialize(config["optimizer"])
         config["hyperparameters"] = [deserialize(h) for h in config["hyperparameters"]]
         config["outer"] = deserialize(config["outer"])
         return cls(**config)
 
 
-def _concatenated(pieces):
-    return np.concatenate([np.zeros(0), *pieces])
+def _checked(optimizer, hyperparameters):
+    """The hyperparameters as a list; a `ValueError` for what cannot be learned."""
+    check_optimizer(optimizer)
+    if not isinstance(hyperparameters, (list, tuple)):
+        raise ValueError(
+            "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
+            f"Received: hyperparameters={hyperparameters!r}"
+        )
+    for hyperparameter in hyperparameters:
+        if not isinstance(hyperparameter, Hyperparameter):
+            raise ValueError(
+                "`hyperparameters` must be a list of keras_fds.Hyperparameter. "
+                f"Received: {hyperparameter!r}"
+            )
+        check_hyperparameter(optimizer, hyperparameter)
+    names = [hyperparameter.name for hyperparameter in hyperparameters]
+    if len(set(names)) < len(names):
+        raise ValueError(f"A hyperparameter is named twice. Received: {names}")
+    return list(hyperparameters)
+
+
+def _check_outer(outer):
+    if isinstance(outer, type) or not hasattr(outer, "initial_state"):
+        raise ValueError(
+            "`outer` must be an outer update rule, such as "
+            f"keras_fds.outer.TrustRegionDescent(). Received: outer={outer!r}"
+        )
+
+
+def _deprecated(name, value):
+    """A number of forward mode that was an argument here."""
+    if value is None:
+        return None
+    argument = {"tangents_per_pass": "tangent_chunk_size"}.get(name, name)
+    warnings.warn(
+        f"`{name}` of HyperOptimizer is now "
+        f"fit(differentiation=keras_fds.differentiation.Forward({argument}={value!r})).",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    whole = name == "tangents_per_pass"
+    return number(name, value, least=1, whole=True) if whole else number(name, value, above=0)

@@ -1,4 +1,4 @@
-"""Hyperparameters that are shared over the buckets of a horizon.
+"""Hyperparameters, and the vector of the values that they have in the buckets of a horizon.
 
 Source: Micaelli & Storkey, "Gradient-based Hyperparameter Optimization Over Long
 Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
@@ -9,6 +9,9 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_fds.numbers import number
+from keras_fds.outer import Ranges
 
 # Upper ends of the ranges that exponential averages have; everything else is unbounded.
 _LARGEST_DECAY = 0.999
@@ -92,32 +95,16 @@ class Hyperparameter:
             raise ValueError(
                 f"`scale` of {name!r} must be 'linear', 'log' or 'logit'. Received: scale={scale!r}"
             )
-        if not isinstance(num_buckets, (int, np.integer)) or num_buckets is True or num_buckets < 1:
-            raise ValueError(
-                f"`num_buckets` of {name!r} must be a whole number of at least 1. "
-                f"Received: num_buckets={num_buckets!r}"
-            )
-        self.name, self.scale = name, scale
+        self.name, self.scale, self.initial = name, scale, initial
+        self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
+        self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
+        self.breadth = number(f"`breadth` of {name!r}", breadth, above=0, most=1)
         largest = 1.0 if scale == "logit" else np.inf
         self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
-        self.num_buckets = int(num_buckets)
-        self.step_size = self._number("step_size", step_size)
-        self.min_value = self._number("min_value", 0.0 if min_value is None else min_value)
-        self.max_value = self._number(
-            "max_value", self._default_maximum if max_value is None else max_value
+        self.min_value = 0.0 if min_value is None else self._end("min_value", min_value)
+        self.max_value = (
+            self._default_maximum if max_value is None else self._end("max_value", max_value)
         )
-        self.breadth = self._number("breadth", breadth)
-        self.initial = initial
-        if not 0 < self.breadth <= 1:
-            raise ValueError(
-                f"`breadth` of {name!r} must be a part of the horizon, above 0 and at most 1. "
-                f"Received: breadth={breadth!r}"
-            )
-        if not self.step_size > 0 or not np.isfinite(self.step_size):
-            raise ValueError(
-                f"`step_size` of {name!r} must be positive and finite. "
-                f"Received: step_size={step_size!r}"
-            )
         if not self.min_value < self.max_value:
             raise ValueError(
                 f"The range of {name!r} is empty. Received: min_value={self.min_value}, "
@@ -126,12 +113,11 @@ class Hyperparameter:
         self._check_initial()
         self._check_scale()
 
-    def _number(self, argument, value):
-        if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
-            raise ValueError(
-                f"`{argument}` of {self.name!r} must be a number. Received: {argument}={value!r}"
-            )
-        return float(value)
+    def _end(self, argument, value):
+        """An end of the range, which may be infinite."""
+        if isinstance(value, (float, np.floating)) and np.isinf(value):
+            return float(value)
+        return number(f"`{argument}` of {self.name!r}", value)
 
     def _check_initial(self):
         try:
@@ -216,3 +202,127 @@ class Hyperparameter:
     def __repr__(self):
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"Hyperparameter({arguments})"
+
+
+class Buckets:
+    """The vector of all bucket values of all hyperparameters.
+
+    Bucket k of the vector belongs to one hyperparameter. The sharing matrix B of a horizon says
+    which bucket an inner step falls in: λ(t) = Σ_k B_k(t) λ_k. The outer rule moves coordinates u
+    of the values, see `Hyperparameter`.
+
+    Args:
+        hyperparameters: List of `Hyperparameter`, in the order of the vector.
+
+    Attributes:
+        names: Of the hyperparameters.
+        size: Length of the vector, `[total_buckets]`.
+        owners: The number of the hyperparameter that each bucket belongs to, `[total_buckets]`.
+
+    Example:
+
+    >>> buckets = Buckets([Hyperparameter("learning_rate", 2), Hyperparameter("momentum")])
+    >>> buckets.split(np.array([0.3, 0.1, 0.9]))
+    {'learning_rate': array([0.3, 0.1]), 'momentum': array([0.9])}
+    """
+
+    def __init__(self, hyperparameters):
+        self.hyperparameters = list(hyperparameters)
+        self.names = [hyperparameter.name for hyperparameter in self.hyperparameters]
+        numbers = [hyperparameter.num_buckets for hyperparameter in self.hyperparameters]
+        self.size = sum(numbers)
+        self.owners = np.repeat(np.arange(len(numbers)), np.array(numbers, "int64"))
+        self._firsts = np.cumsum([0, *numbers])
+
+    def split(self, vector):
+        """`{name: part of the vector}`."""
+        return dict(zip(self.names, np.split(vector, self._firsts[1:-1]))) if self.names else {}
+
+    def join(self, parts):
+        """The vector of parts, one a hyperparameter, in their order or by name."""
+        if isinstance(parts, dict):
+            parts = [parts[name] for name in self.names]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def initial_coordinates(self):
+        """The coordinates of the start values."""
+        return self.join(h.coordinates(h.initial_values) for h in self.hyperparameters)
+
+    def first_steps(self):
+        """The `step_size` of every bucket."""
+        return self.join(np.full(h.num_buckets, h.step_size) for h in self.hyperparameters)
+
+    def coordinates(self, values):
+        """The coordinates of values, `{name: float64 [num_buckets]}`."""
+        return self.join(h.coordinates(values[h.name]) for h in self.hyperparameters)
+
+    def values(self, coordinates):
+        """`{name: float64 [num_buckets]}`, the values at coordinates."""
+        parts = self.split(coordinates)
+        return {h.name: np.array(h.values(parts[h.name])) for h in self.hyperparameters}
+
+    def derivatives(self, coordinates):
+        """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
+        values = self.values(coordinates)
+        return self.join(h.derivatives(values[h.name]) for h in self.hyperparameters)
+
+    def opening_steps(self, horizon):
+        """The first inner step of every bucket, int64 `[total_buckets]`."""
+        return self.join(h.opening_steps(horizon) for h in self.hyperparameters).astype("int64")
+
+    def lengths(self, horizon):
+        """The number of inner steps in every bucket, int64 `[total_buckets]`."""
+        return self.join(h.bucket_lengths(horizon) for h in self.hyperparameters).astype("int64")
+
+    def positions(self, inner_step, horizon):
+        """`{name: position in the vector}` at an inner step; arguments are int64 tensors."""
+        return {
+            h.name: first + tf.clip_by_value(h.bucket(inner_step, horizon), 0, h.num_buckets - 1)
+            for first, h in zip(self._firsts, self.hyperparameters)
+        }
+
+    def values_at(self, coordinates, inner_step, horizon, dtype):
+        """`{name: scalar tensor}` at an inner step; all but `dtype` are tensors."""
+        positions = self.positions(inner_step, horizon)
+        return {
+            h.name: tf.cast(h.values(coordinates[positions[h.name]]), dtype)
+            for h in self.hyperparameters
+        }
+
+    def sums(self, per_step):
+        """Bᵀ of what belongs to single steps, float64 `[horizon, hyperparameters]`."""
+        steps, horizon = np.arange(len(per_step)), len(per_step)
+        return self.join(
+            np.bincount(h.bucket(steps, horizon), of_steps, h.num_buckets)
+            for h, of_steps in zip(self.hyperparameters, per_step.T)
+        )
+
+    def at_steps(self, vector, horizon):
+        """B of a vector, `{name: [horizon]}`."""
+        parts, steps = self.split(vector), np.arange(horizon)
+        return {h.name: parts[h.name][h.bucket(steps, horizon)] for h in self.hyperparameters}
+
+    def means(self, derivatives, horizon):
+        """Derivatives by buckets as means over their steps, `{name: float64 [num_buckets]}`.
+
+        So the paper reports hypergradients: for any horizon they are of the same size.
+        """
+        return self.split(derivatives / self.lengths(horizon))
+
+    @property
+    def ranges(self):
+        """The `keras_fds.outer.Ranges` of the coordinates."""
+        with np.errstate(divide="ignore"):
+            ends = [
+                h.coordinates(np.array([h.min_value, h.max_value])) for h in self.hyperparameters
+            ]
+        minima, maxima = zip(*ends) if ends else ((), ())
+        breadths = [max(1.0, h.breadth * h.num_buckets) for h in self.hyperparameters]
+        linear = [h.scale == "linear" for h in self.hyperparameters]
+        return Ranges(
+            minimum=np.array(minima, "float64")[self.owners],
+            maximum=np.array(maxima, "float64")[self.owners],
+            linear=np.array(linear, bool)[self.owners],
+            groups=self.owners,
+            breadths=np.array(breadths, "float64")[self.owners],
+        )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds._files import replacement
+from keras_fds.files import replacement
 
 _FORMAT = "keras_fds.schedules"
 _VERSION = 1

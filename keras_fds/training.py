@@ -3,15 +3,14 @@
 import time
 import warnings
 
-import keras
 import numpy as np
 
-from keras_fds import _checks, _cost, _data, _fingerprint, _twin
-from keras_fds._differentiation import DEFAULT_MEMORY, make_unroll
-from keras_fds._outer_loop import OuterLoop, Restart, callback_list
-from keras_fds._search import Search
-
-_TRAINING = ("The training data", "steps_per_epoch")  # How messages call it, and its length.
+from keras_fds.callbacks import SearchProgress
+from keras_fds.data import DatasetBatches, raising_errors_of, split_data_of
+from keras_fds.differentiation import choose_mode
+from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
+from keras_fds.numbers import number
+from keras_fds.search import OuterLoop, Search, WeightInitializer, arguments, search_fingerprint
 
 
 def fit(
@@ -38,7 +37,7 @@ def fit(
     resample_validation=None,
     initial_weights="fresh",
     differentiation="auto",
-    adjoint_memory=DEFAULT_MEMORY,
+    adjoint_memory=None,
     seed=None,
     divergence_factor=20.0,
     resplit=None,
@@ -116,40 +115,28 @@ def fit(
     >>> model.optimizer.schedules["learning_rate"]
     """
     begin = time.monotonic()
-    _checks.check_compiled(model)
-    _checks.check_callbacks(callbacks)
-    _checks.check_validation_freq(validation_freq)
-    _checks.check_targets(model, x, y)
-    resample = _checks.resampling(resample_validation, resplit, validation_split, validation_data)
-    data = _make_data(
+    arguments.check_compiled(model)
+    arguments.check_callbacks(callbacks)
+    arguments.check_validation_freq(validation_freq)
+    arguments.check_targets(model, x, y)
+    resample = arguments.resampling(resample_validation, resplit, validation_split, validation_data)
+    factor = number("divergence_factor", divergence_factor, above=1, optional=True)
+    data = split_data_of(
         (x, y, sample_weight),
+        validation_data,
+        validation_split,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         class_weight=class_weight,
-        validation_split=validation_split,
         resample=resample,
-        validation_data=validation_data,
         validation_batch_size=validation_batch_size or batch_size,
         validation_steps=validation_steps,
         shuffle=shuffle,
     )
-    train, validation = data.train, data.validation
-    _checks.check_batched(model, train.spec)
-    _checks.check_same_shapes(train.spec, validation.spec)
-    epochs = _checks.epochs_of_outer_steps(epochs, outer_steps)
-    initial_epoch = _checks.whole_from_zero("initial_epoch", initial_epoch)
-    steps_per_epoch = data.num_batches
-    horizons = [max(1, round(number * steps_per_epoch)) for number in epochs]
-    _checks.check_passes(train, max(horizons))
-    _checks.check_buckets(model.optimizer, min(horizons))
-    unroll, reason = make_unroll(model, train, max(horizons), differentiation, adjoint_memory)
-    unroll.step.watch.factor.assign(_checks.divergence_factor(divergence_factor))
-    restart = Restart(unroll, initial_weights, data.spec[0])
-    remedies = _cost.remedies(unroll, differentiation, horizons, steps_per_epoch)
-    measured = unroll, data.alike(), max(horizons), validation_training
-    told = unroll, reason, remedies
-    progress = _cost.Progress(horizons, measured, told, begin) if verbose else None
-    _checks.tell_of_missing_onednn()
+    horizons = arguments.horizons(epochs, outer_steps, data.num_batches)
+    arguments.check_data(model, data, horizons)
+    mode, reason = choose_mode(model, data.train, max(horizons), differentiation, adjoint_memory)
+    initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
     settings = {
         "divergence_factor": divergence_factor,
         "seed": seed,
@@ -158,19 +145,38 @@ def fit(
         "validation_split": validation_split,
         "resample_validation": resample,
         "validation_training": validation_training,
-        **_fingerprint.of_search(
+        **search_fingerprint(
             model,
-            train,
-            None if validation_data is None else validation,
+            data.train,
+            None if validation_data is None else data.validation,
             initial_weights,
             validation_batch_size or batch_size,
         ),
     }
-    seed = np.random.randint(2**31) if seed is None else _checks.whole_from_zero("seed", seed)
-    search = Search(seed, unroll.mode, restart.start, resample == "outer_step", settings)
-    callbacks = callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress)
-    loop = OuterLoop(unroll, data, restart, callbacks, horizons, validation_training)
-    with _data.raising_errors_of(train, validation):
+    if seed is None:
+        seed = np.random.randint(2**31)
+    search = Search(
+        number("seed", seed, least=0, whole=True),
+        mode.name,
+        initializer.start,
+        resample == "outer_step",
+        settings,
+    )
+    progress = None
+    if verbose:
+        progress = SearchProgress(mode, reason, data, horizons, validation_training, begin)
+    loop = OuterLoop(
+        mode,
+        data,
+        initializer,
+        arguments.callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress),
+        horizons,
+        validation_training,
+        factor,
+    )
+    initial_epoch = number("initial_epoch", initial_epoch, least=0, whole=True)
+    arguments.tell_of_missing_onednn()
+    with raising_errors_of(data.train, data.validation):
         return loop.run(initial_epoch, search)
 
 
@@ -180,7 +186,7 @@ def hypergradients(
     validation_data,
     validation_training=False,
     differentiation="forward",
-    adjoint_memory=DEFAULT_MEMORY,
+    adjoint_memory=None,
     per_step=False,
     dtype=None,
 ):
@@ -218,88 +224,56 @@ def hypergradients(
     >>> keras_fds.hypergradients(model, train_dataset.batch(128), validation_dataset.batch(500))
     {'learning_rate': array([-0.012, -0.007]), 'momentum': array([-0.0004])}
     """
-    _checks.check_compiled(model)
+    arguments.check_compiled(model)
     if per_step and differentiation == "forward":
-        differentiation = "adjoint"
+        differentiation = "reverse"
     options = validation_training, differentiation, adjoint_memory, per_step
     if dtype is None:
         return _hypergradients(model, *_datasets(train_data, validation_data), *options)
     if dtype != "float64":
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
-    with _twin.float64():
-        batches = _datasets(_twin.in_float64(train_data), _twin.in_float64(validation_data))
-        return _hypergradients(_twin.float64_twin(model, None, batches[0]), *batches, *options)
+    with float64():
+        batches = _datasets(in_float64(train_data), in_float64(validation_data))
+        return _hypergradients(float64_twin(model, None, batches[0]), *batches, *options)
 
 
 def _hypergradients(
     model, train, validation, validation_training, differentiation, adjoint_memory, per_step
 ):
-    horizon = train.num_batches
-    _checks.check_buckets(model.optimizer, horizon)
-    unroll, _ = make_unroll(model, train, horizon, differentiation, adjoint_memory)
-    variables = model.variables + unroll.model.outside + model.optimizer.variables
+    horizon, buckets = train.num_batches, model.optimizer.buckets
+    arguments.check_buckets(model.optimizer, horizon)
+    mode, _ = choose_mode(model, train, horizon, differentiation, adjoint_memory)
+    variables = [*model.variables, *mode.outside_variables, *model.optimizer.variables]
     saved = [variable.numpy() for variable in variables]
     try:
-        with _data.raising_errors_of(train, validation):
-            unroll.reset(horizon)
-            _, finite = unroll.run(train.start(), 0, 0, horizon)
-            if not finite:
-                warnings.warn("The training loss stopped being finite.", stacklevel=2)
-            what = validation.start(), validation.num_batches, validation_training
+        with raising_errors_of(train, validation):
+            mode.reset(horizon)
+            _, ok = mode.run(train.start(), 0, 0, horizon)
+            if not ok:
+                warnings.warn("The training loss stopped being finite.", stacklevel=3)
+            mode.validate(validation.start(), validation.num_batches, validation_training)
+            derivatives = buckets.derivatives(model.optimizer.coordinates)
             if per_step:
-                return model.optimizer.per_step(unroll.validate_per_step(*what)[1])
-            found = model.optimizer._by_name(unroll.validate(*what)[1])
+                of_steps = buckets.at_steps(derivatives, horizon)
+                found = dict(zip(buckets.names, mode.per_step().T))
+                return {name: values * of_steps[name] for name, values in found.items()}
+            found = buckets.means(mode.hypergradients() * derivatives, horizon)
             unknown = [name for name, values in found.items() if np.isnan(values).any()]
-            if unknown and finite:
+            if unknown and ok:
                 warnings.warn(
                     f"The hypergradients of {', '.join(map(repr, unknown))} are not a number. "
                     "check_hypergradients finds the layer or the loss.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             return found
     finally:
+        mode.release()
         for variable, value in zip(variables, saved):
             variable.assign(value)
 
 
-def _make_data(
-    train,
-    *,
-    batch_size,
-    steps_per_epoch,
-    class_weight,
-    validation_split,
-    resample,
-    validation_data,
-    validation_batch_size,
-    validation_steps,
-    shuffle,
-):
-    """The `SplitData` of a search; its arguments mean what they mean in `model.fit`."""
-    if validation_data is None:
-        return _data.split_data(
-            train,
-            validation_split,
-            batch_size,
-            steps_per_epoch,
-            class_weight,
-            resample is not None,
-            (validation_batch_size, validation_steps),
-            shuffle,
-        )
-    validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
-    what = "`validation_data`", "validation_steps"
-    return _data.SplitData(
-        _data.make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight),
-        _data.make_batches(
-            validation_data, validation_batch_size, validation_steps, what, continues=False
-        ),
-        shuffle,
-    )
-
-
 def _datasets(train_data, validation_data):
     return [
-        _data.DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
+        DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
         for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
     ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_fds._files import replacement, writable_directory
+from keras_fds.files import replacement, writable_directory
 
 
 def test_a_file_is_replaced_in_one_move(tmp_path):

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-import small_problem
 
 import keras_fds
+from tests import small_problem
 
 
 def hyper_optimizer(**arguments):
@@ -76,7 +76,7 @@ def test_unknown_number_of_batches_keeps_the_horizon():
 
 def test_a_saved_model_trains_on_as_if_never_saved(tmp_path):
     model, x, y = model_and_data(hyper_optimizer())
-    model.optimizer.outer_state = {"values": np.array([0.3, 0.2, 0.1])}
+    model.optimizer.coordinates = np.array([0.3, 0.2, 0.1])
     model.fit(x, y, batch_size=8, epochs=2, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -90,14 +90,26 @@ def test_a_saved_model_trains_on_as_if_never_saved(tmp_path):
 def test_config_round_trip():
     optimizer = hyper_optimizer(
         outer=keras_fds.outer.TrustRegionDescent(tolerance=0.1),
-        tangent_clipvalue=2.0,
-        tangents_per_pass=3,
     )
     config = keras.saving.serialize_keras_object(optimizer)
     again = keras.saving.deserialize_keras_object(config)
     assert keras.saving.serialize_keras_object(again) == config
     assert again.outer.tolerance == 0.1
-    assert (again.tangent_clipvalue, again.tangents_per_pass) == (2.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        ({"tangent_clipvalue": 2.0}, "Forward\\(tangent_clipvalue=2.0"),
+        ({"tangents_per_pass": 3}, "Forward\\(tangent_chunk_size=3"),
+    ],
+)
+def test_what_belongs_to_a_mode_is_deprecated(arguments, mode):
+    with pytest.warns(DeprecationWarning, match=mode):
+        optimizer = hyper_optimizer(**arguments)
+    with pytest.warns(DeprecationWarning):
+        again = type(optimizer).from_config(optimizer.get_config())
+    assert {name: getattr(again, name) for name in arguments} == arguments
 
 
 def test_schedules_can_be_set():
@@ -121,27 +133,6 @@ def test_learned_learning_rate_is_not_settable_and_others_are():
     assert float(optimizer.learning_rate) == 0.25
 
 
-def test_update_schedules_moves_by_what_was_recorded_once():
-    optimizer = hyper_optimizer(outer=keras_fds.outer.SignDescent())
-    optimizer.record(np.array([1.0, -1.0, np.nan]), 2.0)
-    optimizer.update_schedules()
-    moved = optimizer.outer_state["values"]
-    np.testing.assert_allclose(moved, [0.0, 0.11, 0.5])
-    optimizer.update_schedules()
-    np.testing.assert_array_equal(optimizer.outer_state["values"], moved)
-
-
-@pytest.mark.parametrize(
-    ("error", "verdict"), [(0.5, "best"), (0.0, "rejected"), (np.nan, "rejected")]
-)
-def test_judges_by_the_losses_standard_error_where_it_is_known(error, verdict):
-    optimizer = hyper_optimizer()
-    optimizer.record(np.full(3, 0.1), 2.0, error)
-    optimizer.update_schedules()
-    optimizer.record(np.full(3, 0.1), 2.4)
-    assert optimizer.judge() == verdict
-
-
 def scaled_optimizer(**arguments):
     return keras_fds.HyperOptimizer(
         keras.optimizers.SGD(),
@@ -153,38 +144,33 @@ def scaled_optimizer(**arguments):
     )
 
 
+def moved(optimizer, hypergradients, horizon=10):
+    """The values after one step of the optimizer's outer rule."""
+    buckets = optimizer.buckets
+    state = optimizer.outer.initial_state(optimizer.coordinates, buckets.first_steps())
+    measurement = keras_fds.outer.Measurement(np.array(hypergradients), 1.0, horizon)
+    optimizer.coordinates = optimizer.outer.update(state, measurement, buckets.ranges)["values"]
+    return optimizer.values
+
+
 def test_outer_steps_are_taken_in_coordinates_within_the_range():
-    optimizer = scaled_optimizer(outer=keras_fds.outer.SignDescent())
-    optimizer.record(np.array([1.0, -1.0, -1.0]), 2.0)
-    optimizer.update_schedules()
-    schedules = optimizer.schedules
+    values = moved(scaled_optimizer(outer=keras_fds.outer.SignDescent()), [1.0, -1.0, -1.0])
     expected = [0.1 * np.exp(-0.5), 0.2 * np.exp(0.5)]
-    np.testing.assert_allclose(schedules["learning_rate"].values, expected, rtol=1e-12)
-    np.testing.assert_allclose(schedules["momentum"].values, [0.999], rtol=1e-12)
+    np.testing.assert_allclose(values["learning_rate"], expected, rtol=1e-12)
+    np.testing.assert_allclose(values["momentum"], [0.999], rtol=1e-12)
 
 
 def test_a_value_in_several_buckets_with_the_whole_horizon_as_breadth_is_learned_as_one():
-    def moved(**arguments):
+    def of_momentum(**arguments):
         momentum = keras_fds.Hyperparameter("momentum", initial=0.5, **arguments)
         optimizer = keras_fds.HyperOptimizer(keras.optimizers.SGD(0.5), [momentum])
-        optimizer.begin_schedules(70)
-        optimizer.record(np.full(momentum.num_buckets, -1e-4), 1.0)  # The mean over a step.
-        optimizer.update_schedules()
-        return optimizer.schedules["momentum"].values
+        number = momentum.num_buckets
+        return moved(optimizer, np.full(number, -7e-3 / number))["momentum"]
 
-    one = moved()
+    one = of_momentum()
     assert one[0] > 0.5
-    np.testing.assert_allclose(moved(num_buckets=7, breadth=1.0), np.repeat(one, 7))
-    assert moved(num_buckets=7)[0] < one[0]
-
-
-def test_search_on_a_scale_has_converged_when_values_hardly_move():
-    optimizer = scaled_optimizer()
-    assert not optimizer.converged
-    optimizer.outer_state = {"best_is_calm": 1.0, "step_sizes": np.array([0.04, 0.04, 0.04])}
-    assert optimizer.converged
-    optimizer.outer_state = {"step_sizes": np.array([0.04, 0.06, 0.04])}
-    assert not optimizer.converged
+    np.testing.assert_allclose(of_momentum(num_buckets=7, breadth=1.0), np.repeat(one, 7))
+    assert of_momentum(num_buckets=7)[0] < one[0]
 
 
 def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
@@ -229,10 +215,11 @@ def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
             "updates weights itself",
         ),
         (lambda: keras_fds.HyperOptimizer(keras.optimizers.SGD(), ["momentum"]), "list of"),
-        (lambda: hyper_optimizer(tangent_clipvalue=-1.0), "tangent_clipvalue"),
-        (lambda: hyper_optimizer(tangents_per_pass=0), "tangents_per_pass"),
-        (lambda: hyper_optimizer(tangents_per_pass=2.0), "tangents_per_pass"),
-        (lambda: hyper_optimizer(tangent_clipvalue="a"), "tangent_clipvalue"),
+        (lambda: keras_fds.differentiation.Forward(tangent_clipvalue=-1.0), "tangent_clipvalue"),
+        (lambda: keras_fds.differentiation.Forward(0), "tangent_chunk_size"),
+        (lambda: keras_fds.differentiation.Forward(2.5), "tangent_chunk_size"),
+        (lambda: keras_fds.differentiation.Forward(tangent_clipvalue="a"), "tangent_clipvalue"),
+        (lambda: keras_fds.differentiation.Reverse(0), "`memory` must be a number above 0"),
         (lambda: hyper_optimizer(outer="sgd"), "outer='sgd'"),
         (
             lambda: keras_fds.HyperOptimizer("adam", keras_fds.Hyperparameter("beta_1")),

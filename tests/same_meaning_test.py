@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_problem import arrays, make_model
 
 import keras_fds
-from keras_fds import _checks
+from keras_fds.search import arguments
+from keras_fds.search.arguments import tell_of_missing_onednn
+from tests.small_problem import arrays, make_model
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -331,12 +332,12 @@ def test_a_search_that_is_still_on_its_way_says_so():
 
 
 def test_a_missing_onednn_is_told_once(monkeypatch):
-    monkeypatch.setattr(_checks, "_told_of_missing_onednn", False)
-    monkeypatch.setattr(_checks._tensorflow, "lacks_onednn", lambda: True)
+    monkeypatch.setattr(arguments, "_told_of_missing_onednn", False)
+    monkeypatch.setattr(arguments.tf_graph, "lacks_onednn", lambda: True)
     told = []
     monkeypatch.setattr(tf.get_logger(), "warning", told.append)
     for _ in range(2):
-        _checks.tell_of_missing_onednn()
+        tell_of_missing_onednn()
     assert len(told) == 1
     assert "TF_ENABLE_ONEDNN_OPTS=1" in told[0]
 

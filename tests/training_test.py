@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_problem import NUM_EXAMPLES, arrays, make_model
 
 import keras_fds
+from tests.small_problem import NUM_EXAMPLES, arrays, make_model
 
 
 def quick_fit(model, x=None, y=None, **arguments):
@@ -303,8 +303,8 @@ def test_a_second_search_begins_anew_at_the_schedules_of_the_first():
         warnings.simplefilter("error")
         quick_fit(model, x, chance, epochs=4, seed=1, callbacks=[spy])
     np.testing.assert_array_equal(spy.schedules[0], learned)
-    assert model.optimizer.search.best["loss"] in spy.losses  # Worse than any of the first.
-    assert model.optimizer.search.records[0]["verdict"] == "best"
+    assert model.optimizer.search.best.loss in spy.losses  # Worse than any of the first.
+    assert model.optimizer.search.records[0].outcome == "best"
 
 
 def test_a_search_does_not_end_with_a_value_that_has_just_reached_its_end():
@@ -324,7 +324,7 @@ def test_a_search_does_not_end_with_a_value_that_has_just_reached_its_end():
 def test_an_interrupt_keeps_what_is_finished():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            if self.model.optimizer.outer_state["best_loss"] < np.inf and batch > 0:
+            if self.model.optimizer.search.best and batch > 0:
                 raise KeyboardInterrupt
 
     model, spy = make_model(), Spy()

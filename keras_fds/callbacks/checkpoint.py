@@ -1,0 +1,176 @@
+"""Checkpoints from which a search goes on."""
+
+import json
+import pathlib
+import re
+import time
+import warnings
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+
+from keras_fds.files import replacement, writable_directory
+from keras_fds.numbers import number
+from keras_fds.search.arguments import check_searching
+from keras_fds.search.state import Search
+
+_VERSION = 1
+_KEPT = 2
+_NAME = re.compile(r"outer_step_\d{6}(_inner_step_\d{9})?\.npz")
+# What NumPy and its archives raise when they read a damaged file.
+DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps a search so that it can go on after any interrupt; for `keras_fds.fit`.
+
+    At the end of an outer step, and within one that takes long, it writes the model, its optimizer
+    and the whole search into one file, in one move. A `fit` that is called again with a model and
+    data made as before goes on after the newest of them, and ends as if it had not been
+    interrupted: with the same history, schedules and weights. (On a GPU, as far as its operations
+    are deterministic.) A damaged file is passed over, with a warning, in favour of the one before.
+    A finished search is left as it is, or goes on when there are more `outer_steps` now. When a
+    file cannot be written, as on a full disk, it warns, and the search goes on.
+
+    Args:
+        directory: Made when it does not exist. The last two checkpoints stay there, also at the
+            end of the search.
+        config: What the search depends on, such that JSON can hold it: a checkpoint of another
+            `config` is refused. Defaults to `None`.
+        every: Outer steps from one checkpoint to the next. Defaults to `1`.
+        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode: it
+            holds the tangents too. (In reverse mode an outer step that was interrupted is run
+            again.) `None` keeps none. Defaults to `10.0`.
+
+    Raises:
+        ValueError: When `every` is not a whole number of at least 1, or `minutes` not a number from
+            0; at the beginning of training, when `directory` cannot be written to, the model's
+            optimizer is no `HyperOptimizer`, or the checkpoint is of another `config` or model.
+
+    Example:
+
+    >>> checkpoint = keras_fds.callbacks.Checkpoint("checkpoints")
+    >>> keras_fds.fit(model, x, y, validation_split=0.05, seed=0, callbacks=[checkpoint])
+    """
+
+    acts_between_calls = saves_search = True
+
+    def __init__(self, directory, config=None, every=1, minutes=10.0):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self.config = json.loads(json.dumps(config, default=str))
+        self.every = number("every", every, least=1, whole=True)
+        self.minutes = number("minutes", minutes, least=0, optional=True)
+        self._good = []  # Those that were read or written here, oldest first.
+
+    def on_train_begin(self, logs=None):
+        check_searching(self)
+        writable_directory(self.directory, "directory")
+        for partial in self.directory.glob("*.partial"):
+            partial.unlink()
+        for path in reversed(self._files()):
+            try:
+                entries = _read(path)
+            except DAMAGE as error:
+                warnings.warn(
+                    f"The checkpoint {str(path)!r} is damaged. The search goes on from the one "
+                    f"before it, or begins anew where there is none. Reason: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            else:
+                self._restore(path, entries)
+                self._good = [path]
+                break
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        search = self.model.optimizer.search
+        if search.partial is None or self.minutes is None:
+            return
+        if time.monotonic() - self._written >= 60 * self.minutes:
+            self._write(f"_inner_step_{search.position.inner_step:09d}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if len(self.model.optimizer.search.records) % self.every == 0:
+            self._write()
+
+    def _write(self, within=""):
+        search = self.model.optimizer.search
+        description = json.dumps({"version": _VERSION, "config": self.config})
+        entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
+        entries.update(search.to_arrays())
+        # NumPy's files know no bfloat16; as float32 it is the same number.
+        entries = {k: a.astype("float32") if a.dtype.kind == "V" else a for k, a in entries.items()}
+        try:
+            path = self.directory / f"outer_step_{len(search.records):06d}{within}.npz"
+            with replacement(path) as partial, open(partial, "wb") as file:
+                np.savez(file, description=description, **entries)
+            self._good = [*(each for each in self._good if each != path), path][-_KEPT:]
+            for each in set(self._files()) - {*self._good}:
+                each.unlink()
+        except OSError as error:
+            warnings.warn(
+                f"No checkpoint could be written to {str(self.directory)!r}, and the search goes "
+                f"on; the one before it stays. Reason: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._written = time.monotonic()
+
+    def _files(self):
+        return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name))
+
+    def _variables(self):
+        metrics = {id(variable) for variable in self.model.metrics_variables}
+        of_model = [v for v in self.model.variables if id(v) not in metrics]
+        return of_model + self.model.optimizer.variables
+
+    def _restore(self, path, entries):
+        description = json.loads(entries.pop("description").item())
+        if description["version"] > _VERSION:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} has version {description['version']}; this "
+                f"keras_fds reads versions up to {_VERSION}. Install a newer keras_fds."
+            )
+        if description["config"] != self.config:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} is of another config. Choose another directory, or "
+                f"remove the checkpoints in this one. Received: config={self.config}, the "
+                f"checkpoint's is {description['config']}"
+            )
+        search, variables = Search.taken_out_of(entries), self._variables()
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [array.shape for array in entries.values()] != shapes:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} is of another model or of other hyperparameters. "
+                "Choose another directory, or remove the checkpoints in this one."
+            )
+        for variable, array in zip(variables, entries.values()):
+            variable.assign(array)
+        self.model.optimizer.search = search
+
+
+def _read(path):
+    """The entries of a checkpoint, `{name: array}`, in the order they were written.
+
+    Raises:
+        One of `DAMAGE`.
+    """
+    with np.load(path) as file:  # Which holds a checksum of every entry.
+        entries = dict(file)
+    if "description" not in entries:
+        raise ValueError("It holds no description.")
+    return entries

@@ -1,0 +1,100 @@
+"""The picture of schedules that callbacks and programs share."""
+
+import numpy as np
+
+
+def draw_schedules(schedules, outer_steps=None, best=None):
+    """Draws schedules, one panel a hyperparameter: old ones pale, the best one dark.
+
+    Args:
+        schedules: List of `{name: BucketedSchedule}`, oldest first, all with the same names.
+            Where their horizons differ they are drawn over the fraction of the horizon.
+        outer_steps: Their numbers for the legend. Defaults to `1, 2, …`.
+        best: The number of the one to draw dark. Defaults to the last one.
+
+    Returns:
+        A `matplotlib.figure.Figure`; it belongs to no window and needs no closing.
+
+    Raises:
+        ValueError: When there is nothing to draw, or the names differ.
+
+    Example:
+
+    >>> draw_schedules([keras_fds.load_schedules("run/schedules.json")]).savefig("schedules.png")
+    """
+    from matplotlib.figure import Figure
+
+    schedules = list(schedules)
+    names = list(schedules[0]) if schedules else []
+    if not names or any(set(names) != set(each) for each in schedules):
+        raise ValueError(
+            "`schedules` must be a list of dictionaries with the same hyperparameters. "
+            f"Received: schedules={schedules}"
+        )
+    outer_steps = list(range(1, len(schedules) + 1) if outer_steps is None else outer_steps)
+    best = best if best in outer_steps else None
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns, 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for name, panel in zip(names, panels):
+        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps, best)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    if len(schedules) > 1:
+        lines, labels = panels[0].get_legend_handles_labels()
+        shown = {round(i) for i in np.linspace(0, len(lines) - 1, 6)}
+        shown = sorted(shown | ({outer_steps.index(best)} if best else set()))
+        figure.legend(
+            [lines[i] for i in shown],
+            [labels[i] for i in shown],
+            title="outer step",
+            loc="outside right upper",
+            frameon=False,
+        )
+    return figure
+
+
+def _draw_panel(panel, name, schedules, outer_steps, best):
+    from matplotlib import colormaps
+
+    fraction = len({schedule.horizon for schedule in schedules}) > 1
+    last = len(schedules) - 1
+    dark = outer_steps.index(best) if best else last
+    for i, (schedule, outer_step) in enumerate(zip(schedules, outer_steps)):
+        bounds = bucket_edges(schedule) / (schedule.horizon if fraction else 1)
+        panel.stairs(
+            schedule.values,
+            bounds,
+            baseline=None,
+            color=colormaps["Blues"](1.0 if i == dark else 0.2 + 0.5 * i / max(last, 1)),
+            linewidth=2.2 if i == dark else 1.1,
+            zorder=3 if i == dark else 2,
+            label=f"{outer_step}{', the best' if outer_step == best else ''}",
+        )
+    panel.set_xlabel("inner step / horizon" if fraction else "inner step")
+    panel.set_ylabel(name)
+    panel.margins(x=0)
+    if all(np.all(schedule.values >= 0) for schedule in schedules):
+        highest = max(schedule.values.max() for schedule in schedules)
+        top = highest if highest > 0 else 1
+        panel.set_ylim(-0.02 * top, 1.06 * top)
+    panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+    panel.set_axisbelow(True)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def bucket_edges(schedule):
+    """The first inner step of every bucket, then the horizon; int64 `[num_buckets + 1]`."""
+    buckets = np.arange(schedule.num_buckets + 1, dtype="int64")
+    return -(-buckets * schedule.horizon // schedule.num_buckets)
+
+
+def pixels(figure):
+    """A figure as uint8 `[height, width, 3]`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,64 @@
+"""What a search costs, told before it begins, and how much time is left."""
+
+import time
+
+import keras
+
+from keras_fds.search.cost import cost_of, cost_table, duration, measure_seconds
+
+
+class SearchProgress(keras.callbacks.ProgbarLogger):
+    """Keras's progress bar of an outer step, under a line with the time left.
+
+    Before the first outer step it measures and tells what the search will cost; from that it tells
+    the time left at first. Later it goes by the last outer step, but not by the first, which
+    compiles.
+
+    Args:
+        mode: The bound mode of differentiation.
+        reason: Why it is used, a sentence.
+        data: The `SplitData`.
+        horizons: Numbers of inner steps, one an outer step.
+        validation_training: Whether the model is in training mode for the validation loss.
+        begin: When the search was asked for, by `time.monotonic`. Defaults to now.
+    """
+
+    acts_between_calls = True
+
+    def __init__(self, mode, reason, data, horizons, validation_training=False, begin=None):
+        super().__init__()
+        self.mode, self.reason, self.data = mode, reason, data
+        self.horizons, self.validation_training = horizons, validation_training
+        self.begin = time.monotonic() if begin is None else begin
+
+    def set_params(self, params):
+        super().set_params(params)
+        self.epochs = 1  # Keras's own line is not printed.
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        to_come = self.horizons[len(self.model.optimizer.search.records) :]
+        if to_come:
+            seconds = measure_seconds(
+                self.model,
+                self.mode,
+                self.data.timing_batches(),
+                max(self.horizons),
+                self.validation_training,
+            )
+            cost = cost_of(self.mode, self.reason, to_come, self.data.num_batches, seconds)
+            print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
+            self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
+            self.finished = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.monotonic()
+        left = duration(self.seconds_a_step * sum(self.horizons[epoch:]))
+        print(f"Outer step {epoch + 1}/{len(self.horizons)}, about {left} left", flush=True)
+        super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.finished and self.seen == self.horizons[epoch]:
+            self.seconds_a_step = (time.monotonic() - self.start) / self.seen
+        self.finished += 1

@@ -1,0 +1,45 @@
+"""What callbacks that show or keep the records of a search share."""
+
+import warnings
+
+import keras
+
+from keras_fds.callbacks.pictures import draw_schedules
+from keras_fds.schedules import BucketedSchedule
+
+
+class ByRecords(keras.callbacks.Callback):
+    """Catches up with the search's records whenever there may be new ones."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._catch_up()
+
+    def on_train_end(self, logs=None):
+        self._catch_up()
+
+
+def warn_of_unwritten(directory, error):
+    warnings.warn(
+        f"What the search has found so far could not be written to {str(directory)!r}, and the "
+        f"search goes on; the next outer step tries again. Reason: {error}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def schedules_of(record):
+    """`{name: BucketedSchedule}` of an outer step."""
+    return {
+        name: BucketedSchedule(values, record.horizon) for name, values in record.values.items()
+    }
+
+
+def picture_of(records):
+    """A picture of the schedules of some outer steps."""
+    outer_steps = [record.outer_step for record in records]
+    best = [record.outer_step for record in records if record.outcome == "best"]
+    schedules = [schedules_of(record) for record in records]
+    return draw_schedules(schedules, outer_steps, best=best[-1] if best else None)

@@ -1,0 +1,166 @@
+"""Batches of datasets, streamed."""
+
+import contextlib
+import functools
+import itertools
+
+import keras
+import tensorflow as tf
+
+from keras_fds.data.arrays import too_few
+from keras_fds.data.py_dataset import PyDatasetPasses
+from keras_fds.data.sources import size_in_bytes
+from keras_fds.numbers import number
+
+
+@contextlib.contextmanager
+def telling_of_the_end(argument):
+    """Says in a `ValueError` which argument asked for more batches than a dataset held."""
+    try:
+        yield
+    except (tf.errors.OutOfRangeError, StopIteration) as error:
+        raise ValueError(
+            f"The dataset ended early: it holds fewer batches than {argument} says. Lower "
+            f"{argument}, or repeat the dataset."
+        ) from error
+
+
+@contextlib.contextmanager
+def raising_errors_of(*batches):
+    """Raises what a `PyDataset` raised, where TensorFlow raises an error of its own instead."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for each in batches:
+            if isinstance(each, DatasetBatches) and each.passes and each.passes.error:
+                raise each.passes.error from error
+        raise
+
+
+class DatasetBatches:
+    """Batches of a `tf.data.Dataset` or a `keras.utils.PyDataset`, prefetched.
+
+    Args:
+        dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        num_batches: How many batches are used; by default the dataset's cardinality.
+        what: How messages call it, with the argument that gives its length.
+        class_weight: As in `model.fit`.
+        continues: Whether what a pass leaves is used before the next one begins, as in training;
+            in validation every pass begins anew. Defaults to `True`.
+
+    Attributes:
+        num_batches: How many batches are used.
+        pass_length: How many a pass has.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        num_batches=None,
+        what=("The dataset", "steps_per_epoch"),
+        class_weight=None,
+        continues=True,
+    ):
+        is_python = isinstance(dataset, keras.utils.PyDataset)
+        self.passes = PyDatasetPasses(dataset, what[0]) if is_python else None
+        cardinality = int((self.passes or dataset).cardinality())
+        if num_batches is not None:
+            num_batches = number(what[1], num_batches, least=1, whole=True)
+        if num_batches is None and cardinality < 0:
+            kind = "infinite" if cardinality == tf.data.INFINITE_CARDINALITY else "unknown"
+            raise ValueError(
+                f"{what[0]} has {kind} length. Pass `{what[1]}`, the number of batches to take."
+            )
+        if cardinality == 0:
+            raise ValueError(f"{what[0]} is empty.")
+        if num_batches is not None and 0 <= cardinality < num_batches:
+            raise too_few(what, cardinality, num_batches)
+        self.num_batches = num_batches or cardinality
+        self.pass_length = cardinality if continues and cardinality > 0 else self.num_batches
+        self.what = what
+        self._continues = continues and cardinality == tf.data.INFINITE_CARDINALITY
+        self._iterator = self._looked_into = None
+        if self.passes:
+            dataset = self.passes.dataset(self.pass_length)
+        self._weigh = None if class_weight is None else _weighing_classes(class_weight)
+        if self._weigh:
+            dataset = dataset.map(self._weigh)
+        self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
+
+    @property
+    def spec(self):
+        """The batches' `tf.TensorSpec`s."""
+        return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
+
+    @functools.cached_property
+    def first(self):
+        """The first element; the pass that begins with it is the one that `start` begins next."""
+        if not self.passes:
+            self._looked_into = iter(self.dataset)
+            return next(self._looked_into)
+        first = self.passes.first
+        return self._weigh(*first) if self._weigh else first
+
+    @property
+    def bytes_to_keep(self):
+        """Memory of a batch that is kept to be replayed, by the first one."""
+        return size_in_bytes(self.first)
+
+    def timing_batches(self):
+        """Batches of the same kind and number, all like `first`: no pass is begun."""
+        return DatasetBatches(self._dataset_of(itertools.repeat(self.first)), self.num_batches)
+
+    def shuffled(self, generator, shuffle=True):
+        """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
+        if self.passes:
+            self.passes.generator = generator
+        return self
+
+    def start(self):
+        """A source for one pass; an endless dataset may go on where the last pass ended."""
+        if self._looked_into:
+            elements = itertools.chain([self.first], self._looked_into)
+            self._iterator = iter(self._dataset_of(elements).prefetch(tf.data.AUTOTUNE))
+            self._looked_into = None
+        elif self._iterator is None or not self._continues:
+            self._iterator = iter(self.dataset)
+        return self._iterator
+
+    def _dataset_of(self, elements):
+        signature = self.dataset.element_spec
+        return tf.data.Dataset.from_generator(lambda: elements, output_signature=signature)
+
+    def replay(self, taken):
+        """Begins passes of which so many batches each are taken; the last one's source."""
+        with telling_of_the_end(f"`{self.what[1]}`"):
+            for count in taken:
+                iterator = self.start()
+                for _ in range(count):
+                    next(iterator)
+        return self._iterator
+
+
+def _weighing_classes(class_weight):
+    """A function of a dataset's batch that adds the weights of its classes."""
+    classes = tf.constant(list(class_weight), "int64")
+    weights = tf.constant(list(class_weight.values()), keras.config.floatx())
+
+    def weigh(*batch):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if sample_weight is not None:
+            raise ValueError("Pass either `class_weight` or sample weights, not both.")
+        if not tf.is_tensor(y) or y.shape.rank not in (1, 2):
+            raise ValueError(
+                "`class_weight` needs one tensor of labels in every batch, class numbers or "
+                f"one-hot. Received: {y}"
+            )
+        labels = y
+        if y.shape.rank == 2:
+            labels = tf.argmax(y, -1) if y.shape[1] != 1 else tf.squeeze(y, -1)
+        if labels.dtype.is_floating:
+            labels = tf.round(labels)
+        matches = tf.equal(tf.cast(labels, "int64")[:, None], classes)
+        known = tf.reduce_sum(tf.where(matches, weights, 0), 1)
+        return x, y, tf.where(tf.reduce_any(matches, 1), known, 1)
+
+    return weigh

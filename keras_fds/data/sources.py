@@ -1,0 +1,71 @@
+"""Where compiled loops take batches from."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class ArraySource(NamedTuple):
+    """Arrays and the order of their examples, as tensors for a compiled loop."""
+
+    data: tuple
+    order: tf.Tensor
+    batch_size: tf.Tensor
+
+
+class MaterializedSource(NamedTuple):
+    """Batches of an iterator, one after the other, and where each one begins."""
+
+    data: tuple
+    begins: tf.Tensor
+
+
+def get_batch(source, position):
+    """Batch number `position` of a source, a tuple `(x, y, sample_weight)`; in a graph.
+
+    A `tf.data.Iterator` gives its next batch, whatever the position.
+    """
+    if isinstance(source, tf.data.Iterator):
+        return keras.utils.unpack_x_y_sample_weight(source.get_next())
+    if isinstance(source, MaterializedSource):
+        first, end = source.begins[position], source.begins[position + 1]
+        return map_structure(lambda array: array[first:end], source.data)
+    first = position * source.batch_size
+    chosen = source.order[first : first + source.batch_size]
+    return map_structure(lambda array: tf.gather(array, chosen), source.data)
+
+
+def materialize(iterator, count):
+    """The next `count` batches of an iterator as a `KeptSource`, from which they can be replayed.
+
+    Raises:
+        ValueError: When the batches are sparse or ragged, or of shapes that cannot be joined.
+    """
+    batches = [keras.utils.unpack_x_y_sample_weight(next(iterator)) for _ in range(count)]
+    flat = [tf.nest.flatten(batch) for batch in batches]
+    if not all(tensor is None or tf.is_tensor(tensor) for tensor in flat[0]):
+        raise ValueError(
+            "Sparse and ragged batches cannot be replayed. Use differentiation='forward'."
+        )
+    if len({tuple(t if t is None else tuple(t.shape[1:]) for t in each) for each in flat}) > 1:
+        raise ValueError(
+            "Batches that differ in more than their number of examples cannot be joined, to be "
+            "replayed. Use differentiation='forward'."
+        )
+    joined = [None if t[0] is None else tf.concat(t, 0) for t in zip(*flat)]
+    sizes = [next(len(t) for t in tensors if t is not None) for tensors in flat]
+    begins = tf.constant(np.cumsum([0, *sizes]), "int64")
+    return MaterializedSource(tf.nest.pack_sequence_as(batches[0], joined), begins)
+
+
+def size_in_bytes(structure):
+    """Memory of a structure of tensors or variables."""
+    tensors = [t for t in tf.nest.flatten(structure) if t is not None]
+    return sum(int(np.prod(t.shape)) * t.dtype.size for t in tensors)
+
+
+def map_structure(function, structure):
+    """`tf.nest.map_structure` that leaves `None` alone."""
+    return tf.nest.map_structure(lambda t: None if t is None else function(t), structure)

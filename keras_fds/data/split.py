@@ -1,0 +1,152 @@
+"""Training and validation batches of a search."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data.arrays import ArrayBatches, array_batches, arrays_of, weights_of_classes
+from keras_fds.data.datasets import DatasetBatches
+
+
+def not_finite_in(batches):
+    """Which parts of some `ArrayBatches`, or of a dataset's first batch, hold NaN or infinities."""
+    data = batches.data if isinstance(batches, ArrayBatches) else batches.first
+    parts = zip(("inputs", "targets", "sample weights"), keras.utils.unpack_x_y_sample_weight(data))
+    return [
+        name
+        for name, part in parts
+        for tensor in keras.tree.flatten(part)
+        if tf.is_tensor(tensor) and tensor.dtype.is_floating
+        if not bool(tf.reduce_all(tf.math.is_finite(tensor)))
+    ]
+
+
+class SplitData:
+    """Training and validation batches of each outer step.
+
+    Args:
+        train, validation: `ArrayBatches` or `DatasetBatches`.
+        shuffle: Whether training arrays, or the batches of a `PyDataset`, are shuffled every
+            pass; `"batch"` shuffles within batches of arrays only.
+        resample: Whether each outer step draws anew which examples of the arrays are held out.
+    """
+
+    def __init__(self, train, validation, shuffle, resample=False):
+        self.train, self.validation, self.shuffle = train, validation, shuffle
+        self.resample = resample
+        self.spec = train.spec
+        self.num_batches = train.num_batches
+
+    def draw(self, generator, of_split):
+        """`(train, validation)` batches for one outer step.
+
+        Args:
+            generator: A `numpy.random.Generator` that shuffles.
+            of_split: One that draws what is held out.
+        """
+        train, validation = self.train, self.validation
+        if self.resample:
+            order = of_split.permutation(train.num_examples)
+            number = len(validation.examples)
+            train = train.subset(np.sort(order[number:]))
+            validation = validation.subset(np.sort(order[:number]))
+        shuffles = self.shuffle is not False
+        return train.shuffled(generator if shuffles else None, self.shuffle), validation
+
+    def timing_batches(self):
+        """`(train, validation)` batches like those of `draw`, which to use changes nothing."""
+        return self.train.timing_batches(), self.validation.timing_batches()
+
+    def replay(self, taken):
+        """Leaves the datasets as passes do of which so many batches each were taken."""
+        for batches, of_passes in zip((self.train, self.validation), taken):
+            if isinstance(batches, DatasetBatches):
+                batches.replay(of_passes)
+
+
+_TRAINING = ("The training data", "steps_per_epoch")  # How messages call it, and its length.
+
+
+def split_data_of(
+    train,
+    validation_data,
+    validation_split,
+    *,
+    batch_size,
+    steps_per_epoch,
+    class_weight,
+    resample,
+    validation_batch_size,
+    validation_steps,
+    shuffle,
+):
+    """The `SplitData` of a search; its arguments mean what they mean in `model.fit`.
+
+    Args:
+        train: `(x, y, sample_weight)`.
+        resample: Which part is held out, see `resample_validation` of `fit`.
+
+    Raises:
+        ValueError: When data are missing, empty, or fewer than asked for.
+    """
+    if validation_data is not None:
+        return SplitData(
+            make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight),
+            make_batches(
+                keras.utils.unpack_x_y_sample_weight(validation_data),
+                validation_batch_size,
+                validation_steps,
+                ("`validation_data`", "validation_steps"),
+                continues=False,
+            ),
+            shuffle,
+        )
+    if isinstance(train[0], (tf.data.Dataset, keras.utils.PyDataset)):
+        raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
+    held_out_data = arrays_of(train, None, _TRAINING)
+    number = next(len(a) for a in tf.nest.flatten(held_out_data) if a is not None)
+    first = int(np.floor(number * (1.0 - validation_split)))
+    if not 0 < first < number:
+        raise ValueError(
+            f"`validation_split`={validation_split} of {number} examples leaves nothing to train "
+            "or to validate on."
+        )
+    weighed = held_out_data
+    if class_weight is not None:  # It weighs what is trained on, not what is held out.
+        weights = tf.constant(weights_of_classes(train[1], train[2], class_weight))
+        weighed = (held_out_data[0], held_out_data[1], weights)
+    every = np.arange(number)
+    return SplitData(
+        array_batches(weighed, batch_size, steps_per_epoch, _TRAINING, every[:first]),
+        array_batches(
+            held_out_data,
+            validation_batch_size,
+            validation_steps,
+            ("What is held out", "validation_steps"),
+            every[first:],
+        ),
+        shuffle,
+        resample=resample is not None,
+    )
+
+
+def make_batches(data, batch_size, steps, what, class_weight=None, continues=True):
+    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset.
+
+    Args:
+        data: `(x, y, sample_weight)`.
+        batch_size: Examples a batch of arrays; `None` is Keras's 32, or what `steps` makes it.
+        steps: Batches to use, or `None` for all.
+        what: How messages call the data, and the argument that gives `steps`.
+        class_weight: As in `model.fit`.
+        continues: See `DatasetBatches`.
+
+    Raises:
+        ValueError: When data are missing, empty, or shorter than `steps`.
+    """
+    x, y, sample_weight = data
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        if y is not None or sample_weight is not None:
+            raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
+        return DatasetBatches(x, steps, what, class_weight, continues)
+    return array_batches(arrays_of(data, class_weight, what), batch_size, steps, what)

@@ -1,0 +1,8 @@
+"""How a hypergradient is computed: the modes of differentiation."""
+
+from keras_fds.differentiation.choice import choose_mode
+from keras_fds.differentiation.forward import Forward
+from keras_fds.differentiation.mode import Mode
+from keras_fds.differentiation.reverse import Reverse
+
+__all__ = ["Forward", "Mode", "Reverse", "choose_mode"]

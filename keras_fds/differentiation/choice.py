@@ -1,0 +1,89 @@
+"""Forward or reverse mode: which one is used, and why.
+
+`"auto"` goes by the number of tangents, the horizon, the size of the state and the memory allowed,
+with costs as measured in docs/benchmarks.md. It does not time the model at hand: the modes differ
+in the last digits, and by a stopwatch two searches of one seed could take different ones.
+"""
+
+import tensorflow as tf
+
+from keras_fds.differentiation.forward import Forward
+from keras_fds.differentiation.reverse import Reverse
+from keras_fds.numbers import number
+
+_MEBIBYTE = 2**20
+_NOT_JOINABLE = (
+    "batches whose shapes may differ cannot be joined, to be replayed; where they do not, "
+    "differentiation='reverse' is possible."
+)
+
+
+def choose_mode(model, batches, horizon, differentiation, memory=None):
+    """The mode asked for, bound to a model.
+
+    Args:
+        model: A model compiled with a `HyperOptimizer`.
+        batches: The training data's `ArrayBatches` or `DatasetBatches`.
+        horizon: Number of inner steps, the greatest one if there are several.
+        differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
+        memory: Bytes that reverse mode may keep. Defaults to `None`, what the mode says.
+
+    Returns:
+        `(mode, reason)`, the latter a sentence that says why.
+
+    Raises:
+        ValueError: Reverse mode cannot do what is asked for.
+    """
+    if memory is not None:
+        number("adjoint_memory", memory, above=0)
+    optimizer = model.optimizer
+    forward = Forward(optimizer.tangents_per_pass, optimizer.tangent_clipvalue)
+    reverse = Reverse() if memory is None else Reverse(memory)
+    by_name = {"auto": None, "forward": forward, "reverse": reverse, "adjoint": reverse}
+    if isinstance(differentiation, str) and differentiation in by_name:
+        asked_for = by_name[differentiation]
+    elif hasattr(differentiation, "bind"):
+        asked_for = differentiation
+    else:
+        raise ValueError(
+            "`differentiation` must be 'auto', 'forward', 'reverse' or a mode, such as "
+            f"keras_fds.differentiation.Forward(). Received: differentiation={differentiation!r}"
+        )
+    if asked_for is not None:
+        obstacle = asked_for.supports(batches) or (
+            asked_for is reverse and forward.must_be_used(batches)
+        )
+        if obstacle:
+            raise ValueError(f"{obstacle} Use differentiation='forward'.")
+        mode = asked_for.bind(model, batches.spec)
+        mode.check_memory(batches, horizon)
+        return mode, f"{mode.name.capitalize()} mode, as asked for."
+    obstacle = forward.must_be_used(batches) or reverse.supports(batches)
+    if not obstacle and not _joinable(batches):
+        obstacle = _NOT_JOINABLE
+    if obstacle:
+        return forward.bind(model, batches.spec), f"Forward mode: {obstacle}"
+    return _cheaper(
+        forward.bind(model, batches.spec), reverse.bind(model, batches.spec), batches, horizon
+    )
+
+
+def _joinable(batches):
+    """Whether batches are known to differ in their number of examples only."""
+    specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
+    return all(spec.shape[1:].is_fully_defined() for spec in specs)
+
+
+def _cheaper(forward, reverse, batches, horizon):
+    """`(the cheaper mode, why)`."""
+    needed, allowed = reverse.memory_needed(batches, horizon)
+    if needed > allowed:
+        return forward, (
+            f"Forward mode: reverse mode would keep {needed / _MEBIBYTE:.0f} MiB of "
+            f"{allowed / _MEBIBYTE:.0f} that its `memory` allows."
+        )
+    better, worse = sorted([reverse, forward], key=lambda mode: mode.cost(horizon))
+    return better, (
+        f"{better.name.capitalize()} mode: an inner step costs about {better.cost(horizon):.1f} "
+        f"plain training steps, {worse.cost(horizon):.1f} in {worse.name} mode."
+    )

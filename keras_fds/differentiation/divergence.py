@@ -1,0 +1,111 @@
+"""When a run is given up: its training loss is not finite, or far above that of its start."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# As many steps tell what the loss is at the start, and as many high losses in a row end a run: a
+# spike of a few batches does not.
+PATIENCE = 10
+
+
+class LossHistory(NamedTuple):
+    """What a detector remembers of the losses so far; float64 scalars."""
+
+    steps: tf.Tensor
+    start: tf.Tensor  # The greatest loss of the first steps that was not high.
+    high: tf.Tensor  # How many of the last losses in a row were high.
+
+
+class DivergenceDetector:
+    """Ends a run after `PATIENCE` high losses in a row, or one that is not finite.
+
+    A loss is high when it is more than `factor` times the greatest of the first `PATIENCE` losses
+    that were not high themselves. When one of these is not positive no loss is high. What was
+    seen lives in variables, so that the number of steps a compiled call runs does not matter.
+
+    Attributes:
+        factor: A variable; infinite, which it is at first, means that only losses that are not
+            finite end a run.
+    """
+
+    def __init__(self):
+        self.factor = _variable(np.inf)
+        self.seen = LossHistory(steps=_variable(0.0), start=_variable(0.0), high=_variable(0.0))
+
+    def reset(self, factor=None):
+        """Begins a new run.
+
+        Args:
+            factor: See `factor` above; `None` for infinity.
+        """
+        self.factor.assign(np.inf if factor is None else factor)
+        self.write(LossHistory(0.0, 0.0, 0.0))
+
+    def read(self):
+        """What was seen, as tensors."""
+        return LossHistory(
+            steps=self.seen.steps.read_value(),
+            start=self.seen.start.read_value(),
+            high=self.seen.high.read_value(),
+        )
+
+    def write(self, seen):
+        """Keeps what was seen for the next call."""
+        for variable, value in zip(self.seen, seen):
+            variable.assign(value)
+
+    def goes_on(self, loss, seen):
+        """`(whether the run goes on, what was seen now)` after a step; in a graph."""
+        loss = tf.reduce_mean(tf.cast(loss, "float64"))  # One value an example, perhaps.
+        is_high = (seen.start > 0) & (loss > self.factor * seen.start)
+        start = tf.where(loss > 0, tf.maximum(seen.start, loss), np.inf)
+        counts = (seen.steps < PATIENCE) & ~is_high
+        seen = LossHistory(
+            seen.steps + 1,
+            tf.where(counts, start, seen.start),
+            tf.where(is_high, seen.high + 1, 0.0),
+        )
+        return tf.math.is_finite(loss) & (seen.high < PATIENCE), seen
+
+    @property
+    def reason(self):
+        """Why a run was given up, the predicate of a sentence about its training loss."""
+        factor, seen = float(self.factor), self.seen
+        if seen.high < PATIENCE:
+            return "stopped being finite"
+        return (
+            f"was above {factor * float(seen.start):.3g}, {factor:g} times that of the first steps, for "
+            f"the {PATIENCE}th step in a row"
+        )
+
+
+def steps_while_ok(count, one_step, *carried, detector=None):
+    """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
+
+    Args:
+        detector: The `DivergenceDetector` that judges the losses; `None` when they have been judged.
+
+    Returns:
+        `(steps, ok, *carried)`.
+    """
+
+    def body(i, _, seen, *carried):
+        loss, *carried = one_step(i, *carried)
+        ok, seen = detector.goes_on(loss, seen) if detector else (tf.constant(True), seen)
+        return i + 1, ok, seen, *carried
+
+    steps, ok, seen, *carried = tf.while_loop(
+        lambda i, ok, *_: (i < count) & ok,
+        body,
+        [tf.constant(0, "int64"), tf.constant(True), detector.read() if detector else (), *carried],
+        parallel_iterations=1,
+    )
+    if detector:
+        detector.write(seen)
+    return steps, ok, *carried
+
+
+def _variable(value):
+    return tf.Variable(value, trainable=False, dtype="float64")

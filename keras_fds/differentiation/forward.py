@@ -1,0 +1,207 @@
+"""The tf_compilation.compiled inner loop of forward mode: state and tangents carried forward.
+
+State and tangents live in variables between calls, so that a run can be stopped, saved and
+continued after any call. One inner step has two stages, as in Keras's own optimizers: the
+loss gradient and its Jacobian-vector products; then the optimizer's update and its own.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data.datasets import telling_of_the_end
+from keras_fds.data.sources import get_batch, size_in_bytes
+from keras_fds.differentiation.divergence import steps_while_ok
+from keras_fds.differentiation.inner_step import State
+from keras_fds.differentiation.jacobian_products import jacobian_vector_products
+from keras_fds.differentiation.mode import Mode
+from keras_fds.internals import tf_compilation
+from keras_fds.numbers import number
+
+
+class Forward(Mode):
+    """Forward mode: a tangent for each bucket is carried along with the state.
+
+    Its time grows with the number of buckets; its memory does not grow with the horizon. Tangent k
+    belongs to one bucket. Tangents are ordered by the step at which their bucket opens, so that
+    those open at a step are a prefix; the others are zero and skipped.
+
+    Args:
+        tangent_chunk_size: How many buckets' tangents are pushed through a training step at once;
+            fewer need less memory and more time. Defaults to `None`, all.
+        tangent_clipvalue: When set, the gradient's tangents (the products H·Z of the paper) are
+            clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no longer
+            exact. Defaults to `None`. (The gradient itself is clipped by the wrapped optimizer's
+            `clipvalue`.)
+
+    Raises:
+        ValueError: When `tangent_chunk_size` is not a whole number of at least 1, or
+            `tangent_clipvalue` is not positive.
+
+    Example:
+
+    >>> mode = keras_fds.differentiation.Forward(tangent_chunk_size=10)
+    >>> keras_fds.fit(model, x, y, validation_split=0.05, differentiation=mode)
+
+    Reference: Micaelli & Storkey (2021), section 4 and algorithm 1.
+    """
+
+    name = "forward"
+
+    def __init__(self, tangent_chunk_size=None, tangent_clipvalue=None):
+        self.tangent_chunk_size = number(
+            "tangent_chunk_size", tangent_chunk_size, least=1, whole=True, optional=True
+        )
+        self.tangent_clipvalue = number(
+            "tangent_clipvalue", tangent_clipvalue, above=0, optional=True
+        )
+
+    def must_be_used(self, batches):
+        """Why no other mode can do what is asked for: a sentence, empty where one can."""
+        if self.tangent_clipvalue is not None:
+            return "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
+        return ""
+
+    def build(self):
+        self.num_tangents = self.buckets.size
+        self.tangents = None  # Made when they are needed.
+        self._run = tf_compilation.compiled(self._run_in_graph)
+        self._products = tf_compilation.compiled(self._products_in_graph)
+        self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
+        self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
+
+    def cost(self, horizon):
+        # A tangent costs 1.3 to 2.2 plain steps: 1.6 with three of them on a small network, about
+        # the number at which the modes cost the same (docs/benchmarks.md).
+        return 1.0 + 1.6 * float(np.sum(1.0 - self.buckets.opening_steps(horizon) / horizon))
+
+    def work(self, horizon):
+        opening = self.buckets.opening_steps(horizon)
+        return np.sum(opening[:, None] <= np.arange(horizon), axis=0)
+
+    def memory(self, horizon):
+        size = size_in_bytes(self.step.variables.differentiable)
+        return [*super().memory(horizon), ("tangents", self.num_tangents * size)]
+
+    def reset(self, horizon, divergence_factor=None):
+        """Begins a run with zero tangents; see `Mode`."""
+        super().reset(horizon, divergence_factor)
+        if self.tangents is None:
+            self.tangents = self._new_tangents()
+        for tangent in tf.nest.flatten(self.tangents):
+            tangent.assign(tf.zeros_like(tangent))
+        opening = self.buckets.opening_steps(horizon)
+        order = np.argsort(opening, kind="stable")
+        self._order.assign(order)
+        self._opening.assign(opening[order])
+
+    def _new_tangents(self):
+        groups = self.step.variables.differentiable if self.num_tangents else ([], [], [])
+        return tf.nest.map_structure(
+            lambda s: tf.Variable(
+                tf.zeros([self.num_tangents, *s.shape], s.dtype), trainable=False
+            ),
+            groups,
+        )
+
+    @property
+    def checkpoint_variables(self):
+        return [*tf.nest.flatten(self.tangents), *super().checkpoint_variables]
+
+    @property
+    def protected_variables(self):
+        # It is right about what carries no derivative, wherever that comes from.
+        state = {id(v) for v in tf.nest.flatten(self.step.variables.differentiable)}
+        model = self.step.model.model
+        return [v for v in (*model.variables, *self.outside_variables) if id(v.value) in state]
+
+    # -------------------------------------------------------------------------- training
+    def run(self, source, position, inner_step, count):
+        arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
+        with telling_of_the_end("`steps_per_epoch`"):
+            steps, ok = self._run(source, *arguments)
+        return int(steps), bool(ok)
+
+    def _run_in_graph(self, source, position, inner_step, count, horizon):
+        def one_step(i):
+            return [self._step(get_batch(source, position + i), inner_step + i, horizon)]
+
+        return steps_while_ok(count, one_step, detector=self.step.detector)
+
+    def _step(self, batch, inner_step, horizon):
+        """One inner step; returns the training loss."""
+        state = self.step.read()
+        hyperparameters = self.step.hyperparameters(inner_step, horizon)
+
+        if self.num_tangents:
+            moving = tf.where(self._opening <= inner_step)[:, 0]
+            rates = self._hyperparameter_tangents(inner_step, horizon, moving)
+            after, loss, outputs = self._step_with_tangents(
+                state, hyperparameters, batch, moving, rates
+            )
+        else:
+            after, loss, outputs = self.step(state, hyperparameters, batch)
+        self.step.assign(after)
+        self.step.model.update_metrics(batch, loss, outputs)
+        return loss
+
+    def _step_with_tangents(self, state, hyperparameters, batch, moving, rates):
+        of_weights, of_statistics, of_slots = tf.nest.map_structure(
+            lambda tangent: tf.gather(tangent, moving), self.tangents
+        )
+        (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
+            self.step.by_stage(hyperparameters), self.step.by_stage(rates)
+        )
+        (gradients, statistics), (loss, outputs, counters), products = self._push(
+            self.step.gradient_stage(state, batch),
+            (state.weights, state.statistics, of_model),
+            (of_weights, of_statistics, model_rates),
+        )
+        of_gradients, of_statistics = products
+        (weights, slots), optimizer_counters, (of_weights, of_slots) = self._push(
+            self.step.update_stage(state),
+            (state.weights, state.slots, of_optimizer, gradients),
+            (of_weights, of_slots, optimizer_rates, self._clipped(of_gradients)),
+        )
+        after = State(weights, statistics, slots, counters, optimizer_counters)
+        new_tangents = tf.nest.flatten((of_weights, of_statistics, of_slots))
+        for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
+            variable.scatter_update(tf.IndexedSlices(value, moving))
+        return after, loss, outputs
+
+    def _push(self, function, primals, tangents):
+        size = self.tangent_chunk_size
+        return jacobian_vector_products(function, primals, tangents, size)
+
+    def _hyperparameter_tangents(self, inner_step, horizon, moving):
+        """`{name: [moving]}`, one-hot: the bucket that the step falls in moves by itself."""
+        positions = self.buckets.positions(inner_step, horizon)
+        order, dtype = tf.gather(self._order, moving), self.step.dtype
+        return {name: tf.cast(order == position, dtype) for name, position in positions.items()}
+
+    def _clipped(self, tangents):
+        bound = self.tangent_clipvalue
+        if bound is None:
+            return tangents
+        return [tf.clip_by_value(tangent, -bound, bound) for tangent in tangents]
+
+    # -------------------------------------------------------------------- hypergradients
+    def hypergradients(self):
+        hypergradients = np.zeros(self.num_tangents)
+        products = self._products(self.validation_gradients)
+        hypergradients[self._order.numpy()] = products.numpy()
+        return hypergradients
+
+    def get_config(self):
+        return {
+            "tangent_chunk_size": self.tangent_chunk_size,
+            "tangent_clipvalue": self.tangent_clipvalue,
+        }
+
+    def _products_in_graph(self, gradients):
+        products = tf.zeros([self.num_tangents], "float64")
+        of_weights, of_statistics, _ = self.tangents
+        for tangent, gradient in zip(of_weights + of_statistics, gradients):
+            rows = tf.reshape(tangent, [self.num_tangents, -1])
+            product = tf.linalg.matvec(rows, tf.reshape(gradient, [-1]))
+            products += tf.cast(product, "float64")
+        return products

@@ -1,0 +1,297 @@
+"""One step of training as pure functions, and the state that it moves.
+
+What forward and adjoint mode share: both differentiate the two stages of this step, and both
+take the gradient of this validation loss.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data.datasets import telling_of_the_end
+from keras_fds.data.sources import get_batch
+from keras_fds.differentiation.divergence import DivergenceDetector
+from keras_fds.differentiation.jacobian_products import with_fixed_rng
+from keras_fds.functional.model import StatelessModel
+from keras_fds.functional.optimizer import StatelessOptimizer
+from keras_fds.functional.rebuild import build_compiled
+from keras_fds.internals import keras_models, tf_compilation
+
+
+class State(NamedTuple):
+    """What a training step changes: lists of variables, or of tensors in their places.
+
+    The first three are floating point and carry derivatives.
+    """
+
+    weights: list
+    statistics: list
+    slots: list
+    counters: list
+    optimizer_counters: list
+
+    @property
+    def differentiable(self):
+        return self.weights, self.statistics, self.slots
+
+
+class InnerStep:
+    """The training step of a model that is tf_compilation.compiled with a `HyperOptimizer`.
+
+    Args:
+        model: A tf_compilation.compiled model; it is built here.
+        batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
+    """
+
+    def __init__(self, model, batch):
+        self.hyper_optimizer = model.optimizer
+        build_compiled(model, batch)
+        self.model = StatelessModel(model, batch, self.hyper_optimizer.model_names)
+        self.optimizer = StatelessOptimizer(
+            self.hyper_optimizer.optimizer, self.hyper_optimizer.multiplied(model)
+        )
+        self.variables = State(
+            self.model.weights,
+            self.model.statistics,
+            self.optimizer.slots,
+            self.model.counters,
+            self.optimizer.counters,
+        )
+        self.dtype = self.variables.weights[0].dtype
+        self.detector = DivergenceDetector()
+        self._gradients = with_fixed_rng(self.model.gradients)
+        self._validate_batches = tf_compilation.compiled(self.validate_batches)
+
+    def reset(self, horizon, divergence_factor=None):
+        """Fresh optimizer slots, for a run of that many inner steps."""
+        self.hyper_optimizer.reset_slots()
+        self.hyper_optimizer.begin_schedules(horizon)
+        self.detector.reset(divergence_factor)
+
+    def read(self):
+        """The present `State`, as tensors."""
+        return tf.nest.map_structure(lambda variable: variable.read_value(), self.variables)
+
+    def assign(self, state):
+        """Makes a `State` of tensors the present one."""
+        for variable, value in zip(tf.nest.flatten(self.variables), tf.nest.flatten(state)):
+            variable.assign(value)
+
+    def hyperparameters(self, inner_step, horizon):
+        """`{name: scalar tensor}` at a step."""
+        return self.hyper_optimizer.values_at(inner_step, horizon, self.dtype)
+
+    def by_stage(self, hyperparameters):
+        """Those of the gradient stage, and those of the update stage."""
+        names = self.hyper_optimizer.model_names
+        rest = {name: v for name, v in hyperparameters.items() if name not in names}
+        return {name: hyperparameters[name] for name in names}, rest
+
+    def gradient_stage(self, state, batch):
+        """`(weights, statistics, hyperparameters) → ((gradients, statistics), (loss, outputs,
+        counters))`."""
+
+        def stage(weights, statistics, hyperparameters):
+            return self._gradients(weights, statistics, state.counters, hyperparameters, batch)
+
+        return stage
+
+    def update_stage(self, state):
+        """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`."""
+
+        def stage(weights, slots, hyperparameters, gradients):
+            return self.optimizer.update(
+                weights,
+                slots,
+                state.optimizer_counters,
+                hyperparameters,
+                gradients,
+                self.model.connected,
+            )
+
+        return stage
+
+    def __call__(self, state, hyperparameters, batch):
+        """Both stages: `(state, loss, outputs)` after the step."""
+        of_model, of_optimizer = self.by_stage(hyperparameters)
+        (gradients, statistics), (loss, outputs, counters) = self.gradient_stage(state, batch)(
+            state.weights, state.statistics, of_model
+        )
+        (weights, slots), optimizer_counters = self.update_stage(state)(
+            state.weights, state.slots, of_optimizer, gradients
+        )
+        after = State(weights, statistics, slots, counters, optimizer_counters)
+        return after, loss, outputs
+
+    # ------------------------------------------------------------------------ validation
+    def validate(self, source, num_batches, training, at_batch=None):
+        """The `Validation` of batches at the present state.
+
+        Args:
+            source: Where batches come from, see `get_batch`.
+            num_batches: How many.
+            training: Whether the model runs in training mode.
+            at_batch: A context manager, entered with the numbers of the first and the last batch of
+                each tf_compilation.compiled call, which is as long as the model's `steps_per_execution`; by
+                default all batches are one call.
+        """
+        validation = self.validation_start()
+        size = num_batches if at_batch is None else self.model.model.steps_per_execution
+        at_once = num_batches if self.model.evaluates_in_order else size
+        with telling_of_the_end("`validation_steps`"):
+            for first in range(0, num_batches, at_once):
+                with contextlib.ExitStack() as stack:
+                    if at_batch is not None and at_once == size:
+                        stack.enter_context(at_batch(first, first + size - 1))
+                    count = min(at_once, num_batches - first)
+                    numbers = (tf.constant(number, "int64") for number in (first, count))
+                    validation = self._validate_batches(source, *numbers, training, validation)
+                if at_batch is not None and self.model.model.stop_evaluating:
+                    break
+        if at_batch is not None and at_once != size:  # Batches in order are told of afterwards.
+            for first in range(0, num_batches, size):
+                with at_batch(first, first + size - 1):
+                    pass
+        return validation
+
+    def validation_start(self):
+        """The `Validation` of no batches."""
+        model = self.model
+        return Validation(
+            [tf.zeros_like(v) for v in model.weights + model.statistics],
+            [v.read_value() for v in model.counters],
+            tf.zeros([0], "float64"),
+            tf.zeros([0], "float64"),
+        )
+
+    def validate_batches(self, source, first, count, training, validation):
+        """Adds the loss and its gradient on some batches at the present state; in a graph.
+
+        Args:
+            source: Where batches come from, see `get_batch`.
+            first, count: Int64 scalars: the first batch, and how many.
+            training: Whether the model runs in training mode.
+            validation: The `Validation` so far.
+
+        Returns:
+            The `Validation` with them.
+        """
+        state = [v.read_value() for v in self.model.weights + self.model.statistics]
+        validate = self._in_order if self.model.evaluates_in_order else self._one_by_one
+        sums, counters, losses, weights = validate(
+            source, first, count, training, state, validation.counters
+        )
+        self.model.keep_metrics(counters)
+        return Validation(
+            [a + b for a, b in zip(validation.gradients, sums)],
+            counters,
+            tf.concat([validation.losses, losses], 0),
+            tf.concat([validation.weights, weights], 0),
+        )
+
+    def _one_by_one(self, source, first, count, training, state, counters):
+        """Batches that do not depend on each other; a gradient each."""
+
+        def one_batch(i, arrays, sums, counters):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(state)
+                loss, weight, _, counters = self._validation_loss(
+                    source, first + i, training, state, counters
+                )
+                weighted = tf.cast(weight, loss.dtype) * loss
+            gradients = tape.gradient(weighted, state, unconnected_gradients="zero")
+            sums = [a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients)]
+            return i + 1, _written(arrays, i, loss, weight), sums, counters
+
+        _, arrays, sums, counters = tf.while_loop(
+            lambda i, *_: i < count,
+            one_batch,
+            [
+                tf.constant(0, "int64"),
+                _two_arrays(count),
+                [tf.zeros_like(s) for s in state],
+                counters,
+            ],
+            parallel_iterations=1,
+        )
+        return sums, counters, *(array.stack() for array in arrays)
+
+    def _in_order(self, source, first, count, training, state, counters):
+        """Batches that change the statistics of the next one; one gradient of all."""
+        num_weights = len(self.model.weights)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(state)
+
+            def one_batch(i, arrays, total, statistics, counters):
+                present = [*state[:num_weights], *statistics]
+                loss, weight, statistics, counters = self._validation_loss(
+                    source, first + i, training, present, counters
+                )
+                total += tf.cast(weight, self.dtype) * tf.cast(loss, self.dtype)
+                return i + 1, _written(arrays, i, loss, weight), total, statistics, counters
+
+            _, arrays, total, _, counters = tf.while_loop(
+                lambda i, *_: i < count,
+                one_batch,
+                [
+                    tf.constant(0, "int64"),
+                    _two_arrays(count),
+                    tf.zeros((), self.dtype),
+                    state[num_weights:],
+                    counters,
+                ],
+                parallel_iterations=1,
+            )
+        gradients = tape.gradient(total, state, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        return gradients, counters, *(array.stack() for array in arrays)
+
+    def _validation_loss(self, source, position, training, state, counters):
+        """`(loss, weight, statistics, counters)` on a batch, which is also fed to the metrics."""
+        model, number = self.model, len(self.model.weights)
+        batch = get_batch(source, position)
+        loss, outputs, statistics, counters = model.validation_loss(
+            state[:number], state[number:], counters, batch, training
+        )
+        model.update_metrics(batch, loss, outputs)
+        # As Keras's loss tracker weighs a batch.
+        return tf.reduce_mean(loss), keras_models.batch_size(batch[0]), statistics, counters
+
+
+class Validation(NamedTuple):
+    """The validation loss of some batches, and its gradient; sums and lists over them.
+
+    A batch weighs what it weighs in `model.evaluate`: its number of examples.
+    """
+
+    gradients: list  # By weights and statistics: sums of weighted gradients.
+    counters: list
+    losses: tf.Tensor  # Float64 `[batches]`.
+    weights: tf.Tensor  # Float64 `[batches]`.
+
+    def loss_and_error(self):
+        """`(loss, error)`: the weighted mean and its standard error, floats; `None` for one batch."""
+        losses, shares = self.losses.numpy(), self.weights.numpy() / self.weights.numpy().sum()
+        loss, number = np.sum(shares * losses), len(losses)
+        if number < 2:
+            return float(loss), None
+        scatter = np.sum(np.square(shares * (losses - loss)))
+        return float(loss), float(np.sqrt(scatter * number / (number - 1)))
+
+    def mean_gradients(self):
+        """The gradient of the loss, a list of tensors."""
+        total = tf.reduce_sum(self.weights)
+        return [g / tf.cast(total, g.dtype) for g in self.gradients]
+
+
+def _two_arrays(count):
+    return [tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)]
+
+
+def _written(arrays, i, *values):
+    return [
+        array.write(tf.cast(i, "int32"), tf.cast(value, "float64"))
+        for array, value in zip(arrays, values)
+    ]

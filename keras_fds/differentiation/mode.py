@@ -1,0 +1,164 @@
+"""The contract of a mode of differentiation."""
+
+import copy
+
+from keras_fds.data.sources import size_in_bytes
+from keras_fds.differentiation.inner_step import InnerStep
+from keras_fds.functional.model import kept_with
+
+_MOST_KEPT = 8  # Modes and steps, of as many forms of batches, that a model keeps.
+
+
+class Mode:
+    """How hypergradients are computed: options, and, bound to a model, an unroll of its training.
+
+    A mode is passed to `fit` as `differentiation=`. There it is bound to the model, which keeps
+    what is compiled for it: a second search or unroll with batches of the same form compiles
+    nothing. All that is public here is the contract of the modes; whoever uses one asks for
+    nothing else.
+
+    Attributes:
+        name: What messages and checkpoints call it.
+        goes_back: Whether `hypergradients` goes back over all steps of a run.
+        horizon: Inner steps of the present run.
+    """
+
+    name = None
+    goes_back = False
+
+    def bind(self, model, spec):
+        """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
+        key = self.name, repr(self), str(spec)
+        return _kept(model, key, lambda: self._bound(model, spec))
+
+    def _bound(self, model, spec):
+        bound = copy.copy(self)
+        bound.step = inner_step_of(model, spec)
+        bound.hyper_optimizer, bound.buckets = model.optimizer, model.optimizer.buckets
+        bound.build()
+        return bound
+
+    def build(self):
+        """Makes variables and functions, once `step`, `hyper_optimizer` and `buckets` are there."""
+
+    def supports(self, batches):
+        """What keeps the mode from being used with batches: a sentence, empty where nothing does."""
+        return ""
+
+    def check_memory(self, batches, horizon):
+        """Raises a `ValueError` when a run would need more memory than the mode may use."""
+
+    def cost(self, horizon):
+        """Time of an inner step, in steps of plain training."""
+        raise NotImplementedError
+
+    def work(self, horizon):
+        """How the time of steps differs within a run: the numbers of what moves, `[horizon]`."""
+        raise NotImplementedError
+
+    def memory(self, horizon):
+        """What is kept in memory: list of `(what, bytes)`."""
+        return [("state", size_in_bytes(self.step.variables))]
+
+    # ------------------------------------------------------------------------------ a run
+    def reset(self, horizon, divergence_factor=None):
+        """Begins a run, with fresh optimizer slots.
+
+        Args:
+            horizon: Number of inner steps.
+            divergence_factor: See `DivergenceDetector`. Defaults to `None`, infinity.
+        """
+        self.horizon = int(horizon)
+        self.step.reset(self.horizon, divergence_factor)
+
+    def run(self, source, position, inner_step, count):
+        """Runs `count` inner steps, or fewer when the run is given up.
+
+        Args:
+            source: Where batches come from, see `get_batch`.
+            position: Number of the first batch in the source.
+            inner_step: The first inner step, counted from the start of the horizon.
+            count: How many steps.
+
+        Returns:
+            `(steps, ok)`: steps done, and whether the run was not given up.
+        """
+        raise NotImplementedError
+
+    def validate(self, source, num_batches, training=False, at_batch=None):
+        """`(loss, error)`: the validation loss at the present state, and its standard error.
+
+        Args: see `InnerStep.validate`. The error is `None` for one batch.
+        """
+        validation = self.step.validate(source, num_batches, training, at_batch)
+        self.validation_gradients = validation.mean_gradients()
+        return validation.loss_and_error()
+
+    def hypergradients(self):
+        """The derivatives of the last validation loss by all values, float64 `[total_buckets]`."""
+        raise NotImplementedError
+
+    def per_step(self):
+        """Its derivatives by the values of single steps, float64 `[horizon, hyperparameters]`."""
+        raise ValueError(
+            f"In {self.name} mode the hypergradients of single steps are not known. Use "
+            "differentiation='reverse'."
+        )
+
+    def release(self):
+        """Lets go of what only the present run needs."""
+        self.validation_gradients = None
+
+    # ------------------------------------------------------------------ what a search must know
+    @property
+    def checkpoint_variables(self):
+        """What a run changes beside model and optimizer; `None` if it cannot be gone on with."""
+        return list(self.step.detector.seen)
+
+    @property
+    def protected_variables(self):
+        """The model's variables that nobody else may assign between the steps of a run."""
+        raise NotImplementedError
+
+    @property
+    def outside_variables(self):
+        """Variables that a step assigns and that are not among the model's."""
+        return self.step.model.outside
+
+    @property
+    def trained_variables(self):
+        """The variables of the model that training changes."""
+        return self.step.model.trained
+
+    @property
+    def break_down_reason(self):
+        """Why a run was given up, the predicate of a sentence about its training loss."""
+        return self.step.detector.reason
+
+    def check_trainable(self):
+        """Raises a `ValueError` when other weights are trainable now than at the beginning."""
+        self.step.model.check_trainable()
+
+    def get_config(self):
+        """The options."""
+        return {}
+
+    def __repr__(self):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def inner_step_of(model, spec):
+    """The `InnerStep` of a model, which all modes share."""
+    return _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
+
+
+def _kept(model, key, make):
+    kept = kept_with(model)
+    if key not in kept:
+        made = make()
+        kept = kept_with(model)  # Making it may have built the model.
+        kept[key] = made
+        while len(kept) > _MOST_KEPT:
+            kept.pop(next(iter(kept)))
+    return kept[key]

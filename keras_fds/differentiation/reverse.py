@@ -1,0 +1,307 @@
+"""Reverse mode: the same hypergradients backwards, at a cost that no number of buckets changes.
+
+The forward run keeps the state at every step, or, when that needs too much memory, at about √T
+of the T steps. The sweep then goes back from the validation loss, by one vector-Jacobian product
+of the inner step a step; between kept states it first runs forward again. It yields the
+derivative by the hyperparameters of every single step, which buckets only sum up.
+
+Reference: Griewank & Walther, "Evaluating Derivatives" (2008), chapter 12 (checkpointing).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data.datasets import telling_of_the_end
+from keras_fds.data.sources import get_batch, materialize, size_in_bytes
+from keras_fds.differentiation.divergence import steps_while_ok
+from keras_fds.differentiation.jacobian_products import jacobian_vector_products
+from keras_fds.differentiation.mode import Mode
+from keras_fds.internals import tf_compilation
+from keras_fds.numbers import number
+
+DEFAULT_MEMORY = 2**30
+
+
+class _Piece(NamedTuple):
+    """The steps that one tf_compilation.compiled call ran."""
+
+    source: Any
+    position: int
+    inner_step: int
+    count: int
+    states: list  # At every step, `[count, …]` each, where they are kept.
+
+
+class _Block(NamedTuple):
+    """Steps between two checkpoints, or, where all states are kept, those of one call."""
+
+    checkpoint: list | None  # The state at the first step.
+    pieces: list
+
+
+class Reverse(Mode):
+    """Reverse mode (the adjoint method): one sweep back over the steps of a run.
+
+    It costs about four plain trainings for any number of buckets, and keeps states (and the batches
+    of a dataset) to do so: all of them, or, where they need more memory than allowed, about twice
+    the root of their number, which takes a third longer.
+
+    Args:
+        memory: Bytes that it may keep. Defaults to 1 GiB.
+
+    Raises:
+        ValueError: When `memory` is not positive.
+
+    Example:
+
+    >>> mode = keras_fds.differentiation.Reverse(memory=2**32)
+    >>> keras_fds.fit(model, x, y, validation_split=0.05, differentiation=mode)
+    """
+
+    name = "reverse"
+    goes_back = True
+
+    def __init__(self, memory=DEFAULT_MEMORY):
+        self.allowed = number("memory", memory, above=0)
+
+    def bind(self, model, spec):
+        bound = super().bind(model, spec)
+        bound.allowed = bound.allowed_for_states = self.allowed
+        return bound
+
+    def build(self):
+        self.blocks = []
+        self._run = tf_compilation.compiled(self._run_in_graph)
+        self._run_keeping = tf_compilation.compiled(self._run_keeping_in_graph)
+        self._sweep = tf_compilation.compiled(self._sweep_in_graph)
+        self._run_again = tf_compilation.compiled(self._run_keeping_in_graph)
+
+    def supports(self, batches):
+        specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
+        if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+            return "Sparse and ragged batches cannot be replayed."
+        return ""
+
+    def cost(self, horizon):
+        return 4.0 if self.states_kept(horizon)[1] else 5.0  # See docs/benchmarks.md.
+
+    def work(self, horizon):
+        return np.ones(horizon)
+
+    def memory(self, horizon):
+        states, size = self.states_kept(horizon)[0], size_in_bytes(self.step.variables)
+        kept = [(f"{states} states kept", states * size), ("allowed", self.allowed)]
+        return [*super().memory(horizon), *kept]
+
+    @property
+    def checkpoint_variables(self):
+        return None  # What it keeps is too large to save.
+
+    @property
+    def protected_variables(self):
+        model = self.step.model.model
+        metrics = {id(variable) for variable in model.metrics_variables}
+        watched = (*model.variables, *self.outside_variables)
+        return [variable for variable in watched if id(variable) not in metrics]
+
+    def states_kept(self, horizon):
+        """`(number, all)`: the most states in memory at once, and whether it is every step's."""
+        stride = int(np.ceil(np.sqrt(horizon)))
+        size = size_in_bytes(self.step.variables)
+        keeps_all = size * horizon <= self.allowed_for_states or horizon <= 2 * stride
+        return (horizon if keeps_all else 2 * stride), keeps_all
+
+    def memory_needed(self, batches, horizon):
+        """`(needed, allowed)`: bytes for states, and what batches leave for them."""
+        self.allowed_for_states = self.allowed - batches.bytes_to_keep * horizon
+        states, _ = self.states_kept(horizon)
+        return states * size_in_bytes(self.step.variables), self.allowed_for_states
+
+    def check_memory(self, batches, horizon):
+        """Raises a `ValueError` when even the fewest states need more memory than allowed."""
+        needed, allowed = self.memory_needed(batches, horizon)
+        if needed > allowed:
+            states, _ = self.states_kept(horizon)
+            raise ValueError(
+                f"Reverse mode over {horizon} steps keeps {states} copies of the state, "
+                f"{needed} bytes, beside the batches of datasets. Allow it more (`adjoint_memory`, "
+                "or differentiation=keras_fds.differentiation.Reverse(memory=...)), or use "
+                f"differentiation='forward'. Left for states: {max(allowed, 0):.0f} bytes"
+            )
+
+    def reset(self, horizon, divergence_factor=None):
+        """Begins a run with nothing kept; see `Mode`."""
+        super().reset(horizon, divergence_factor)
+        _, self.keeps_all = self.states_kept(horizon)
+        self.stride = int(np.ceil(np.sqrt(horizon)))
+        self.blocks = []
+
+    def release(self):
+        super().release()
+        self.blocks = []
+
+    # -------------------------------------------------------------------------- training
+    def run(self, source, position, inner_step, count):
+        done, ok = 0, True
+        while done < count and ok:
+            first = inner_step + done
+            wanted = count - done
+            if not self.keeps_all:
+                wanted = min(wanted, self.stride - first % self.stride)
+            steps, ok = self._run_piece(source, position + done, first, wanted)
+            done += steps
+        return done, ok
+
+    def _run_piece(self, source, position, inner_step, count):
+        with telling_of_the_end("`steps_per_epoch`"):
+            if isinstance(source, tf.data.Iterator):
+                source, position = materialize(source, count), 0
+        # Calls may be shorter than the stride: one checkpoint serves several of them.
+        if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
+            state = None if self.keeps_all else tf.nest.flatten(self.step.read())
+            self.blocks.append(_Block(state, []))
+        run = self._run_keeping if self.keeps_all else self._run
+        numbers = _constants(position, inner_step, count, self.horizon)
+        steps, ok, kept = run(source, *numbers)
+        piece = _Piece(source, position, inner_step, int(steps), kept)
+        self.blocks[-1].pieces.append(piece)
+        return piece.count, bool(ok)
+
+    def _one_step(self, source, position, inner_step, horizon):
+        batch = get_batch(source, position)
+        hyperparameters = self.step.hyperparameters(inner_step, horizon)
+        after, loss, outputs = self.step(self.step.read(), hyperparameters, batch)
+        return after, loss, outputs, batch
+
+    def _run_in_graph(self, source, position, inner_step, count, horizon):
+        def one_step(i):
+            after, loss, outputs, batch = self._one_step(
+                source, position + i, inner_step + i, horizon
+            )
+            self.step.assign(after)
+            self.step.model.update_metrics(batch, loss, outputs)
+            return [loss]
+
+        steps, ok = steps_while_ok(count, one_step, detector=self.step.detector)
+        return steps, ok, []
+
+    def _run_keeping_in_graph(self, source, position, inner_step, count, horizon, again=False):
+        """Also returns the state at every step; run again, it leaves the metrics alone."""
+
+        def one_step(i, arrays):
+            arrays = self._written(arrays, i)
+            after, loss, outputs, batch = self._one_step(
+                source, position + i, inner_step + i, horizon
+            )
+            self.step.assign(after)
+            if not again:
+                self.step.model.update_metrics(batch, loss, outputs)
+            return loss, arrays
+
+        detector = None if again else self.step.detector
+        steps, ok, arrays = steps_while_ok(count, one_step, self._arrays(count), detector=detector)
+        return steps, ok, [array.stack() for array in arrays]
+
+    def _arrays(self, count):
+        return [
+            tf.TensorArray(v.dtype, tf.cast(count, "int32"), element_shape=v.shape)
+            for v in tf.nest.flatten(self.step.variables)
+        ]
+
+    def _written(self, arrays, i):
+        state = tf.nest.flatten(self.step.read())
+        return [array.write(tf.cast(i, "int32"), value) for array, value in zip(arrays, state)]
+
+    # -------------------------------------------------------------------- hypergradients
+    def hypergradients(self):
+        return self.buckets.sums(self.per_step())
+
+    def per_step(self):
+        gradients = self.validation_gradients
+        cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
+        per_step = np.zeros([self.horizon, len(self.buckets.names)])
+        after = None if self.keeps_all else self.step.read()
+        for block in reversed(self.blocks):
+            cotangents = self._sweep_block(block, cotangents, per_step)
+        if after is not None:
+            self.step.assign(after)
+        return per_step
+
+    def _sweep_block(self, block, cotangents, per_step):
+        """Cotangents at the start of a block, whose derivatives are written into `per_step`.
+
+        States that were computed again are gone when it returns: those of one block at a time.
+        """
+        pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
+        while pieces:
+            piece = pieces.pop()
+            cotangents, derivatives = self._sweep(
+                piece.source, *self._numbers(piece), piece.states, cotangents
+            )
+            first = piece.inner_step
+            per_step[first : first + piece.count] = derivatives.numpy()
+        return cotangents
+
+    def _kept_again(self, block):
+        """The pieces of a block with all their states, computed again from its checkpoint."""
+        self.step.assign(tf.nest.pack_sequence_as(self.step.variables, block.checkpoint))
+        return [
+            piece._replace(states=self._run_again(piece.source, *self._numbers(piece), True)[2])
+            for piece in block.pieces
+        ]
+
+    def _numbers(self, piece):
+        return _constants(piece.position, piece.inner_step, piece.count, self.horizon)
+
+    def _sweep_in_graph(self, source, position, inner_step, count, horizon, states, cotangents):
+        """Vector-Jacobian products from the last of `count` steps to the first.
+
+        Returns:
+            `(cotangents, derivatives)`, the latter float64 `[count, hyperparameters]`.
+        """
+        names = self.hyper_optimizer.names
+        derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
+
+        def one_step(i, cotangents, derivatives):
+            state = [stacked[i] for stacked in states]
+            state = tf.nest.pack_sequence_as(self.step.variables, state)
+            batch = get_batch(source, position + i)
+            values = self.step.hyperparameters(inner_step + i, horizon)
+            inputs = [*tf.nest.flatten(state.differentiable), *(values[name] for name in names)]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(inputs)
+                after, _, _ = self.step(state, values, batch)
+            outputs = tf.nest.flatten(after.differentiable)
+            try:
+                gradients = tape.gradient(outputs, inputs, cotangents, "zero")
+            except LookupError:
+                self._name_the_layer(state, values, batch)
+                raise
+            gradients = [tf.convert_to_tensor(g) for g in gradients]
+            of_names = tf.reshape(gradients[len(cotangents) :], [len(names)])
+            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_names, "float64"))
+            return i - 1, gradients[: len(cotangents)], derivatives
+
+        _, cotangents, derivatives = tf.while_loop(
+            lambda i, *_: i >= 0,
+            one_step,
+            [count - 1, cotangents, derivatives],
+            parallel_iterations=1,
+        )
+        return cotangents, derivatives.stack()
+
+    def _name_the_layer(self, state, hyperparameters, batch):
+        """Raises the `ValueError` that names the layer without a second derivative.
+
+        Forward mode meets the missing derivative while it calls the layer.
+        """
+        of_model, _ = self.step.by_stage(hyperparameters)
+        primals = (state.weights, state.statistics, of_model)
+        tangents = tf.nest.map_structure(lambda p: tf.zeros([1, *p.shape], p.dtype), primals)
+        jacobian_vector_products(self.step.gradient_stage(state, batch), primals, tangents)
+
+
+def _constants(*numbers):
+    return [tf.constant(number, "int64") for number in numbers]

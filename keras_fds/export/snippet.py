@@ -1,0 +1,51 @@
+"""Definitions that `keras_fds.export` copies into its code, so they lean on Keras only."""
+
+import operator
+
+import keras
+import tensorflow as tf
+
+
+def piecewise_constant(values, horizon):
+    """Keras's schedule that divides `horizon` training steps evenly among the values."""
+    ends = [-(-(k + 1) * horizon // len(values)) for k in range(len(values))]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        [end - 1 for end in ends], [*values, values[-1]]
+    )
+
+
+def tensor_operator(function):
+    """`function(number, other)` and `function(other, number)`, with the number as a tensor."""
+    return (
+        lambda number, other: function(tf.convert_to_tensor(number), other),
+        lambda number, other: function(other, tf.convert_to_tensor(number)),
+    )
+
+
+class ScheduledNumber(float):
+    """A number of a Keras optimizer that follows a schedule.
+
+    A compiled training step computes with its value at the optimizer's iteration. Python sees
+    the last value, which is what a saved model keeps, and is told that the number is not zero:
+    Keras makes no slots for a momentum that is.
+    """
+
+    def __new__(cls, schedule, optimizer):
+        number = super().__new__(cls, schedule.values[-1])
+        number.now = lambda: schedule(optimizer.iterations)
+        return number
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return tf.cast(self.now(), dtype or self.dtype)
+
+    def __neg__(self):
+        return -tf.convert_to_tensor(self)
+
+    dtype = property(lambda self: keras.config.floatx())
+    __bool__ = __ne__ = __gt__ = lambda self, other=0.0: True
+    __hash__ = float.__hash__
+    __add__, __radd__ = tensor_operator(operator.add)
+    __sub__, __rsub__ = tensor_operator(operator.sub)
+    __mul__, __rmul__ = tensor_operator(operator.mul)
+    __truediv__, __rtruediv__ = tensor_operator(operator.truediv)
+    __pow__, __rpow__ = tensor_operator(operator.pow)

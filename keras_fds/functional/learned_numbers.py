@@ -1,0 +1,331 @@
+"""Numbers that are learned: where they live, and tensors that stand in their place.
+
+A learned number is an attribute of some object: the optimizer (`momentum`), the compiled loss
+(`loss.label_smoothing`), a layer (`dense.kernel_regularizer.l2`) or the model itself
+(`model.temperature`). While a training step is traced, a tensor takes its place.
+"""
+
+import contextlib
+import fnmatch
+import inspect
+import operator
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.internals import keras_layers, keras_models
+
+# The name of a number that every layer has without keeping it: a factor on its learning rate.
+MULTIPLIER = "learning_rate_multiplier"
+
+
+class LearnedScalar:
+    """A tensor that stands where a Keras object keeps a Python number.
+
+    It converts to a tensor and computes like one; asked in Python how it compares with a
+    number it says that it is greater and different, so that no branch is switched off.
+
+    Args:
+        tensor: A scalar tensor.
+        name: What an error calls it.
+    """
+
+    def __init__(self, tensor, name="number"):
+        self._tensor, self.name = tensor, name
+        self.used = False
+
+    @property
+    def tensor(self):
+        self.used = True
+        return self._tensor
+
+    @property
+    def dtype(self):
+        return self._tensor.dtype
+
+    @property
+    def shape(self):
+        return self._tensor.shape
+
+    def __bool__(self):
+        return True
+
+    def __eq__(self, other):
+        return self is other
+
+    def __ne__(self, other):
+        return self is not other
+
+    def __gt__(self, other):
+        return True
+
+    def __lt__(self, other):
+        return False
+
+    __ge__, __le__ = __gt__, __lt__
+    __hash__ = object.__hash__
+
+    def __repr__(self):
+        return f"<learned number {self.name!r}>"
+
+    def _as_number(self, *_):
+        raise ValueError(
+            f"{self.name!r} cannot be learned: it is used as a Python number, through which no "
+            "derivative passes."
+        )
+
+    __float__ = __int__ = __index__ = _as_number
+
+
+def _delegate(name):
+    function = getattr(operator, name)
+    setattr(LearnedScalar, f"__{name}__", lambda self, other: function(self.tensor, other))
+    setattr(LearnedScalar, f"__r{name}__", lambda self, other: function(other, self.tensor))
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    _delegate(_name)
+LearnedScalar.__neg__ = lambda self: -self.tensor
+LearnedScalar.__abs__ = lambda self: abs(self.tensor)
+tf.register_tensor_conversion_function(
+    LearnedScalar,
+    lambda value, dtype=None, name=None, as_ref=False: (
+        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
+    ),
+)
+
+
+# --------------------------------------------------------------------------------- where they live
+def is_number(value):
+    """Whether a value is a number that a tensor can replace."""
+    if isinstance(value, (bool, np.bool_, keras.Variable)):
+        return False
+    if tf.is_tensor(value):
+        return value.shape.rank == 0 and value.dtype.is_floating
+    return isinstance(value, (int, float, np.number))
+
+
+def _attributes(owner):
+    """The dictionary that an object reads a number from when it computes."""
+    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
+    return [d for d in (keras_models.loss_arguments(owner), vars(owner)) if d is not None]
+
+
+def _follow(owner, path):
+    """`(attributes, name)` of a number at a dotted path from an object, or None."""
+    *steps, last = path
+    for step in steps:
+        owner = getattr(owner, step, None)
+    if owner is None or not hasattr(owner, "__dict__"):
+        return None
+    places = [(d, last) for d in _attributes(owner) if is_number(d.get(last))]
+    if not places and is_number(inspect.getattr_static(type(owner), last, None)):
+        places = [(vars(owner), last)]  # A default in the class's body.
+    return places[0] if places else None
+
+
+class _LossWeight(dict):
+    """The weight of one output's compiled loss, as a dictionary with that one key."""
+
+    def __init__(self, losses, position):
+        self.losses, self.position, self.stock = losses, position, losses[position]
+        weight = self.stock.loss_weights
+        super().__init__(weight=1.0 if weight is None else weight)
+
+    def __setitem__(self, key, value):
+        learned = isinstance(value, LearnedScalar)
+        changed = self.stock._replace(loss_weights=value)
+        self.losses[self.position] = changed if learned else self.stock
+
+
+def locate(model, name):
+    """Where a model keeps the number that a dotted name tells.
+
+    Args:
+        model: A compiled, built model.
+        name: Such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
+            `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
+
+    Returns:
+        List of `(dictionary, key)`, not empty.
+
+    Raises:
+        ValueError: There is no such number.
+    """
+    root, *path = name.split(".")
+    losses = keras_models.compiled_losses(model)
+    found = []
+    if root == "loss":
+        owners = {each.name: each.loss for each in losses}
+        if len(path) > 1 and path[0] in owners:
+            _check_own_loss(name, path[0], owners)
+            owners, path = {path[0]: owners[path[0]]}, path[1:]
+        found = [_follow(owner, path) for owner in owners.values()]
+    elif root == "loss_weights":
+        if len(path) == 1:
+            found = [
+                (_LossWeight(losses, i), "weight")
+                for i, each in enumerate(losses)
+                if fnmatch.fnmatchcase(each.name, path[0])
+            ]
+    elif root == "model":
+        found = [_follow(model, path)]
+    in_layers = _places_in_layers(model, name)
+    here, there = ({id(each[0]) for each in f if each} for f in (found, in_layers))
+    if here and there - here:
+        raise ValueError(
+            f"{name!r} is a number of a layer that is called {root!r} and another one of the model "
+            "or its loss. Give the layer another name."
+        )
+    found = found if any(found) else in_layers
+    unique = {id(place[0]): place for place in found if place is not None}
+    if not unique:
+        raise ValueError(
+            f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
+        )
+    return list(unique.values())
+
+
+def _places_in_layers(model, name):
+    parts, found = name.split("."), []
+    for i in range(1, len(parts)):  # Layers' names may hold dots, too.
+        owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
+        _check_random_mask(name, owners, path)
+        places = [_follow(owner, path) for owner in owners]
+        if any(places):
+            _check_not_shared(model, name, owners, path)
+        found += [place for place in places if place is not None]
+    return found
+
+
+def _check_not_shared(model, name, owners, path):
+    """Raises a `ValueError` for an object that also stands where the name does not point."""
+    inside = {id(layer) for owner in owners for layer in keras_layers.layers_of(owner)}
+    others = [layer for layer in keras_layers.layers_of(model) if id(layer) not in inside]
+    for owner in owners:
+        part = owner
+        for step in path[:-1]:
+            part = getattr(part, step, None)
+            if part is None or isinstance(part, keras.layers.Layer):
+                continue
+            sharing = [
+                layer.name for layer in others if any(v is part for v in vars(layer).values())
+            ]
+            if sharing:
+                raise ValueError(
+                    f"{name!r} cannot be learned by itself: the {type(part).__name__} object of "
+                    f"{owner.name!r} is also that of {', '.join(map(repr, sharing))}, so that its "
+                    "number is one for all of them. Give each layer an object of its own, or learn "
+                    "it by a pattern that matches all their names, such as "
+                    f"'*.{'.'.join(path)}'."
+                )
+
+
+def _layers_called(model, pattern):
+    return [
+        each for each in keras_layers.layers_of(model) if fnmatch.fnmatchcase(each.name, pattern)
+    ]
+
+
+def _check_own_loss(name, output, losses):
+    sharing = [other for other, loss in losses.items() if loss is losses[output]]
+    if len(sharing) > 1:
+        raise ValueError(
+            f"{name!r} cannot be learned: the outputs {', '.join(map(repr, sharing))} share one "
+            "loss object. Give each its own in `compile(loss=...)`, or learn the number of all, "
+            f"{name.replace(f'.{output}.', '.')!r}."
+        )
+
+
+def _check_random_mask(name, owners, path):
+    for owner in owners:
+        kinds = (keras.layers.Dropout, keras.layers.AlphaDropout)
+        if path == ["rate"] and isinstance(owner, kinds):
+            raise ValueError(
+                f"{name!r} cannot be learned: which units a {type(owner).__name__} layer drops "
+                "jumps with its rate. Use GaussianDropout, whose noise moves smoothly with it."
+            )
+
+
+def _hint(model):
+    losses = keras_models.compiled_losses(model)
+    known = [f"loss_weights.{each.name}" for each in losses] if len(losses) > 1 else []
+    for each in losses:
+        prefix = f"loss.{each.name}" if len(losses) > 1 else "loss"
+        known += [
+            f"{prefix}.{key}"
+            for key, value in (keras_models.loss_arguments(each.loss) or {}).items()
+            if is_number(value) and not isinstance(value, int)
+        ]
+    for layer in keras_layers.layers_of(model):
+        for part in ("kernel_regularizer", "bias_regularizer", "activity_regularizer"):
+            numbers = vars(getattr(layer, part, None) or object).items()
+            known += [f"{layer.name}.{part}.{k}" for k, v in numbers if is_number(v)]
+    return (
+        "A name is 'loss.<attribute>', 'loss_weights.<output>', 'model.<attribute>' or "
+        "'<layer>.<attribute>', where <layer> may hold '*', and the attribute a number"
+        + (f"; here for example {', '.join(known[:6])}." if known else ".")
+    )
+
+
+@contextlib.contextmanager
+def substituted(places_by_name, tensors):
+    """While open, tensors stand in the place of numbers.
+
+    Args:
+        places_by_name: `{name: [(dictionary, key), …]}`.
+        tensors: `{name: scalar tensor}`.
+
+    Yields:
+        `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
+    """
+    scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
+    stock = []
+    try:
+        for name, found in places_by_name.items():
+            for attributes, key in found:
+                stock.append((attributes, key, attributes.get(key)))
+                attributes[key] = scalars[name]
+        yield scalars
+    except TypeError as error:  # TensorFlow's, when an operation's attribute is no number.
+        for scalar in scalars.values():
+            if repr(scalar) in str(error):
+                scalar._as_number()
+        raise
+    finally:
+        for attributes, key, value in reversed(stock):
+            if value is None:
+                del attributes[key]
+            else:
+                attributes[key] = value
+
+
+def check_used(scalars):
+    """Raises a `ValueError` for a number that took no part in the computation."""
+    for name, scalar in scalars.items():
+        if not scalar.used:
+            raise ValueError(
+                f"{name!r} cannot be learned: no training step uses it, so that its hypergradient "
+                "would always be zero."
+            )
+
+
+def multiplied_variables(model, name):
+    """The trainable variables that `"<layer>.learning_rate_multiplier"` is a factor for."""
+    pattern = name.removesuffix(f".{MULTIPLIER}")
+    owners = _layers_called(model, pattern)
+    variables = {id(v): v for owner in owners for v in owner.trainable_variables}
+    if not variables:
+        raise ValueError(
+            f"{name!r} cannot be learned: no layer of {model.name!r} with trainable weights is "
+            f"called {pattern!r}. Its layers are "
+            f"{', '.join(repr(each.name) for each in keras_layers.layers_of(model)[1:])}."
+        )
+    return list(variables.values())
+
+
+def is_multiplier(name):
+    """Whether a name is of a factor on the learning rate of some layers."""
+    return re.fullmatch(rf".+\.{MULTIPLIER}", name) is not None

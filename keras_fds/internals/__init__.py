@@ -1,0 +1,1 @@
+"""All that is not public of Keras and TensorFlow, and nothing else."""

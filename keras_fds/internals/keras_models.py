@@ -1,0 +1,202 @@
+"""Internals of Keras models: building, rebuilding, losses and metrics."""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.models.functional import Functional
+from keras.src.saving import serialization_lib
+
+from keras_fds.internals import keras_layers
+
+
+# ---------------------------------------------------------------------------------- the model
+def build_model(model, batch):
+    """Creates all variables of a compiled model from the specs of a batch."""
+    if not model.built:
+        build_variables(model, batch[0])
+    model._symbolic_build(data_batch=_keras_tensors(batch))
+
+
+def build_variables(model, inputs):
+    """Creates a model's variables from the specs of its inputs."""
+    keras_backend.compute_output_spec(model, _keras_tensors(inputs), training=False)
+
+
+def _keras_tensors(specs):
+    return tf.nest.map_structure(
+        lambda t: (
+            None
+            if t is None
+            else keras.KerasTensor(t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec))
+        ),
+        specs,
+    )
+
+
+def rebuilt(model):
+    """Another model of the same architecture, from the model's config; not compiled."""
+    if not isinstance(model, (keras.Sequential, Functional)):
+        return type(model).from_config(model.get_config())
+    was_compiled, model.compiled = model.compiled, False
+    try:  # Compiled as well, it would need every part of the optimizer registered with Keras.
+        return keras.models.clone_model(model)
+    finally:
+        model.compiled = was_compiled
+
+
+def rebuilt_in_float64(model):
+    """Another model from the model's config, in which every floating-point dtype is float64."""
+    parts = [
+        part for layer in keras_layers.layers_of(model) for part in (layer, *vars(layer).values())
+    ]
+    kinds = [part if inspect.isfunction(part) else type(part) for part in parts]
+    own = {
+        kind.__name__: kind
+        for kind in kinds
+        if kind.__module__.split(".")[0] not in ("keras", "builtins")
+    }
+    # The config was made just now in this process: what it holds may be run.
+    with keras.saving.CustomObjectScope(own), serialization_lib.SafeModeScope(False):
+        return type(model).from_config(_in_float64(model.get_config()))
+
+
+def _in_float64(config):
+    """A copy of a JSON-like config with floating-point dtypes and policies in float64."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_in_float64, config))
+    if not isinstance(config, dict):
+        return config
+    kind = getattr(keras.layers, str(config.get("class_name")), None)
+    if isinstance(kind, type) and keras_layers.is_float32_only(kind):
+        return config
+    if config.get("class_name") == "DTypePolicy" and "float" in config["config"]["name"]:
+        return {**config, "config": {"name": "float64"}}
+    changed = {key: _in_float64(value) for key, value in config.items()}
+    dtype = config.get("dtype")
+    if isinstance(dtype, str) and re.search("float", dtype):
+        changed["dtype"] = "float64"
+    return changed
+
+
+def losses_in_float64(model):
+    """`{"loss", "loss_weights"}`: what the model was compiled with, to compile another one."""
+
+    def converted(loss):
+        if isinstance(loss, keras.losses.Loss):
+            # Not `copy.copy`, which Keras makes a way through `get_config`.
+            stock, loss = loss, object.__new__(type(loss))
+            vars(loss).update(vars(stock))
+            loss._dtype_policy, loss._dtype = keras.dtype_policies.get("float64"), "float64"
+            if loss_arguments(loss) is not None:
+                loss._fn_kwargs = dict(loss._fn_kwargs)
+        return loss
+
+    weights = getattr(model._compile_loss, "_user_loss_weights", None)
+    return {"loss": tf.nest.map_structure(converted, model.loss), "loss_weights": weights}
+
+
+def call_model(model, state, inputs, training, tape=None):
+    """Calls a model as its `train_step` would, on other values of its variables.
+
+    Args:
+        state: `(variable, tensor)` pairs.
+        tape: The `tf.GradientTape` of the step's gradient, where it is taken.
+
+    Returns:
+        A `Called`.
+    """
+    return keras_layers.call_layer(
+        model, state, inputs, tape=tape, **keras_layers.training_argument(model, training)
+    )
+
+
+class Loss(NamedTuple):
+    """A loss on other values of the variables; see `Called`."""
+
+    value_of_loss: Any
+    value: Any
+    written: list
+
+
+def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
+    """A model's `compute_loss` with other values of its variables and given added losses.
+
+    Args: see `call_model`.
+
+    Returns:
+        A `Loss`.
+
+    Raises:
+        ValueError: There is no loss at all.
+    """
+    x, y, sample_weight = batch
+    with (
+        keras_layers.RecordingScope(state_mapping=state, tape=tape) as scope,
+        # `compute_loss` adds `model.losses`; the override makes them what we pass.
+        keras_layers.replaced(model, _losses_override=list(losses)),
+        keras_layers.twice_differentiable(loss_of=model),
+        keras_layers.explaining(f"loss {_called(model.loss)}"),
+    ):
+        loss = model._compute_loss(x, y, outputs, sample_weight, training)
+    return Loss(loss, scope.get_current_value, list(scope.written.values()))
+
+
+def compilation(model):
+    """The objects that a compiled function of a model depends on."""
+    weights = model.trainable_variables if model.built else []
+    return (
+        model.optimizer,
+        model._compile_loss,
+        model._compile_metrics,
+        keras.config.floatx(),
+        *weights,
+    )
+
+
+def has_no_loss(model):
+    """Whether a model is compiled without a loss and does not compute one by itself."""
+    return model._compile_loss is None and type(model).compute_loss is keras.Model.compute_loss
+
+
+def _called(loss):
+    """What a message calls a compiled loss."""
+    if isinstance(loss, str) or loss is None:
+        return repr(loss)
+    return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
+
+
+def update_metrics(model, batch, loss, outputs):
+    """Adds a batch to a model's loss tracker and compiled metrics."""
+    x, y, sample_weight = batch
+    model._loss_tracker.update_state(loss, sample_weight=batch_size(x))
+    results = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    if type(model).compute_metrics is not keras.Model.compute_metrics:
+        own = sorted(set(results or ()) - set(model.get_metrics_result()))
+        if own:
+            raise ValueError(
+                f"`compute_metrics` of {model.name!r} returns {', '.join(map(repr, own))}, which "
+                "is none of the model's metrics, so it cannot be kept from step to step. Make it a "
+                "keras.metrics.Metric of the model."
+            )
+
+
+def batch_size(x):
+    """The number of examples in a batch of inputs, as Keras counts them."""
+    return tf.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
+
+
+def compiled_losses(model):
+    """The compiled loss of each output: a list of tuples with `name`, `loss`, `loss_weights`.
+
+    Keras reads it in every call; empty for a model without a compiled loss or not built.
+    """
+    return getattr(model._compile_loss, "_flat_losses", None) or []
+
+
+def loss_arguments(loss):
+    """The numbers that a stock loss passes on to its function, a dictionary, or None."""
+    return getattr(loss, "_fn_kwargs", None)

@@ -1,0 +1,7 @@
+"""Outer update rules: what an outer step measured in, new bucket values out."""
+
+from keras_fds.outer.base import Measurement, Ranges
+from keras_fds.outer.sign_descent import SignDescent
+from keras_fds.outer.trust_region import TrustRegionDescent
+
+__all__ = ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"]

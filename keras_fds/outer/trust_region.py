@@ -1,0 +1,311 @@
+"""The default outer update rule: steps by factors within a trust region."""
+
+import keras
+import numpy as np
+
+from keras_fds.numbers import number
+from keras_fds.outer.base import Rule, fraction
+
+
+@keras.saving.register_keras_serializable("keras_fds")
+class TrustRegionDescent(Rule):
+    """Sign steps by factors, within a trust region, that return from what did not work.
+
+    A bucket moves along s_k, which is nearly the sign of its hypergradient, in a coordinate φ_k in
+    which a step is a factor: for a linear value λ with first step size w and the range [a, b],
+
+        φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
+        s_k = clip(slope_k / resolution, −1, 1)
+
+    so that values may start at the ends of their range, and never leave it; elsewhere φ is the
+    coordinate u, or u / w of a linear one without a minimum. The steps r_k start at log 2 (the
+    first from zero is at most the hyperparameter's `step_size`; on other scales they start at
+    `step_size`), grow while the sign stays the same, and shrink when it flips, by as much as both
+    were clear (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a
+    mean over neighbouring buckets of the hyperparameter; one that promises less than `resolution`,
+    which is about what its noise is, moves its bucket by less, and so does one beyond `doubt`,
+    which promises more than a whole step can keep. Slopes of buckets shorter than their
+    hyperparameter's `breadth` are what they would be for one of that length, means over as many
+    more neighbours: many buckets are learned as fast as few, and smoothly.
+
+    - Slopes of a hyperparameter have noise: what they differ by from the mean of both neighbours,
+      in the median over its buckets. Where two standard deviations of it are more than the
+      `resolution`, they take its place: in a measurement whose slopes point here and there no
+      bucket goes far. In the mean over neighbours no slope counts for more than four times that.
+    - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
+      A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
+      search returns to the best point and halves R. (One beyond the edge is not, as long as all
+      were: see below.) The best point is the latest that is within the noise of the lowest: of
+      points that cannot be told apart it is not the luckiest, but the one that most hypergradients
+      have led to.
+    - R is common to all buckets and starts at 1. While the loss falls clearly, by more than the
+      noise since it last did, R doubles, up to 1; where it does not, R becomes R / (1 + R), which
+      is 1, 1/2, 1/3, …: steps near the optimum are those of a running mean over what the noisy
+      hypergradients propose (stochastic approximation). Over another horizon, and where the first
+      point of all is beyond the edge, it begins with 1/2.
+    - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
+      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, or by 2
+      as long as no calm point is known over this horizon, and takes its neighbours along. Over a
+      new horizon it only goes along with them, for single weights may have been to blame. A point
+      with such a bucket, or with hypergradients that are not numbers, needs the lowest loss of all
+      to become the best, and a calm one within twice the noise takes its place: its schedules carry
+      over to other weights less well. Where stepping down is rejected, it was a steep descent: the
+      search goes along the slopes, and the alarm of this horizon is four times what it was.
+    - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
+      any slope at the first point over a horizon. A longer horizon that breaks down is met with the
+      values of the best point over the last one, then with steps down by 2.
+    - Losses over different horizons are not compared: the first finite one over a new horizon is
+      the best of the new ones. Steps that have become small are half their greatest again.
+
+    Args:
+        tolerance: Noise of the validation loss beyond its standard error, relative to the lowest
+            loss. It should cover what restarts do where there is one validation batch, whose
+            standard error is not known. Defaults to `0.02`.
+        growth: Factor on r_k when its sign stays. Defaults to `1.2`.
+        shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
+        resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
+            Defaults to `0.05`.
+        doubt: |dL/dφ| in units of the loss beyond which a bucket takes less than its whole step.
+            Defaults to `1.0`.
+        alarm: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which training is taken for
+            chaotic. Defaults to `5.0`.
+
+    Raises:
+        ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
+            `resolution`, `doubt` or `alarm` not positive.
+
+    Example:
+
+    >>> outer = keras_fds.outer.TrustRegionDescent(tolerance=0.05)
+
+    Reference: Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning"
+    (1993), for r_k; Gasser, Sroka & Jennen-Steinmetz, "Residual variance and residual pattern in
+    nonlinear regression" (1986), for the slopes' noise; Robbins & Monro, "A stochastic
+    approximation method" (1951), for R; Breiman et al., "Classification and Regression Trees"
+    (1984), for a choice within one standard error.
+    docs/outer_loop.md has the evidence.
+    """
+
+    largest_step = np.log(2.0)
+
+    def __init__(
+        self,
+        tolerance=0.02,
+        growth=1.2,
+        shrink=0.5,
+        resolution=0.05,
+        doubt=1.0,
+        alarm=5.0,
+    ):
+        self.tolerance = number("tolerance", tolerance, least=0)
+        self.growth = number("growth", growth, least=1)
+        self.shrink = fraction("shrink", shrink)
+        self.resolution = number("resolution", resolution, above=0)
+        self.doubt = number("doubt", doubt, above=0)
+        self.alarm = number("alarm", alarm, above=0)
+
+    def initial_state(self, values, step_sizes):
+        """The state before the first outer step; see `SignDescent.initial_state`."""
+        values, widths = np.array(values, "float64"), np.array(step_sizes, "float64")
+        zeros = np.zeros_like(values)
+        return {
+            "values": values,
+            "step_sizes": widths,
+            "widths": widths,
+            "steps": np.full_like(values, self.largest_step),
+            "signs": zeros,
+            "radius": np.array(1.0),
+            "alarm": np.array(self.alarm),
+            "stepped_down": np.array(0.0),
+            "horizon": np.array(0.0),
+            "best_values": values,
+            "best_signs": zeros,
+            "best_loss": np.array(0.0),  # Of no meaning while `horizon` is 0.
+            "best_is_calm": np.array(0.0),
+            "lowest_loss": np.array(0.0),
+            "lowest_error": np.array(0.0),
+            "reference_loss": np.array(0.0),
+        }
+
+    def classify(self, state, measurement, ranges):
+        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        loss, lowest = measurement.loss, float(state["lowest_loss"])
+        if measurement.broke_down:
+            return "rejected"
+        if measurement.horizon != state["horizon"]:
+            return "best"
+        calm = self._is_calm(state, measurement, ranges)
+        noise = self._noise(state)
+        if (calm or state["best_is_calm"]) and loss > lowest + 2 * noise:
+            return "rejected"
+        if calm == state["best_is_calm"]:
+            return "best" if loss <= lowest + noise else "accepted"
+        return "best" if calm or loss < lowest else "accepted"
+
+    def _noise(self, state):
+        return self.tolerance * abs(state["lowest_loss"]) + state["lowest_error"]
+
+    def converged(self, state, ranges):
+        """Whether every step size is below 5% of its value, and the best point is a calm one."""
+        return bool(state["best_is_calm"]) and super().converged(state, ranges)
+
+    def update(self, state, measurement, ranges):
+        """One outer step; see `SignDescent.update`."""
+        verdict, state = self.classify(state, measurement, ranges), dict(state)
+        is_new = measurement.horizon != state["horizon"]
+        if verdict == "rejected" and is_new:
+            return self._moved_towards_calm(state, ranges)
+        if is_new:
+            state["alarm"] = np.array(self.alarm)
+        if verdict == "rejected":
+            state["radius"] = self.shrink * state["radius"]
+            state["alarm"] = state["alarm"] * (4.0 if state["stepped_down"] else 1.0)
+            state.update(values=state["best_values"], signs=state["best_signs"])
+            state["stepped_down"] = np.array(0.0)
+            return self._moved(state, state["signs"], ranges)
+        falls = not is_new and measurement.loss < state["reference_loss"] - self._noise(state)
+        slopes = self._slopes(state, measurement, ranges)
+        alarms = self._elasticities(state, measurement, ranges) > state["alarm"]
+        is_calm = self._is_calm(state, measurement, ranges)
+        calm_is_known = bool(state["best_is_calm"]) and not is_new
+        signs = self._signs(np.where(alarms, 0.0, slopes), ranges)
+        exploding = _mean_over_neighbours(alarms & (not is_new), ranges)
+        directions = np.stack([signs + exploding, state["signs"]])
+        agreement = directions.prod(axis=0)
+        flips = np.minimum(np.abs(directions).min(axis=0), 1.0)
+        factors = np.select([agreement > 0, agreement < 0], [self.growth, self.shrink**flips], 1.0)
+        state["steps"] = factors * state["steps"]
+        if is_new:
+            is_first = state["horizon"] == 0
+            wholes = np.where(ranges.linear, self.largest_step, state["widths"])
+            wholes = np.minimum(wholes, self.largest_step)
+            state["steps"] = wholes if is_first else np.maximum(state["steps"], wholes / 2)
+            state["radius"] = np.array(1.0 if is_first and is_calm else self.shrink)
+        elif falls:
+            state["radius"] = np.minimum(1.0, state["radius"] / self.shrink)
+        else:
+            state["radius"] = state["radius"] / (1 + state["radius"])
+        state["steps"] = np.minimum(state["steps"], self.largest_step / state["radius"])
+        if is_new or falls:
+            state["reference_loss"] = np.array(measurement.loss)
+        along = np.where(exploding > 0, self._signs(slopes, ranges), signs)
+        signs = signs + exploding * _down_by(2.0**0.5 if calm_is_known else 2.0, state)
+        state["stepped_down"] = np.array(float(exploding.any()))
+        if is_new and not slopes.any():
+            along = signs = _down_by(10.0, state)
+        state["signs"] = np.where(signs != 0, signs, state["signs"])
+        if verdict == "best":
+            if is_new or measurement.loss < state["lowest_loss"]:
+                state["lowest_loss"] = np.array(measurement.loss)
+                state["lowest_error"] = np.array(measurement.loss_error)
+            state.update(
+                best_values=state["values"],
+                best_signs=along,
+                best_loss=np.array(measurement.loss),
+                best_is_calm=np.array(float(is_calm)),
+                horizon=np.array(float(measurement.horizon)),
+            )
+        return self._moved(state, signs, ranges)
+
+    def _moved_towards_calm(self, state, ranges):
+        """After a break-down where nothing is known over the horizon."""
+        if state["horizon"] == 0:
+            return self._moved(state, _down_by(10.0, state), ranges)
+        if (state["values"] > state["best_values"]).any():  # The best over another horizon.
+            state["values"] = np.minimum(state["values"], state["best_values"])
+            return self._moved(state, np.zeros_like(state["signs"]), ranges)
+        return self._moved(state, _down_by(2.0, state), ranges)
+
+    def _slopes(self, state, measurement, ranges):
+        """dL/dφ in units of the loss, as if no bucket were shorter than its breadth."""
+        distances, parts = _gauge(state, ranges)
+        loss = np.maximum(np.abs(measurement.loss), 1e-100)
+        with np.errstate(all="ignore"):  # They may be anything after a break-down.
+            scale = distances * (1 - parts) / loss
+            slopes = measurement.hypergradients * scale * ranges.breadths
+            return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
+
+    def _signs(self, slopes, ranges):
+        """The s_k of a measurement, from its slopes."""
+        clear = np.maximum(self.resolution, 2 * _scatter(slopes, ranges))
+        means = _mean_over_neighbours(np.clip(slopes, -4 * clear, 4 * clear), ranges)
+        kept = self.doubt / np.maximum(np.abs(slopes), self.doubt)
+        return kept * np.clip(means / clear, -1.0, 1.0)
+
+    def _elasticities(self, state, measurement, ranges):
+        """|dL/dlog((λ − a) / (b − λ))| in units of the loss."""
+        distances = _gauge(state, ranges)[0]
+        beginning = np.where(_is_bounded(ranges), ranges.minimum, state["values"] - distances)
+        parts = (state["values"] - beginning) / distances
+        return np.abs(parts * self._slopes(state, measurement, ranges))
+
+    def _is_calm(self, state, measurement, ranges):
+        known = np.isfinite(measurement.hypergradients).all()
+        alarm = state["alarm"] if measurement.horizon == state["horizon"] else self.alarm
+        return bool(known and (self._elasticities(state, measurement, ranges) <= alarm).all())
+
+    def _moved(self, state, signs, ranges):
+        """The state with values moved against the signs."""
+        distances, parts = _gauge(state, ranges)
+        steps = state["radius"] * state["steps"]
+        factors = np.exp(-signs * steps)
+        by_factors = distances * factors / (1 - parts + parts * factors)
+        is_bounded = _is_bounded(ranges)
+        moved = state["values"] + np.where(
+            is_bounded, by_factors - distances, -signs * steps * distances
+        )
+        state["step_sizes"] = np.abs(state["signs"]) * steps * distances * (1 - parts)
+        state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
+        return state
+
+    def get_config(self):
+        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
+        return {name: getattr(self, name) for name in names}
+
+
+def _down_by(factor, state):
+    """Signs that move every bucket down by a factor, whatever its step and the radius."""
+    return np.log(factor) / (state["radius"] * state["steps"])
+
+
+def _mean_over_neighbours(slopes, ranges):
+    """Means over buckets of the same hyperparameter; weights 1, 2, 1 where the breadth is 1."""
+    positions = np.arange(len(slopes))
+    weights = 2 * ranges.breadths - np.abs(positions[:, None] - positions)
+    same = ranges.groups[:, None] == ranges.groups
+    weights = np.where(same, np.maximum(weights, 0.0), 0.0)
+    return weights @ slopes / weights.sum(axis=1)
+
+
+def _scatter(slopes, ranges):
+    """Their standard deviation as neighbours tell it, one for all buckets of a hyperparameter.
+
+    The median of |s_k − (s_{k−1} + s_{k+1}) / 2|, which is 0.826 σ for independent noise around a
+    smooth course, whatever single buckets do. Zero where there are fewer than three buckets.
+    """
+    scatter = np.zeros_like(slopes)
+    for group in np.unique(ranges.groups):
+        of_group = ranges.groups == group
+        bends = np.abs(np.diff(slopes[of_group], 2)) / 2
+        scatter[of_group] = np.median(bends) / 0.826 if bends.size else 0.0
+    return scatter
+
+
+def _is_bounded(ranges):
+    """Where steps are factors: linear coordinates that are bounded below."""
+    return ranges.linear & np.isfinite(ranges.minimum)
+
+
+def _gauge(state, ranges):
+    """`(d, p)`, with du/dφ = d (1 − p).
+
+    Where steps are factors, d is the distance from the beginning of the range and p its part of
+    the whole range, at its very end what leads one first step size back; elsewhere p is 0 and d is
+    1, or the first step size in linear coordinates.
+    """
+    values, widths, is_bounded = state["values"], state["widths"], _is_bounded(ranges)
+    beginning = np.where(is_bounded, ranges.minimum - widths, 0.0)
+    whole = np.where(is_bounded, ranges.maximum - beginning, np.inf)
+    distances = np.where(is_bounded, values - beginning, np.where(ranges.linear, widths, 1.0))
+    rest = np.where(values >= ranges.maximum, np.minimum(widths / whole, 0.5), 1e-3)
+    return distances, np.minimum(distances / whole, 1 - rest)

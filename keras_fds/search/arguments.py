@@ -1,0 +1,282 @@
+"""What `fit` and `hypergradients` refuse before any compute, and in which words."""
+
+import sys
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.functional.stock_fit import AnnounceHorizon
+from keras_fds.hyper_optimizer import HyperOptimizer
+from keras_fds.internals import tf_graph
+from keras_fds.numbers import number
+
+
+def check_compiled(model):
+    """Raises a `ValueError` unless the model is compiled so that it can be unrolled."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: model={model!r}")
+    if not model.compiled:
+        raise ValueError(
+            f"The model {model.name!r} is not compiled. Call model.compile(optimizer="
+            "keras_fds.HyperOptimizer(...), loss=...) first."
+        )
+    if not isinstance(model.optimizer, HyperOptimizer):
+        hint = ""
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            hint = " Under 'mixed_float16' Keras wraps it; use 'mixed_bfloat16'."
+        raise ValueError(
+            f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
+            f"{hint} Received: optimizer={model.optimizer}"
+        )
+    for loss in keras.tree.flatten(model.loss):
+        if isinstance(loss, keras.losses.Circle) or loss in ("circle", "Circle"):
+            raise ValueError(
+                "The loss Circle is not twice differentiable: TensorFlow's second derivative of "
+                "it is not a number, so no hypergradient can pass through it. Use another loss."
+            )
+    if model.run_eagerly:
+        raise ValueError(
+            f"The model {model.name!r} is compiled with run_eagerly=True, and keras_fds trains in "
+            "compiled loops only. Call compile() without it."
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            "keras_fds trains on one device so far. Build the model outside of the scope of its "
+            f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
+        )
+    _check_steps(model)
+
+
+def _check_steps(model):
+    for method in ("train_step", "test_step"):
+        own = vars(model).get(method)
+        if getattr(own, "of_keras_fds", False):
+            own = None
+        if own is not None or getattr(type(model), method) is not getattr(keras.Model, method):
+            of_instance = f"{model.name!r} has a `{method}` of its own"
+            of_class = f"{type(model).__name__} overrides `{method}`"
+            raise ValueError(
+                f"{of_class if own is None else of_instance}, which cannot be differentiated "
+                "through. Override `compute_loss` instead: it may call the model's parts, and its "
+                "result is what is minimised."
+            )
+
+
+def check_targets(model, x, y):
+    """Raises a `ValueError` when arrays come without what the loss compares them to."""
+    holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
+    holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
+    if y is None and model.loss is not None and not holds_targets:
+        raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
+
+
+def check_batched(model, spec):
+    """Raises a `ValueError` when batches have one axis less than the model's inputs.
+
+    Keras adds a last axis of length 1 itself.
+    """
+    shapes = [tf.TensorShape(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    received = [tensor.shape for tensor in tf.nest.flatten(spec[0]) if tensor is not None]
+    if len(shapes) != len(received) or not received:
+        return
+    lacking = [r.rank is not None and r.rank + 1 == s.rank for r, s in zip(received, shapes)]
+    widened = [
+        r.rank is not None and r.concatenate(1).is_compatible_with(s)
+        for r, s in zip(received, shapes)
+    ]
+    if all(lacking) and not all(widened):
+        raise ValueError(
+            "The dataset's elements lack the batch axis. Call `dataset.batch(batch_size)`. "
+            f"Received: inputs {spec[0]}"
+        )
+
+
+def check_buckets(optimizer, horizon):
+    for hyperparameter in optimizer.hyperparameters:
+        if hyperparameter.num_buckets > horizon:
+            raise ValueError(
+                f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
+                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}. Pass at "
+                f"least {hyperparameter.num_buckets} batches of training data, or learn fewer "
+                "buckets."
+            )
+
+
+def check_same_shapes(train, validation):
+    def alike(a, b):
+        if a is None or b is None:
+            return a is b
+        same_kind = (a.dtype == tf.string) == (b.dtype == tf.string)
+        return same_kind and a.shape[1:].is_compatible_with(b.shape[1:])
+
+    both = [keras.tree.flatten(spec[:2]) for spec in (train, validation)]
+    if len(both[0]) != len(both[1]) or not all(map(alike, *both)):
+        raise ValueError(
+            "`validation_data` must have the structure, shapes and kinds of the training data. "
+            f"Received: training {train[:2]}, validation {validation[:2]}"
+        )
+
+
+def horizons(epochs, outer_steps, steps_per_epoch):
+    """Numbers of inner steps, one an outer step."""
+    outer_steps = number("outer_steps", outer_steps, least=1, whole=True)
+    each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
+    if len(each) != outer_steps:
+        raise ValueError(
+            f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
+            f"Received: epochs={epochs!r}"
+        )
+    each = [number("epochs", one, above=0) for one in each]
+    return [max(1, round(one * steps_per_epoch)) for one in each]
+
+
+def check_data(model, data, horizons):
+    """Raises a `ValueError` when model, data and horizons do not fit together."""
+    check_batched(model, data.train.spec)
+    check_same_shapes(data.train.spec, data.validation.spec)
+    check_passes(data.train, max(horizons))
+    check_buckets(model.optimizer, min(horizons))
+
+
+def check_callbacks(callbacks):
+    """Raises a `ValueError` for what is no callback, and for those that set the learning rate."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    for callback in keras.tree.flatten(callbacks) if callbacks else ():
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"`callbacks` must be keras.callbacks.Callback objects. Received: {callback!r}"
+            )
+        if isinstance(callback, setters):
+            refuse_rate_setters(f"The callback {type(callback).__name__} sets")
+
+
+def refuse_rate_setters(what):
+    raise ValueError(
+        f"{what} the learning rate, so that outer steps, which are epochs to callbacks, would "
+        "train differently and could not be compared. Leave it out: learn 'learning_rate', or give "
+        "the wrapped optimizer a keras.optimizers.schedules.LearningRateSchedule."
+    )
+
+
+def check_validation_freq(validation_freq):
+    if validation_freq != 1:
+        raise ValueError(
+            "Every outer step is validated, since its hypergradients are those of the validation "
+            f"loss. Leave `validation_freq` at 1. Received: validation_freq={validation_freq!r}"
+        )
+
+
+def resampling(resample_validation, resplit, validation_split, validation_data):
+    """`resample_validation`, also where the old `resplit` says so.
+
+    Raises:
+        ValueError: It is none of its values, or there is nothing to draw from.
+    """
+    if resplit is not None:
+        warnings.warn(
+            "`resplit` is now `resample_validation`: 'outer_step' for True, 'once' for False.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        resample_validation = "outer_step" if resplit else "once"
+    if resample_validation not in (None, "once", "outer_step"):
+        raise ValueError(
+            "`resample_validation` must be None, 'once' or 'outer_step'. "
+            f"Received: resample_validation={resample_validation!r}"
+        )
+    if validation_data is not None:
+        if resample_validation is not None:
+            raise ValueError(
+                "`resample_validation` draws what `validation_split` holds out, and does not go "
+                "with `validation_data`."
+            )
+        return None
+    if not (np.isscalar(validation_split) and 0 < float(validation_split or 0) < 1):
+        raise ValueError(
+            "Hypergradients need validation data: pass `validation_split` between 0 and 1, "
+            f"or `validation_data`. Received: validation_split={validation_split!r}"
+        )
+    return resample_validation
+
+
+def check_passes(train, horizon):
+    """Raises a `ValueError` where Keras would cut an epoch short, at the end of the data."""
+    left = train.pass_length % train.num_batches
+    if left and horizon > train.pass_length - left:
+        raise ValueError(
+            f"The training data has {train.pass_length} batches, which epochs of "
+            f"steps_per_epoch={train.num_batches} do not divide: at the end of the data "
+            f"`model.fit` would cut an epoch short, to {left} steps. Choose a `steps_per_epoch` "
+            "that divides them, fewer epochs, or a dataset that repeats."
+        )
+
+
+_told_of_missing_onednn = False
+
+
+def tell_of_missing_onednn():
+    """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
+    global _told_of_missing_onednn
+    if _told_of_missing_onednn or not tf_graph.lacks_onednn():
+        return
+    _told_of_missing_onednn = True
+    tf.get_logger().warning(
+        "TensorFlow runs without oneDNN on this processor, so convolutions take about three times "
+        "as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python starts."
+    )
+
+
+def check_searching(callback):
+    """Raises a `ValueError` unless a callback's model is searched by `keras_fds.fit`."""
+    optimizer, name = callback.model.optimizer, type(callback).__name__
+    if not isinstance(optimizer, HyperOptimizer):
+        raise ValueError(
+            f"keras_fds.callbacks.{name} shows learned schedules: compile the model with a "
+            f"keras_fds.HyperOptimizer. Received: optimizer={optimizer}"
+        )
+    if not optimizer.searching:
+        raise ValueError(
+            f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules; "
+            "`model.fit` trains with them. Leave it out there."
+        )
+
+
+def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None):
+    """Keras's list of the callbacks of a search.
+
+    Args:
+        callbacks, verbose: As in `fit`.
+        model: The `keras.Model`.
+        outer_steps: How many there are at most, the epochs.
+        horizon: Inner steps of the first one.
+        progress: A `keras.callbacks.ProgbarLogger` to use where there is none.
+    """
+    if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
+        verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.tree.flatten(callbacks) if callbacks else []
+        # What is saved within an outer step is what all others have left.
+        callbacks.sort(key=_saves)
+        if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
+            callbacks.append(progress)
+        callbacks = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            verbose=verbose,
+            epochs=outer_steps,
+            steps=horizon,
+            model=model,
+        )
+    # The outer loop sets the horizon itself.
+    callbacks.callbacks = [c for c in callbacks.callbacks if not isinstance(c, AnnounceHorizon)]
+    return callbacks
+
+
+def _saves(callback):
+    is_stock = isinstance(callback, keras.callbacks.BackupAndRestore)
+    return is_stock or getattr(callback, "saves_search", False)

@@ -1,0 +1,194 @@
+"""What a search costs: told before it begins, from a few measured steps, and while it runs."""
+
+import contextlib
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_SECONDS_OF_MEASURING = 0.1  # About that of each thing that is timed, or one step.
+
+
+_FEW_TANGENTS = 3  # With which the modes cost about the same.
+
+
+class Seconds(NamedTuple):
+    """What was measured."""
+
+    run: float  # An inner step, the mean over the horizon.
+    sweep: float  # Going back over it, in reverse mode.
+    validation: float  # The validation of an outer step.
+
+    def of_outer_step(self, horizon):
+        """The time of an outer step."""
+        return (self.run + self.sweep) * horizon + self.validation
+
+
+class Cost(NamedTuple):
+    """What the cost_table tells; memory is in bytes."""
+
+    horizons: list  # One an outer step.
+    num_buckets: dict  # By the names of the hyperparameters.
+    reason: str  # The mode, and why, a sentence.
+    memory: list  # `(what, bytes)` pairs.
+    seconds: Seconds
+    remedies: list  # What would make it cheaper.
+    tracing: float = 0.0  # Seconds spent before the first outer step, most of it on tracing.
+
+    @property
+    def seconds_in_all(self):
+        """The time of the whole search."""
+        return self.tracing + sum(self.seconds.of_outer_step(n) for n in self.horizons)
+
+
+# -------------------------------------------------------------------------------------- telling
+def cost_table(cost):
+    """The cost of a search as a text of a few lines."""
+    seconds, horizons = cost.seconds, cost.horizons
+    mode, why = cost.reason.split(" mode", 1)
+    learned = [f"{name} ({number})" for name, number in cost.num_buckets.items()]
+    a_step = f"{duration(seconds.run + seconds.sweep)} an inner step"
+    if seconds.sweep:
+        a_step += f" (forward {duration(seconds.run)}, back {duration(seconds.sweep)})"
+    first, last = (duration(seconds.of_outer_step(n)) for n in (horizons[0], horizons[-1]))
+    rows = {
+        "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps an outer step",
+        "learned": f"{sum(cost.num_buckets.values())} values: {', '.join(learned)}",
+        "mode": mode.lower() + why.rstrip("."),
+        "memory": ", ".join(f"{what} {_mebibytes(size)}" for what, size in cost.memory),
+        "measured": f"{a_step}, {_span(first, last)} an outer step",
+        "tracing": f"{duration(cost.tracing)}, once" if cost.tracing else "",
+        "in all": f"{duration(cost.seconds_in_all)} for {len(horizons)} outer steps",
+        "to cut it": ", ".join(cost.remedies),
+    }
+    if not cost.num_buckets:
+        rows["learned"] = "nothing"
+    lines = (f"  {name.ljust(9)}  {text}" for name, text in rows.items() if text)
+    return "\n".join(["The cost of this search:", *lines])
+
+
+def _span(first, last):
+    return first if first == last else f"{first} to {last}"
+
+
+def _mebibytes(size):
+    return f"{size / 2**20:.3g} MiB" if size < 1000 * 2**20 else f"{size / 2**30:.3g} GiB"
+
+
+def duration(seconds):
+    """A time to two digits or so, in the unit that suits it."""
+    if seconds < 100:
+        number, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+        return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def ways_to_cut(mode, reason, horizons, steps_per_epoch):
+    """What would make a search cheaper, as far as it applies; see `cost_of`."""
+    hyperparameters = mode.buckets.hyperparameters
+    many_buckets = mode.buckets.size > len(hyperparameters)
+    found = []
+    if many_buckets and not mode.goes_back:
+        found.append("fewer buckets")
+    if "as asked for" in reason and hyperparameters:
+        few = mode.buckets.size <= _FEW_TANGENTS
+        if few == mode.goes_back:
+            found.append("differentiation='auto'")
+    if mode.goes_back and mode.cost(max(horizons)) > mode.cost(1):
+        found.append("a greater `adjoint_memory`")
+    found.append("fewer `epochs`" if max(horizons) > steps_per_epoch else "fewer `steps_per_epoch`")
+    return [*found, "fewer `outer_steps`"] if len(horizons) > 1 else found
+
+
+# ------------------------------------------------------------------------------------ measuring
+def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
+    """The `Cost` of a search.
+
+    Args:
+        mode: A bound mode of differentiation.
+        reason: Why it is used, a sentence.
+        horizons: Numbers of inner steps, one an outer step.
+        steps_per_epoch: Of them in an epoch.
+        seconds: What was measured.
+    """
+    return Cost(
+        horizons=horizons,
+        num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},
+        reason=reason,
+        memory=mode.memory(max(horizons)),
+        seconds=seconds,
+        remedies=ways_to_cut(mode, reason, horizons, steps_per_epoch),
+    )
+
+
+def measure_seconds(model, mode, batches, horizon, validation_training=False):
+    """The `Seconds` of a search; nothing has changed afterwards, but that it is compiled.
+
+    Args:
+        model: The `keras.Model`.
+        mode: The bound mode of differentiation.
+        batches: `(train, validation)` batches like those of the search.
+        horizon: Number of inner steps.
+        validation_training: Whether the model is in training mode for the validation loss.
+    """
+    train, validation = batches
+    source = train.start()
+    most = min(horizon, train.num_batches)
+
+    def run(first, count):
+        mode.run(source, 0, first, count)
+
+    def validate():
+        mode.validate(validation.start(), 1, validation_training)
+
+    def there_and_back(first, count):
+        """`(seconds of the steps, seconds of their hypergradients)`."""
+        mode.reset(horizon)  # Which is done once an outer step, so it is not timed.
+        there = _timed(lambda: run(first, count))
+        validate()
+        return there, _timed(mode.hypergradients)
+
+    with _unchanged(model, mode, horizon):
+        validate()  # The first call compiles.
+        of_validation = min(_timed(validate) for _ in range(2))
+        # A trace for the count, then the time of steps with the least and with the most work.
+        there_and_back(horizon - 1, 1)
+        seconds, _ = there_and_back(horizon - 1, 1)
+        count = max(1, min(most, int(_SECONDS_OF_MEASURING / seconds)))
+        work = mode.work(horizon)
+        firsts = [0] if work[0] == work[-1] else [0, horizon - count]
+        if count > 1:
+            there_and_back(firsts[-1], count)
+        measured = [
+            np.min([there_and_back(first, count) for _ in range(2)], axis=0) / count
+            for first in firsts
+        ]
+    (early, sweep), (late, _) = measured[0], measured[-1]
+    between = [work[first : first + count].mean() for first in firsts]
+    of_run = np.interp(work.mean(), between, [min(early, late), late][-len(firsts) :])
+    if not mode.goes_back:
+        sweep = 0.0  # Products with the validation's gradient, once an outer step.
+    return Seconds(float(of_run), float(sweep), of_validation * validation.num_batches)
+
+
+def _timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _unchanged(model, mode, horizon):
+    """Begins a run, and afterwards puts model, optimizer and mode back where they were."""
+    variables = [*model.variables, *mode.outside_variables, *model.optimizer.variables]
+    saved = [tf.identity(variable) for variable in variables]
+    try:
+        mode.reset(horizon)
+        yield
+    finally:
+        mode.reset(horizon)
+        model.reset_metrics()
+        for variable, value in zip(variables, saved):
+            variable.assign(value)

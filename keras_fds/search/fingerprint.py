@@ -1,0 +1,79 @@
+"""What tells one search's model and data from another's, the same in every process."""
+
+import json
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data.arrays import ArrayBatches
+from keras_fds.internals import keras_layers
+
+# Drawn or counted anew when the same program makes the same model again.
+_OF_THE_OBJECT = ("name", "seed", "build_config", "registered_name", "module")
+
+
+def search_fingerprint(model, train, validation, initial_weights, validation_batch_size):
+    """`{name: value}` of what `fit` was given that is no plain number."""
+    from_function = not isinstance(initial_weights, str)
+    return {
+        "hyper_optimizer": optimizer_fingerprint(model.optimizer),
+        "model": model_fingerprint(model),
+        "data": data_fingerprint(train),
+        "validation_data": validation and data_fingerprint(validation),
+        "validation_batch_size": validation_batch_size,
+        "initial_weights": "a function" if from_function else initial_weights,
+    }
+
+
+def optimizer_fingerprint(optimizer):
+    """The settings of a `HyperOptimizer`, without the names that Keras counts up."""
+    config = optimizer.get_config()
+    for each in (config, config["optimizer"]["config"]):
+        each.pop("name", None)
+    return config
+
+
+def model_fingerprint(model):
+    """A short text of its layers with their settings and its loss, not of its weights."""
+    layers = [
+        type(layer).__name__ if isinstance(layer, keras.Model) else _described(layer)
+        for layer in keras_layers.layers_of(model)
+    ]
+    return _checksum([layers, model.loss])
+
+
+def data_fingerprint(batches):
+    """A short text of arrays, or the shapes of a dataset's batches."""
+    if not isinstance(batches, ArrayBatches):
+        return str(tf.nest.flatten(batches.spec))
+    return _checksum([each for each in tf.nest.flatten(batches.data) if each is not None])
+
+
+def _checksum(structure):
+    return f"{zlib.crc32(json.dumps(_plain(structure), sort_keys=True).encode()):08x}"
+
+
+def _described(thing):
+    """The class of an object and its settings, where it can tell them."""
+    kind = getattr(thing, "__name__", type(thing).__name__)
+    try:
+        return [kind, thing.get_config()]
+    except Exception:  # Whatever a layer of the user's own raises.
+        return kind
+
+
+def _plain(value):
+    """A structure such that JSON can hold it."""
+    if isinstance(value, dict):
+        return {str(k): _plain(each) for k, each in value.items() if k not in _OF_THE_OBJECT}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) or keras.ops.is_tensor(value):
+        array = np.asarray(value)
+        numbers = zlib.crc32(np.ascontiguousarray(array)) if array.dtype.kind in "biufV" else None
+        return [array.shape, str(array.dtype), numbers]
+    return _plain(_described(value))

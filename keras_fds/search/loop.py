@@ -1,0 +1,528 @@
+"""The outer loop of `fit`: compiled inner loops, callbacks, and the best outer step."""
+
+import contextlib
+import time
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fds.data import not_finite_in
+from keras_fds.internals import keras_optimizers
+from keras_fds.outer import Measurement
+from keras_fds.search.arguments import refuse_rate_setters
+from keras_fds.search.state import (
+    BROKE_DOWN,
+    MEASURED,
+    Best,
+    PartialOuterStep,
+    Record,
+    Search,
+)
+
+# A compiled call runs as many inner steps as fit in this time, so that progress is shown and
+# an interrupt is heard at a steady pace whatever a step costs.
+_SECONDS_A_CALL = 0.3
+_NO_BEST = (
+    "The search ends: training broke down, and there is no other point to go to. Start from "
+    "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and see whether the data are "
+    "finite."
+)
+_NOT_MOVED = (
+    "The search ends where it began, which does not mean that it has converged: slopes are too "
+    "small beside its steps to tell where to go. Start from 0.0, or from values that learn "
+    "something, or give the hyperparameters a greater `step_size`."
+)
+_AT_ENDS = (
+    "The search ends where it began: every value stands at an end of its range, and the validation "
+    "loss would fall beyond it only. Start from values between, or train over a longer horizon "
+    "(`epochs`); with batch normalisation, validation_training=True may help."
+)
+_RECORDS_TO_TELL = 4  # Of so many outer steps, it is told that all went the same way.
+_NEGLIGIBLE = 0.05  # A value has moved when it did by more than this part of itself.
+_TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
+
+
+class OuterLoop:
+    """The outer loop of `fit`.
+
+    Args:
+        mode: A bound mode of differentiation.
+        data: The `SplitData`.
+        initializer: The `WeightInitializer`.
+        callbacks: A `keras.callbacks.CallbackList`.
+        horizons: Numbers of inner steps, one an outer step.
+        validation_training: Whether the model is in training mode for the validation loss.
+        divergence_factor: See `fit`.
+    """
+
+    def __init__(
+        self, mode, data, initializer, callbacks, horizons, validation_training, divergence_factor
+    ):
+        self.mode, self.data, self.initializer, self.callbacks = mode, data, initializer, callbacks
+        self.model = callbacks.model
+        self.optimizer = self.model.optimizer
+        self.buckets = self.optimizer.buckets
+        self.horizons = horizons
+        self.validation_training = validation_training
+        self.divergence_factor = divergence_factor
+        self.steps_a_call = self.model.steps_per_execution
+        has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
+        self.paces_itself = self.steps_a_call == 1 and not has_hooks
+        self.guard = _Guard(mode) if has_hooks else None
+        self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
+        self.rate = self.present_rate()
+        self.start_weights = self.model.get_weights()
+        self.going_on = None  # The `PartialOuterStep` to go on with.
+        self.interrupted = False  # Whether a callback stopped the last outer step within it.
+
+    # ------------------------------------------------------------------------- the search
+    def run(self, initial_epoch, search):
+        """Runs the outer steps of a search, or of the one a callback restores; the history."""
+        model, optimizer, logs = self.model, self.optimizer, {}
+        model.stop_training, model._initial_epoch = False, None
+        last = self.restored()
+        if initial_epoch and last is not None and len(last.records) == initial_epoch:
+            search = last
+        else:
+            search.rule_state = optimizer.outer.initial_state(
+                optimizer.coordinates, self.buckets.first_steps()
+            )
+        self.search = optimizer.search = search
+        optimizer.searching = True
+        try:
+            self.callbacks.on_train_begin()
+            restored = self.restored()
+            if restored is search:
+                search.start = self.initializer.remember()
+            first = self.take_over(restored) or model._initial_epoch or initial_epoch
+            try:
+                for outer_step in range(first, len(self.horizons)):
+                    if not self.going_on and self.has_ended():
+                        break
+                    logs = self.outer_step(outer_step)
+                    if model.stop_training:
+                        break
+                else:
+                    self.tell_of_slow_moves()
+            finally:
+                self.search.partial = None
+                self.keep_best()
+                self.mode.release()
+        finally:
+            optimizer.searching = False
+        self.callbacks.on_train_end(logs)
+        return model.history
+
+    def restored(self):
+        """The search that a callback has restored, or the one that was begun."""
+        optimizer = self.optimizer
+        if optimizer.loaded_search is not None:  # By Keras, with the optimizer's variables.
+            entries, optimizer.loaded_search = optimizer.loaded_search, None
+            optimizer.search = Search.taken_out_of(entries)
+        return optimizer.search
+
+    def take_over(self, search):
+        """Goes on with a search that was begun before; the number of its next outer step."""
+        begun_now, self.search = self.search, search
+        if search is not begun_now:
+            search.check_same(begun_now, self.horizons)
+        partial, search.partial = search.partial, None
+        if not self.can_go_on(partial, search.position):
+            partial, search.position = None, search.position.start_of_outer_step()
+        if search.mode != begun_now.mode:
+            warnings.warn(
+                f"The search was begun in {search.mode} mode and goes on in {begun_now.mode} "
+                "mode, so it ends otherwise in the last digits. Pass differentiation="
+                f"{search.mode!r} to go on as it was begun.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        search.mode = begun_now.mode
+        self.initializer.start = search.start = search.start or self.initializer.start
+        self.data.replay(search.position.before)
+        self.going_on = partial
+        for record in search.records:
+            self.model.history.on_epoch_end(record.outer_step - 1, record.logs)
+        done, of = len(search.records), len(self.horizons)
+        if (done or partial) and self.callbacks.params["verbose"]:
+            within = f"inner step {search.position.inner_step} of " if partial else ""
+            going_on = f"Going on after {within}outer step {done + bool(partial)} of {of}."
+            print(going_on if done < of else f"{done} outer steps are done already.")
+        return search.position.outer_step
+
+    def can_go_on(self, partial, position):
+        """Whether an outer step that was begun is of the kind it would be now."""
+        if partial is None:
+            return False
+        horizon = self.horizons[position.outer_step : position.outer_step + 1]
+        now = [tuple(each.shape) for each in self.variables()]
+        then = [tuple(each.shape) for each in partial.state]
+        return (
+            horizon == [partial.horizon]
+            and partial.metrics == list(_logs(self.model))
+            and then == now
+        )
+
+    def has_ended(self):
+        """Whether the search ends before another outer step; if not, moves the schedules."""
+        search, optimizer, ranges = self.search, self.optimizer, self.buckets.ranges
+        before = optimizer.coordinates
+        values = search.rule_state["values"]
+        optimizer.coordinates = values
+        moved = before != values
+        if search.records and not search.best and not moved.any():
+            warnings.warn(_NO_BEST, RuntimeWarning, stacklevel=4)
+            return True
+        at_ends = (values <= ranges.minimum) | (values >= ranges.maximum)
+        done = len(search.records)
+        settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
+        arrived = moved & at_ends
+        converged = done and settled and not arrived.any() and self.has_converged()
+        if converged and not self.has_moved():
+            warnings.warn(_AT_ENDS if at_ends.all() else _NOT_MOVED, RuntimeWarning, stacklevel=4)
+        elif converged and self.callbacks.params["verbose"]:
+            print("Converged: every step is below 5% of its value.")
+        return converged
+
+    def has_converged(self):
+        """Whether the outer rule's step sizes have become negligible beside the values."""
+        state, ranges = dict(self.search.rule_state), self.buckets.ranges
+        coordinates = state["values"]
+
+        def values_at(coordinates):
+            return self.buckets.join(self.buckets.values(coordinates))
+
+        state["values"] = values_at(coordinates)
+        state["step_sizes"] = np.abs(values_at(coordinates + state["step_sizes"]) - state["values"])
+        of_values = ranges._replace(
+            minimum=values_at(ranges.minimum), maximum=values_at(ranges.maximum)
+        )
+        return self.optimizer.outer.converged(state, of_values)
+
+    def has_moved(self):
+        """Whether some value is another than at the start."""
+        first = self.search.records[0].values
+        return not self.optimizer.names or any(
+            np.any(np.abs(values - first[name]) > _NEGLIGIBLE * np.abs(first[name]))
+            for name, values in self.optimizer.values.items()
+        )
+
+    def tell_of_slow_moves(self):
+        """Warns when values that stand far from zero were still on their way, all the way."""
+        if len(self.search.records) < _RECORDS_TO_TELL:
+            return
+        for name in self.optimizer.names:
+            values = np.array([record.values[name] for record in self.search.records])
+            steps = np.diff(values, axis=0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = steps[-1] / values[-2]
+            rising = np.all(steps > 0, axis=0) & (values[0] > 0) & (ratios > _NEGLIGIBLE)
+            if rising.all():
+                warnings.warn(
+                    f"{name!r} rose in every outer step, from {values[0].mean():.2g} to "
+                    f"{values[-1].mean():.2g}, and was still rising when the search ended: its "
+                    "start is far too small for its steps. Start from 0.0, from where the first "
+                    "step is `step_size`, with a `step_size` of the order of values that may be "
+                    "right, or make more outer steps.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+    def keep_best(self):
+        """Leaves the best outer step's weights and schedules, and fresh slots."""
+        best, optimizer = self.search.best, self.optimizer
+        optimizer.reset_slots()
+        if best is not None:
+            self.model.set_weights(best.weights)
+            optimizer.begin_schedules(best.horizon)
+            optimizer.coordinates = best.coordinates
+        elif not self.interrupted:
+            self.model.set_weights(self.start_weights)
+
+    # ---------------------------------------------------------------------- an outer step
+    def outer_step(self, outer_step):
+        """One inner loop from new weights, its hypergradients, and the callbacks' share."""
+        model, mode, search = self.model, self.mode, self.search
+        horizon = self.horizons[outer_step]
+        self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
+        shuffling, splitting, weight_seed = search.randomness(outer_step)
+        train, validation = self.data.draw(shuffling, splitting)
+        self.initializer(weight_seed)
+        mode.reset(horizon, self.divergence_factor)
+        model.reset_metrics()
+        if not self.going_on:
+            search.position = search.position.start_of_outer_step(outer_step)
+        self.callbacks.on_epoch_begin(outer_step)
+        self.check_rate()
+        mode.check_trainable()
+        steps, ok = self.inner_steps(train, horizon)
+        logs = _logs(model)
+        if not ok:
+            self.tell_of_break_down(outer_step, steps, horizon)
+            missing = {f"val_{name}": np.nan for name in logs}
+            measurement = Measurement.of_break_down(self.buckets.size, horizon)
+            return self.finish(outer_step, {**logs, **missing}, measurement)
+        self.interrupted = steps < horizon  # By a callback, so there are no hypergradients.
+        loss, error = self.validate(validation, logs)
+        if self.interrupted:
+            self.callbacks.on_epoch_end(outer_step, logs)
+            return logs
+        derivatives = self.buckets.derivatives(self.optimizer.coordinates)
+        measurement = Measurement(
+            hypergradients=mode.hypergradients() * derivatives,
+            loss=loss,
+            horizon=horizon,
+            loss_error=0.0 if error is None or not np.isfinite(error) else error,
+        )
+        self.warn_of_unknown(measurement.hypergradients)
+        if not np.isfinite(loss):
+            measurement = Measurement.of_break_down(self.buckets.size, horizon)
+        return self.finish(outer_step, logs, measurement, error)
+
+    def inner_steps(self, train, horizon):
+        """Trains over the horizon; `(steps done, whether the run was not given up)`."""
+        position, source = self.search.position, None
+        if self.going_on:
+            source = self.go_on(train)
+        while position.inner_step < horizon:
+            done = position.inner_step
+            consumed = done % train.pass_length
+            if consumed == 0:
+                source = train.start()
+                position.within[0].append(0)
+            count = min(self.steps_a_call, horizon - done, train.pass_length - consumed)
+            with self.guarded(done):
+                self.callbacks.on_train_batch_begin(done)
+            start = time.monotonic()
+            steps, ok = self.mode.run(source, consumed, done, count)
+            self.pace(time.monotonic() - start)
+            position.inner_step += steps
+            position.within[0][-1] += steps
+            logs = _logs(self.model)
+            self.search.partial = self.partial_outer_step(horizon, logs) if ok else None
+            # With `steps_per_execution` Keras counts a short call as whole.
+            whole = ok and self.model.steps_per_execution > 1
+            last = done + (self.steps_a_call if whole else steps)
+            with self.guarded(position.inner_step):
+                self.callbacks.on_train_batch_end(last - 1, logs)
+            if not ok or self.model.stop_training:
+                return position.inner_step, ok
+        return position.inner_step, True
+
+    def validate(self, validation, logs):
+        """The validation loss and its error; adds it and the metrics to the logs."""
+        model = self.model
+        of_training = [(variable, variable.numpy()) for variable in model.metrics_variables]
+        self.callbacks.on_test_begin()
+        model.reset_metrics()
+        model.stop_evaluating = False
+        loss, error = self.mode.validate(
+            validation.start(),
+            validation.num_batches,
+            self.validation_training,
+            self.test_batch if self.validates_by_batch else None,
+        )
+        validation_logs = {**_logs(model), "loss": loss}
+        self.callbacks.on_test_end(validation_logs)
+        logs.update({f"val_{name}": value for name, value in validation_logs.items()})
+        if self.interrupted:
+            for variable, value in of_training:  # From where a resumed search goes on.
+                variable.assign(value)
+        else:
+            self.search.position.within[1].append(validation.num_batches)
+        return loss, error
+
+    def finish(self, outer_step, logs, measurement, error=None):
+        """Records what an outer step measured, and lets the outer rule move."""
+        optimizer, search = self.optimizer, self.search
+        coordinates, ranges = optimizer.coordinates, self.buckets.ranges
+        state = {**search.rule_state, "values": coordinates}
+        outcome = optimizer.outer.classify(state, measurement, ranges)
+        reported = self.buckets.means(measurement.hypergradients, measurement.horizon)
+        record = Record(
+            outer_step=outer_step + 1,
+            horizon=measurement.horizon,
+            status=BROKE_DOWN if measurement.broke_down else MEASURED,
+            outcome=outcome,
+            logs=dict(sorted(logs.items())),  # As callbacks get them.
+            values=_as_lists(optimizer.values),
+            hypergradients=None if measurement.broke_down else _as_lists(reported),
+            step_sizes=_as_lists(self.buckets.split(state["step_sizes"])),
+            val_loss_error=error,
+        )
+        search.records.append(record)
+        search.position, search.partial = search.position.next_outer_step(), None
+        search.position.outer_step = outer_step + 1
+        if outcome == "best":
+            search.best = Best(
+                loss=measurement.loss,
+                outer_step=outer_step,
+                horizon=measurement.horizon,
+                coordinates=coordinates,
+                weights=self.model.get_weights(),
+            )
+        search.rule_state = optimizer.outer.update(state, measurement, ranges)
+        self.callbacks.on_epoch_end(outer_step, logs)
+        return logs
+
+    # ----------------------------------------------------------------- within an outer step
+    def variables(self):
+        """All variables of a run."""
+        model = self.model
+        every = [
+            *model.variables,
+            *model.metrics_variables,
+            *self.mode.outside_variables,
+            *self.optimizer.variables,
+            *(self.mode.checkpoint_variables or ()),
+        ]
+        return list({id(each): each for each in every}.values())
+
+    def partial_outer_step(self, horizon, logs):
+        if self.mode.checkpoint_variables is None:
+            return None
+        return PartialOuterStep(horizon=horizon, metrics=list(logs), state=self.variables())
+
+    def go_on(self, train):
+        """Goes on with an outer step from the search's position; the source of its batches."""
+        partial, self.going_on = self.going_on, None
+        for variable, array in zip(self.variables(), partial.state):
+            variable.assign(tf.cast(array, variable.dtype))
+        return train.replay(self.search.position.within[0])
+
+    def pace(self, seconds):
+        """Chooses the number of steps of the next compiled call from the last one's time."""
+        if not self.paces_itself:
+            return
+        if seconds < _SECONDS_A_CALL / 2:
+            self.steps_a_call *= 2
+        elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
+            self.steps_a_call //= 2
+
+    @contextlib.contextmanager
+    def test_batch(self, first, last):
+        """What callbacks are told of a compiled call of the validation."""
+        self.callbacks.on_test_batch_begin(first)
+        yield
+        self.callbacks.on_test_batch_end(last, _logs(self.model))
+
+    @contextlib.contextmanager
+    def guarded(self, done):
+        """Raises a `ValueError` for what callbacks assign within and that counts in the horizon."""
+        within = self.guard and 0 < done < self.mode.horizon
+        before = self.guard.values() if within else None
+        yield
+        self.check_rate()
+        if within:
+            self.guard.check(before)
+
+    def present_rate(self):
+        """The learning rate that a callback could set, or nothing."""
+        optimizer = self.optimizer.optimizer
+        learned = "learning_rate" in self.optimizer.names
+        if learned or keras_optimizers.has_learning_rate_schedule(optimizer):
+            return None
+        return float(optimizer.learning_rate)
+
+    def check_rate(self):
+        """Raises a `ValueError` when a callback has set the learning rate."""
+        if self.present_rate() != self.rate:
+            self.optimizer.optimizer.learning_rate = self.rate
+            refuse_rate_setters("A callback sets")
+
+    # ------------------------------------------------------------------------ what is told
+    def tell_of_break_down(self, outer_step, steps, horizon):
+        """Warns of a run that is given up; raises when the data are at fault."""
+        reason = self.mode.break_down_reason
+        not_finite = not_finite_in(self.data.train) if "finite" in reason else []
+        at_fault = f" The training data hold NaN or infinities in their {_and(not_finite)}."
+        if not_finite and steps == 1:
+            raise ValueError(f"The training loss of the first batch is not finite.{at_fault}")
+        warnings.warn(
+            f"Outer step {outer_step + 1}: the training loss {reason} at "
+            f"inner step {steps} of {horizon}. This outer step is given up"
+            + ("; the best so far is kept." if self.search.best else ".")
+            + (at_fault if not_finite else ""),
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def warn_of_unknown(self, hypergradients):
+        by_name = self.buckets.split(hypergradients)
+        unknown = [name for name, values in by_name.items() if np.isnan(values).any()]
+        if unknown:
+            warnings.warn(
+                f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so these "
+                "values do not move by them. keras_fds.check_hypergradients(model, ...) finds the "
+                "layer; a start value at the end of its range is another cause.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+
+class _Guard:
+    """Sees whether callbacks assign what the hypergradients of a run depend on."""
+
+    def __init__(self, mode):
+        self.variables = mode.protected_variables
+
+    def values(self):
+        """The present values."""
+        return [tf.identity(variable.value) for variable in self.variables]
+
+    def check(self, before):
+        """Raises a `ValueError` when the values are others now."""
+        for variable, value in zip(self.variables, before):
+            if not bool(tf.reduce_all(tf.equal(variable.value, value) | (value != value))):
+                raise ValueError(
+                    f"A callback assigns {variable.path!r} between the steps of a run, and "
+                    "hypergradients know nothing of that. Let the model do it: a layer may count "
+                    "steps and assign its own variables (`add_weight(trainable=False)`) in `call`. "
+                    "For a variable that no step assigns, differentiation='forward' is right."
+                )
+
+
+def _overrides(callbacks, hooks):
+    """Whether a callback has hooks of batches that must be called for every one."""
+    return any(
+        name in vars(callback) or _module(callback, name) not in _BY_CALL
+        for callback in callbacks.callbacks
+        for name in hooks
+        # What shows or saves progress here is content with being called now and then.
+        if not getattr(callback, "acts_between_calls", False)
+    )
+
+
+def _module(callback, name):
+    return getattr(type(callback), name).__module__
+
+
+_BY_CALL = tuple(
+    kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger)
+)
+
+
+def _and(names):
+    return " and ".join(dict.fromkeys(names))
+
+
+def _as_lists(arrays):
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def _logs(model):
+    return _as_numbers(model.get_metrics_result())
+
+
+def _as_numbers(results):
+    """Metrics as Python's numbers, those in dictionaries too; lists where they are no scalars."""
+    numbers = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            numbers.update(_as_numbers(value))
+        else:
+            numbers[name] = keras.ops.convert_to_numpy(value).tolist()
+    return numbers
