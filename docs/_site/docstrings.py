@@ -49,8 +49,14 @@ def _as_list(body):
     lines = [items[0]]
     for names, text in zip(items[1::2], items[2::2], strict=True):
         names = ", ".join(f"`{name}`" for name in re.split(r",\s+", names))
-        lines.append(f"- {names}: " + textwrap.indent(textwrap.dedent(text), "    ").strip())
+        lines.append(f"- {names}: " + _aligned(text))
     return "\n".join(lines).strip()
+
+
+def _aligned(text):
+    """The text of an item, whose lines but the first are indented by four."""
+    first, _, rest = text.strip().partition("\n")
+    return "\n".join([first, *textwrap.indent(textwrap.dedent(rest), "    ").splitlines()])
 
 
 def _with_fences(text):
