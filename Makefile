@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-oldest lint format benchmarks clean
+.PHONY: help install quickstart test test-oldest lint format docs benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -59,10 +59,13 @@ format: install ## Mend what ruff can mend.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: install ## Build the documentation in site/, with warnings as errors.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 benchmarks: install ## Measure all that docs/benchmarks.md reports, PyTorch and JAX beside it (an hour).
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
 	@$(BIN)/python -m benchmarks.run
 
 clean: ## Remove caches and build outputs; .venv, .venv-oldest and runs/ stay.
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -32,6 +32,7 @@ TRAINERS = [
     "tensorflow-datasets>=4.9.10",
 ]
 TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff"]
+DOCS = ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"]
 
 setuptools.setup(
     name="keras-fds",
@@ -54,6 +55,7 @@ setuptools.setup(
     extras_require={
         "trainers": TRAINERS,
         "test": TEST + TRAINERS,
+        "docs": DOCS,
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW],
     },
     classifiers=[
