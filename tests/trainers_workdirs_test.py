@@ -1,6 +1,7 @@
 """Folders of results: what is kept, what is refused, and what a search goes on with."""
 
 import json
+import math
 
 import pytest
 
@@ -54,7 +55,14 @@ def test_best_row_is_the_outer_rules_last_best_one(tmp_path):
     (tmp_path / "history.csv").write_text("\n".join(["outer_step,val_loss,best", *rows, ""]))
     rows = workdirs.read_history(tmp_path)
     assert len(rows) == 5
-    assert workdirs.best_row(rows)["outer_step"] == "4"
+    assert workdirs.best_row(rows)["outer_step"] == 4
+
+
+def test_history_leaves_out_what_holds_nothing(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss,val_loss\n0,,NA\n1,nan,0.5\n")
+    first, second = workdirs.read_history(tmp_path)
+    assert first == {"epoch": 0}
+    assert math.isnan(second.pop("loss")) and second == {"epoch": 1, "val_loss": 0.5}
 
 
 def test_a_folder_is_empty_with_what_a_kill_left(tmp_path):
