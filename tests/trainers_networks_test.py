@@ -66,10 +66,10 @@ def test_mlp_widths():
     assert [weight.shape for weight in model.weights] == [(12, 7), (7,), (7, 5), (5,)]
 
 
-def test_digits_cnn_learns_digits(tmp_path):
+def test_digits_cnn_learns_digits(digits_dir):
     keras.utils.set_random_seed(0)
-    train = data.load_arrays("digits", "train", tmp_path)
-    test = data.load_arrays("digits", "test", tmp_path)
+    train = data.load_arrays("digits", "train", digits_dir)
+    test = data.load_arrays("digits", "test", digits_dir)
     model = networks.build("digits_cnn", train.input_shape, train.num_classes)
     learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 20 * 12)
     model.compile(

@@ -22,6 +22,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
+REQUIRED = ("config", "workdir")
 
 # The fields of a config, and those of them that count something.
 _FIELDS = (
@@ -309,7 +310,7 @@ def trainer_command(module, *arguments):
     return command("python", "-m", module, config, *overrides, *arguments)
 
 
-def run(main, required=("config", "workdir")):
+def run(main, required=REQUIRED):
     """Runs a program and ends the process.
 
     Wrong input ends in a sentence and exit code 1, an interrupt in a sentence about what the

@@ -16,6 +16,7 @@ from absl import flags
 
 from trainers import experiment, report, workdirs
 
+REQUIRED = ("config", "schedules", "workdir")
 _SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json that a search wrote.")
 flags.adopt_module_key_flags(experiment)
 
@@ -125,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    experiment.run(main, required=("config", "schedules", "workdir"))
+    experiment.run(main, required=REQUIRED)
