@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -81,3 +82,13 @@ def run_program():
         return code or 0, output.getvalue()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def read_once():
+    """Datasets are read from disk once for all tests of a module."""
+    from trainers import data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load_arrays", functools.cache(data.load_arrays))
+        yield

@@ -81,14 +81,20 @@ def search_page(rows):
     return report.search_page("A <title>", "b & c", rows, ORIGIN)
 
 
+@pytest.fixture(scope="module")
+def noisy():
+    """The page of a search that rejected some outer steps."""
+    return search_page(history(**NOISY))
+
+
 def training_page(summary, rows, search_rows):
     schedules = {"learning_rate": keras_fds.BucketedSchedule([0.1, 0.2], 60)}
     return Page(report.training_page("Training", "", summary, rows, schedules, search_rows, ORIGIN))
 
 
-@pytest.mark.parametrize("optional", [{}, NOISY], ids=["plain", "noisy"])
-def test_page_is_whole_and_holds_its_pictures(optional):
-    text = search_page(history(**optional))
+@pytest.mark.parametrize("kind", ["plain", "noisy"])
+def test_page_is_whole_and_holds_its_pictures(kind, noisy):
+    text = noisy if kind == "noisy" else search_page(history())
     page = Page(text)
     assert len(page.pictures) == 3
     assert "A <title>" in page.text and "b & c" in page.text
@@ -103,8 +109,8 @@ def test_best_outer_step_is_shown_with_its_values():
     assert [cells[0] for kind, cells in page.rows if kind == "best"] == ["5"]
 
 
-def test_what_the_outer_rule_rejected_is_marked():
-    page = Page(search_page(history(**NOISY)))
+def test_what_the_outer_rule_rejected_is_marked(noisy):
+    page = Page(noisy)
     rejected = [cells for kind, cells in page.rows if kind == "rejected"]
     assert [cells[0] for cells in rejected] == ["4", "6"]
     assert all(cells[-1] == "rejected" for cells in rejected)
@@ -121,7 +127,7 @@ def test_what_the_outer_rule_rejected_is_marked():
 
 
 def test_rows_may_be_those_of_a_csv_file(tmp_path):
-    rows = history(**NOISY)
+    rows = history(num_steps=2, **NOISY)
     del rows[0]["val_loss_error"]
     with open(tmp_path / "history.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[1])
@@ -173,8 +179,8 @@ def test_training_tells_of_its_search_too():
         assert f"The search: {heading}" in page.text
 
 
-def test_origin_tells_how_to_get_the_same_again():
-    page = Page(search_page(history(num_steps=2)))
+def test_origin_tells_how_to_get_the_same_again(noisy):
+    page = Page(noisy)
     assert "python -m trainers.search --config='a b'" in page.text
     facts = {cells[0]: cells[1] for _, cells in page.rows}
     assert facts["seed"] == "7" and re.match(r"\d+\.\d+", facts["tensorflow"])

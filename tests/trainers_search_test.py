@@ -19,6 +19,7 @@ from benchmarks import kills
 from configs import digits
 from trainers import experiment, search, workdirs
 
+pytestmark = pytest.mark.usefixtures("read_once")
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = [
     "checkpoints",
@@ -40,6 +41,7 @@ def small(digits_dir, **fields):
         "epochs": (1,),
         "outer_steps": 2,
         "validation_split": 0.2,
+        "differentiation": "adjoint",  # "auto" compiles both modes.
         "data_dir": str(digits_dir),
         **fields,
     }
@@ -220,7 +222,7 @@ def test_a_finished_search_goes_on_with_more_outer_steps(searched, digits_dir, t
 
 def test_overwrite_starts_anew(searched, digits_dir, tmp_path):
     workdir = shutil.copytree(searched[0], tmp_path / "run")
-    config = small_config(digits_dir, batch_size=64, outer_steps=1)
+    config = small_config(digits_dir, batch_size=64, outer_steps=1, differentiation="auto")
     history = search.search(config, workdir, overwrite=True, verbose=0)
     assert len(history.history["val_loss"]) == 1
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["outer_step_000001.npz"]

@@ -14,6 +14,7 @@ import keras_fds
 from configs import digits
 from trainers import data, experiment, train
 
+pytestmark = pytest.mark.usefixtures("read_once")
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = [
     "config.json",
