@@ -25,6 +25,7 @@ RESULTS = [
     "tensorboard",
     "test.json",
 ]
+SPAM = ("WARNING", "oneDNN", "cuda", "Traceback")
 # Other numbers of buckets than the config's.
 SCHEDULES = {
     "learning_rate": keras_fds.BucketedSchedule([0.05, 0.1, 0.02], 30),
@@ -119,7 +120,7 @@ def test_schedules_are_the_files_stretched_to_the_training(trained):
             assert stretched.horizon == horizon
 
 
-@pytest.mark.parametrize("factor", [1, 5, 10])
+@pytest.mark.parametrize("factor", [1, 10])
 def test_trains_over_several_times_the_learned_horizon(config, tmp_path, factor):
     epoch = 12  # 1438 examples in batches of 128.
     learned = {
@@ -187,7 +188,7 @@ def test_the_searchs_own_folder_is_refused(config, schedules):
 
 def test_program_prints_the_accuracy(program, schedules):
     workdir, _, output = program
-    for word in ("WARNING", "oneDNN", "cuda", "Traceback"):
+    for word in SPAM:
         assert word not in output
     accuracy = json.loads((workdir / "test.json").read_text())["accuracy"]
     assert f"Test accuracy {accuracy:.2%}" in output
@@ -206,3 +207,5 @@ def test_program_asks_for_what_it_needs():
     )
     assert process.returncode == 1
     assert "Flag --schedules must have a value other than None" in process.stdout
+    for word in SPAM:
+        assert word not in process.stdout
