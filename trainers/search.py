@@ -112,10 +112,8 @@ def write_report(config, workdir):
     rows = workdirs.read_history(workdir)
     if not rows:
         return
-    lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
-        lead = workdirs.verdict_on(rows)
         if not any("." in name for name in schedules):
             optimizer = experiment.make_optimizer(config, schedules).optimizer
             code = keras_fds.export.python_snippet(schedules, optimizer)
@@ -123,7 +121,7 @@ def write_report(config, workdir):
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
     page = report.search_page(
         title=f"Search: {config.network} on {config.dataset}",
-        lead=lead,
+        lead=workdirs.verdict_on(rows),
         rows=rows,
         origin=report.describe_origin(command, config.seed),
     )

@@ -168,6 +168,8 @@ def best_row(rows):
 def verdict_on(rows):
     """Which outer step of a search's history is the best, a sentence or two."""
     best = best_row(rows)
+    if best is None:
+        return f"{len(rows)} outer steps are finished, none with a finite validation loss."
     text = (
         f"The best of {len(rows)} outer steps was number {best['outer_step']:.0f}: validation "
         f"loss {best['val_loss']:.4f}, accuracy {best['val_accuracy']:.1%}."
