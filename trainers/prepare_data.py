@@ -21,19 +21,20 @@ def prepare_data(dataset, data_dir=None, manual_dir=None):
     """Prepares a dataset and describes it.
 
     Args:
-        dataset: name of a TFDS image-classification dataset.
-        data_dir: folder of prepared datasets. Defaults to TFDS's own.
-        manual_dir: folder with files fetched by hand. Defaults to none.
+        dataset: Name of a TFDS image-classification dataset.
+        data_dir: Folder of prepared datasets. Defaults to TFDS's own.
+        manual_dir: Folder with files fetched by hand. Defaults to none.
 
     Returns:
         One line, a string: the dataset's name, the number of examples in each split, its folder.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: see `trainers.data.prepare`.
+        ValueError, FileNotFoundError, RuntimeError: See `trainers.data.prepare`.
 
     Example:
-        >>> prepare_data("digits", "/tmp/datasets")
-        'digits is ready: train 1438, test 359 examples in /tmp/datasets/digits/1.0.0'
+
+    >>> prepare_data("digits", "/tmp/datasets")
+    'digits is ready: train 1438, test 359 examples in /tmp/datasets/digits/1.0.0'
     """
     builder = data.prepare(dataset, data_dir, manual_dir)
     splits = builder.info.splits.values()
