@@ -27,6 +27,7 @@ TENSORFLOW = ">=2.18,<2.22"
 KERAS = ">=3.14,<3.16"
 TRAINERS = [
     "importlib_resources",  # tensorflow-datasets imports it without declaring it
+    "jinja2",
     "ml_collections",
     "scikit-learn",
     "tensorflow-datasets>=4.9.10",
@@ -43,6 +44,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=["keras_fds", "trainers", "configs"],
+    package_data={"trainers": ["templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py",

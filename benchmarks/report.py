@@ -3,11 +3,9 @@
 import pathlib
 import platform
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 STEPS = ("peers_lenet", "peers_wide_resnet", "tangents", "batches", "networks", "horizons")
-MEMORY = ("memory_horizons", "memory_tangents")
 TITLES = {
     "equality": "Greatest relative difference to forward mode's hypergradients, float64",
     "peers_lenet": "Every engine: LeNet, batch 128, nine tangents",
@@ -21,6 +19,14 @@ TITLES = {
     "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
 }
+# The sections with a picture, and what their rows are drawn against.
+CURVES = {
+    "tangents": "number of tangents",
+    "batches": "batch size",
+    "horizons": "horizon",
+    "memory_horizons": "horizon",
+    "memory_tangents": "number of tangents",
+}
 
 
 def write(results, folder):
@@ -30,7 +36,7 @@ def write(results, folder):
         if section in results:
             lines += [f"## {title}", "", *_table(section, results[section]), ""]
     (folder / "results.md").write_text("\n".join(lines), encoding="utf-8")
-    for section in ("tangents", "batches", "horizons", *MEMORY):
+    for section in CURVES:
         if section in results:
             _draw(section, results[section]).savefig(folder / f"{section}.png", dpi=110)
 
@@ -84,7 +90,6 @@ def _cell(section, value):
 def _draw(section, rows):
     """A curve for each engine, against the number that names the row."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     in_steps = section in STEPS
     for engine in dict.fromkeys(engine for row in rows.values() for engine in row):
@@ -93,8 +98,7 @@ def _draw(section, rows):
         axes.plot([x for x, _ in points], values, marker="o", label=engine)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    against = TITLES[section].split(":")[0].lower().split("against the ")[1]
-    axes.set_xlabel(against)
+    axes.set_xlabel(CURVES[section])
     axes.set_ylabel("plain steps" if in_steps else "peak memory, MB")
     axes.set_title(TITLES[section].split(": ")[-1], fontsize=10)
     axes.grid(alpha=0.3)

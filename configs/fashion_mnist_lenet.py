@@ -1,10 +1,10 @@
 """LeNet on Fashion-MNIST, everything learned from zero, for five epochs of training.
 
-Learning rates in 28 buckets cost no more than the seven of Micaelli & Storkey (2021), Figure 1, in
-adjoint mode. Momentum and weight decay are learned nearly as one value for all of training is
-(`breadth=1`), but from slopes in seven buckets, so that chaos in the first epoch does not hide what
-the later ones say. The search climbs from zero over short horizons, a fifth of an epoch at first,
-and ends at the five epochs that the schedules are for. Gradients are clipped to a global norm of 1.
+In adjoint mode 28 buckets of the learning rate cost no more than the seven of Micaelli & Storkey
+(2021), Figure 1. Momentum and weight decay have seven buckets, smoothed to nearly one value
+(`breadth=1`): chaos in the first epoch hides only its own slopes. The search begins with short
+horizons, a fifth of an epoch, and ends at the five epochs that the schedules are for. Gradients are
+clipped to a global norm of 1.
 
     python -m trainers.prepare_data --dataset=fashion_mnist
     python -m trainers.search --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion

@@ -1,5 +1,10 @@
+import contextlib
+import functools
 import gc
+import io
 import os
+import sys
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As the programs have it, on any processor.
@@ -7,6 +12,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As the programs have it, 
 import keras
 import pytest
 import tensorflow as tf
+from absl import logging
+from absl.testing import flagsaver
 
 # What is imported stays: the many collections of the tests need not look through it.
 gc.collect()
@@ -37,3 +44,51 @@ def float64():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """The folder of prepared datasets, which holds `digits`."""
+    from trainers import data
+
+    folder = tmp_path_factory.mktemp("datasets")
+    data.prepare("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    """A function that runs a program in this process as a command line would.
+
+    It takes a function that calls `app.run`, and the program's arguments, and returns the exit code
+    and all that was printed. Flags and what else the program changes are put back afterwards.
+    """
+
+    def run(program, *arguments):
+        output, verbosity = io.StringIO(), logging.get_verbosity()
+        with (
+            flagsaver.flagsaver(),
+            mock.patch.object(sys, "argv", ["program", *arguments]),
+            mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+        ):
+            with pytest.raises(SystemExit) as end:
+                program()
+            logging.set_verbosity(verbosity)
+        code = end.value.code
+        if isinstance(code, str):
+            return 1, f"{output.getvalue()}{code}\n"
+        return code or 0, output.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def read_once():
+    """Datasets are read from disk once for all tests of a module."""
+    from trainers import data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load_arrays", functools.cache(data.load_arrays))
+        yield

@@ -66,18 +66,18 @@ def test_mlp_widths():
     assert [weight.shape for weight in model.weights] == [(12, 7), (7,), (7, 5), (5,)]
 
 
-def test_digits_cnn_learns_digits(tmp_path):
+def test_digits_cnn_learns_digits(digits_dir):
     keras.utils.set_random_seed(0)
-    train = data.load_arrays("digits", "train", tmp_path)
-    test = data.load_arrays("digits", "test", tmp_path)
+    train = data.load_arrays("digits", "train", digits_dir)
+    test = data.load_arrays("digits", "test", digits_dir)
     model = networks.build("digits_cnn", train.input_shape, train.num_classes)
-    learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 20 * 12)
+    learning_rate = keras.optimizers.schedules.CosineDecay(0.1, 8 * 12)
     model.compile(
         optimizer=keras.optimizers.SGD(learning_rate, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(train.x, train.y, batch_size=128, epochs=20, verbose=0)
+    model.fit(train.x, train.y, batch_size=128, epochs=8, verbose=0)
     assert model.evaluate(test.x, test.y, verbose=0)[1] >= 0.97
 
 

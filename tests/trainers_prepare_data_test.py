@@ -1,4 +1,4 @@
-"""Tests of trainers/prepare_data.py: as a function, and as users run it."""
+"""Tests of trainers/prepare_data.py, as a function and as a program, and of its quiet import."""
 
 import os
 import pathlib
@@ -6,21 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from absl import app
 
-from trainers import prepare_data
+from trainers import prepare_data, quiet_tensorflow
 
 
-def run_program(*arguments):
-    """Runs the program in a process of its own, as from a terminal of a user with no settings."""
-    environment = {key: value for key, value in os.environ.items() if key[:7] != "TF_CPP_"}
-    return subprocess.run(
-        [sys.executable, "-m", "trainers.prepare_data", *arguments],
-        cwd=pathlib.Path(__file__).resolve().parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def main():
+    app.run(prepare_data.main)
 
 
 def test_describes_the_prepared_dataset(tmp_path):
@@ -35,27 +27,33 @@ def test_raises_for_an_unknown_dataset(tmp_path):
         prepare_data.prepare_data("unknown", tmp_path)
 
 
-def test_program_prints_one_line(tmp_path):
-    program = run_program("--dataset=digits", f"--data_dir={tmp_path}")
-    assert program.returncode == 0
-    assert program.stdout.startswith("digits is ready: train 1438, test 359 examples in ")
-    assert program.stdout.count("\n") == 1
-    assert program.stderr == ""
+def test_program_prints_one_line(tmp_path, run_program):
+    code, output = run_program(main, "--dataset=digits", f"--data_dir={tmp_path}")
+    assert code == 0
+    assert output.startswith("digits is ready: train 1438, test 359 examples in ")
+    assert output.count("\n") == 1
 
 
-def test_program_says_in_one_line_what_is_wrong(tmp_path):
+def test_program_says_in_one_line_what_is_wrong(tmp_path, run_program):
     folder = tmp_path / "nowhere"
-    program = run_program("--dataset=mnist", f"--data_dir={tmp_path}", f"--manual_dir={folder}")
-    assert program.returncode == 1
-    assert program.stdout == ""
+    code, output = run_program(
+        main, "--dataset=mnist", f"--data_dir={tmp_path}", f"--manual_dir={folder}"
+    )
+    assert code == 1
     expected = f"prepare_data: The folder manual_dir does not exist. Received: {folder}\n"
-    assert program.stderr == expected
+    assert output == expected
 
 
 def test_program_refuses_other_arguments():
-    program = run_program("fashion_mnist")
-    assert program.returncode == 1
-    assert "Unexpected arguments: fashion_mnist" in program.stdout + program.stderr
+    process = subprocess.run(
+        [sys.executable, "-m", "trainers.prepare_data", "fashion_mnist"],
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "Unexpected arguments: fashion_mnist" in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
@@ -64,5 +62,5 @@ def test_tensorflow_computes_with_onednn_unless_told_otherwise(monkeypatch, give
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given or "")
     if given is None:
         monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
-    prepare_data.import_tensorflow_quietly()
+    quiet_tensorflow.import_tensorflow_quietly()
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == expected

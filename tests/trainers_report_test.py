@@ -1,6 +1,7 @@
 """The pages that programs leave behind, from rows like those of history.csv."""
 
 import base64
+import csv
 import math
 import re
 import xml.etree.ElementTree
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_fds
-from trainers import report
+from trainers import curves, report, workdirs
 
 RATES = 12
 VOID = ("meta", "img")
@@ -73,13 +74,27 @@ class Page(HTMLParser):
             self.rows[-1][1].append(data)
 
 
+ORIGIN = report.describe_origin("python -m trainers.search --config='a b'", 7)
+
+
 def search_page(rows):
-    return report.page("A <title>", "b & c", report.search_sections(rows))
+    return report.search_page("A <title>", "b & c", rows, ORIGIN)
 
 
-@pytest.mark.parametrize("optional", [{}, NOISY], ids=["plain", "noisy"])
-def test_page_is_whole_and_holds_its_pictures(optional):
-    text = search_page(history(**optional))
+@pytest.fixture(scope="module")
+def noisy():
+    """The page of a search that rejected some outer steps."""
+    return search_page(history(**NOISY))
+
+
+def training_page(summary, rows, search_rows):
+    schedules = {"learning_rate": keras_fds.BucketedSchedule([0.1, 0.2], 60)}
+    return Page(report.training_page("Training", "", summary, rows, schedules, search_rows, ORIGIN))
+
+
+@pytest.mark.parametrize("kind", ["plain", "noisy"])
+def test_page_is_whole_and_holds_its_pictures(kind, noisy):
+    text = noisy if kind == "noisy" else search_page(history())
     page = Page(text)
     assert len(page.pictures) == 3
     assert "A <title>" in page.text and "b & c" in page.text
@@ -94,31 +109,33 @@ def test_best_outer_step_is_shown_with_its_values():
     assert [cells[0] for kind, cells in page.rows if kind == "best"] == ["5"]
 
 
-def test_what_the_outer_rule_rejected_is_marked():
-    page = Page(search_page(history(**NOISY)))
+def test_what_the_outer_rule_rejected_is_marked(noisy):
+    page = Page(noisy)
     rejected = [cells for kind, cells in page.rows if kind == "rejected"]
     assert [cells[0] for cells in rejected] == ["4", "6"]
     assert all(cells[-1] == "rejected" for cells in rejected)
     best = next(cells for kind, cells in page.rows if kind == "best")
     assert best[0] == "9" and best[-1] == "best"
-    (panel,) = report.draw_validation([report._numbers(row) for row in history(**NOISY)]).axes
+    (panel,) = curves.draw_validation(history(**NOISY)).axes
     labels = panel.get_legend_handles_labels()[1]
     shown = ["validation loss", "± one standard error", "rejected", "not finite", "best: 0.2222"]
     assert labels == shown
     lowest, highest = panel.get_ylim()
     assert lowest < 2.0 / 9 - 0.5 / 9 and highest > 2.5
-    (panel,) = report.draw_validation(history(num_steps=5)).axes
+    (panel,) = curves.draw_validation(history(num_steps=5)).axes
     assert panel.get_legend_handles_labels()[1] == ["validation loss", "best: 0.4"]
 
 
-def test_rows_may_be_strings_as_a_csv_file_gives_them():
-    rows = history(**NOISY)
-    strings = [{name: str(value) for name, value in row.items()} for row in rows]
-    strings[0]["val_loss_error"] = rows[0]["val_loss_error"] = ""
-    numbers = [report._numbers(row) for row in rows]
-    assert str([report._numbers(row) for row in strings]) == str(numbers)
-    assert Page(search_page(strings)).text == Page(search_page(rows)).text
-    assert report._numbers({"epoch": "0", "val_loss": "NA"}) == {"epoch": 0}
+def test_rows_may_be_those_of_a_csv_file(tmp_path):
+    rows = history(num_steps=2, **NOISY)
+    del rows[0]["val_loss_error"]
+    with open(tmp_path / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[1])
+        writer.writeheader()
+        writer.writerows(rows)
+    read = workdirs.read_history(tmp_path)
+    np.testing.assert_equal(read, rows)
+    assert Page(search_page(read)).text == Page(search_page(rows)).text
 
 
 def test_nothing_finite_still_gives_a_page():
@@ -130,8 +147,8 @@ def test_nothing_finite_still_gives_a_page():
 
 
 def test_hypergradients_have_a_panel_each_and_a_line_a_bucket():
-    figure = report.draw_hypergradients(history())
-    rates, l2 = figure.axes[:2]
+    figure = curves.draw_hypergradients(history())
+    rates, l2, _ = figure.axes
     assert [rates.get_title(), l2.get_title()] == ["learning_rate", "a.b.kernel_regularizer.l2"]
     lines = [line for line in rates.get_lines() if not line.get_label().startswith("_")]
     assert len(lines) == RATES and rates.get_yscale() == "symlog"
@@ -142,21 +159,28 @@ def test_hypergradients_have_a_panel_each_and_a_line_a_bucket():
 def test_training_shows_every_seed():
     summary = {"accuracy": 0.95, "loss": 0.2, "accuracy_interval": [0.9, 1.0]}
     summary["seeds"] = [{"seed": s, "accuracy": 0.95, "loss": 0.2} for s in (4, 5)]
-    rows = [{"epoch": str(e % 3), "loss": str(0.5 / (e + 1))} for e in range(6)]
-    schedules = {"learning_rate": keras_fds.BucketedSchedule([0.1, 0.2], 60)}
-    page = Page(report.page("Training", "", report.training_sections(summary, rows, schedules)))
+    rows = [{"epoch": e % 3, "loss": 0.5 / (e + 1)} for e in range(6)]
+    page = training_page(summary, rows, [])
     assert "90.00% to 100.00%" in page.text and "Stretched to 60 training steps" in page.text
     assert len(page.pictures) == 2
-    (panel,) = report.draw_training([report._numbers(row) for row in rows], [4, 5]).axes
+    (panel,) = curves.draw_training(rows, [4, 5]).axes
     assert panel.get_legend_handles_labels()[1] == ["seed 4", "seed 5"]
     assert [len(line.get_xdata()) for line in panel.get_lines()] == [3, 3]
     one = {**summary, "accuracy_interval": None, "seeds": summary["seeds"][:1]}
-    assert "interval" not in dict(report.training_sections(one, rows[:3], schedules))["Test"]
+    assert "interval" not in training_page(one, rows[:3], []).text
 
 
-def test_origin_tells_how_to_get_the_same_again():
-    heading, content = report.origin_section("python -m trainers.search --config='a b'", 7)
-    page = Page(report.page("", "", [(heading, content)]))
+def test_training_tells_of_its_search_too():
+    summary = {"accuracy": 0.95, "loss": 0.2, "accuracy_interval": None}
+    summary["seeds"] = [{"seed": 0, "accuracy": 0.95, "loss": 0.2}]
+    page = training_page(summary, [{"epoch": 0, "loss": 0.5}], history())
+    assert len(page.pictures) == 5
+    for heading in ("learned schedules", "validation", "hypergradients", "outer steps"):
+        assert f"The search: {heading}" in page.text
+
+
+def test_origin_tells_how_to_get_the_same_again(noisy):
+    page = Page(noisy)
     assert "python -m trainers.search --config='a b'" in page.text
     facts = {cells[0]: cells[1] for _, cells in page.rows}
     assert facts["seed"] == "7" and re.match(r"\d+\.\d+", facts["tensorflow"])

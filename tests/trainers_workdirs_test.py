@@ -1,6 +1,7 @@
 """Folders of results: what is kept, what is refused, and what a search goes on with."""
 
 import json
+import math
 
 import pytest
 
@@ -54,7 +55,32 @@ def test_best_row_is_the_outer_rules_last_best_one(tmp_path):
     (tmp_path / "history.csv").write_text("\n".join(["outer_step,val_loss,best", *rows, ""]))
     rows = workdirs.read_history(tmp_path)
     assert len(rows) == 5
-    assert workdirs.best_row(rows)["outer_step"] == "4"
+    assert workdirs.best_row(rows)["outer_step"] == 4
+
+
+def test_verdict_names_the_best_outer_step_and_lower_ones():
+    row = {"accepted": 1, "best": 0, "horizon": 10, "val_accuracy": 0.5}
+    rows = [
+        {**row, "outer_step": 1, "val_loss": 0.25, "best": 1},
+        {**row, "outer_step": 2, "val_loss": 0.2},
+        {**row, "outer_step": 3, "val_loss": 0.1, "accepted": 0},
+        {**row, "outer_step": 4, "val_loss": 0.1, "horizon": 5},
+        {**row, "outer_step": 5},
+    ]
+    verdict = workdirs.verdict_on(rows)
+    assert verdict.startswith(
+        "The best of 5 outer steps was number 1: validation loss 0.2500, accuracy 50.0%. "
+        "Number 2 had a lower one"
+    )
+    rows[0]["best"] = 0
+    assert workdirs.verdict_on(rows).startswith("5 outer steps are finished, none with a finite")
+
+
+def test_history_leaves_out_what_holds_nothing(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss,val_loss\n0,,NA\n1,nan,0.5\n")
+    first, second = workdirs.read_history(tmp_path)
+    assert first == {"epoch": 0}
+    assert math.isnan(second.pop("loss")) and second == {"epoch": 1, "val_loss": 0.5}
 
 
 def test_a_folder_is_empty_with_what_a_kill_left(tmp_path):

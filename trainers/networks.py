@@ -16,18 +16,19 @@ def build(name, input_shape, num_classes):
 
     Args:
         name: `digits_cnn`, `lenet`, `mlp`, or `wrn` (`wide_resnet` at depth 16, width 1).
-        input_shape: shape of one image, (height, width, channels).
-        num_classes: number of classes.
+        input_shape: Shape of one image, (height, width, channels).
+        num_classes: Number of classes.
 
     Returns:
         A `keras.Model` from float images [batch, *input_shape] to logits [batch, num_classes].
 
     Raises:
-        ValueError: the name is unknown, or the images are too small for the network.
+        ValueError: The name is unknown, or the images are too small for the network.
 
     Example:
-        >>> build("lenet", (28, 28, 1), 10).count_params()
-        61706
+
+    >>> build("lenet", (28, 28, 1), 10).count_params()
+    61706
     """
     if name not in _NETWORKS:
         names = ", ".join(sorted(_NETWORKS))
@@ -39,18 +40,19 @@ def lenet(input_shape, num_classes):
     """LeNet-5 with rectified linear units and max pooling; images of 12x12 or more.
 
     Args:
-        input_shape: shape of one image, (height, width, channels).
-        num_classes: number of classes.
+        input_shape: Shape of one image, (height, width, channels).
+        num_classes: Number of classes.
 
     Returns:
         A `keras.Model` that returns logits.
 
     Raises:
-        ValueError: the images are too small.
+        ValueError: The images are too small.
 
     Example:
-        >>> lenet((28, 28, 1), 10).output_shape
-        (None, 10)
+
+    >>> lenet((28, 28, 1), 10).output_shape
+    (None, 10)
     """
     if min(input_shape[:2]) < 12:
         raise ValueError(f"lenet needs 12x12 images or more. Received: input_shape={input_shape}")
@@ -69,15 +71,16 @@ def digits_cnn(input_shape, num_classes):
     """A small convolutional network with batch normalisation, made for 8x8 images.
 
     Args:
-        input_shape: shape of one image, (height, width, channels).
-        num_classes: number of classes.
+        input_shape: Shape of one image, (height, width, channels).
+        num_classes: Number of classes.
 
     Returns:
         A `keras.Model` that returns logits.
 
     Example:
-        >>> digits_cnn((8, 8, 1), 10).output_shape
-        (None, 10)
+
+    >>> digits_cnn((8, 8, 1), 10).output_shape
+    (None, 10)
     """
     inputs = keras.Input(input_shape)
     x = inputs
@@ -93,16 +96,17 @@ def mlp(input_shape, num_classes, widths=(128, 64)):
     """A multilayer perceptron with rectified linear units.
 
     Args:
-        input_shape: shape of one example, of any rank.
-        num_classes: number of classes.
-        widths: units of each hidden layer. Defaults to (128, 64).
+        input_shape: Shape of one example, of any rank.
+        num_classes: Number of classes.
+        widths: Units of each hidden layer. Defaults to (128, 64).
 
     Returns:
         A `keras.Model` that returns logits.
 
     Example:
-        >>> mlp((8, 8, 1), 10, widths=()).count_params()
-        650
+
+    >>> mlp((8, 8, 1), 10, widths=()).count_params()
+    650
     """
     inputs = keras.Input(input_shape)
     x = keras.layers.Flatten()(inputs)
@@ -119,10 +123,10 @@ def wide_resnet(input_shape, num_classes, depth=16, width=1):
     number of channels changes, else the block's input.
 
     Args:
-        input_shape: shape of one image, (height, width, channels).
-        num_classes: number of classes.
-        depth: number of convolutions on a path, and the dense layer; 6 n + 4. Defaults to 16.
-        width: factor on the 16, 32 and 64 channels of the three groups. Defaults to 1.
+        input_shape: Shape of one image, (height, width, channels).
+        num_classes: Number of classes.
+        depth: Number of convolutions on a path, and the dense layer; 6 n + 4. Defaults to 16.
+        width: Factor on the 16, 32 and 64 channels of the three groups. Defaults to 1.
 
     Returns:
         A `keras.Model` that returns logits.
@@ -131,8 +135,9 @@ def wide_resnet(input_shape, num_classes, depth=16, width=1):
         ValueError: `depth` is not 6 n + 4 with n of 1 or more.
 
     Example:
-        >>> wide_resnet((32, 32, 3), 10, depth=10).name
-        'wrn_10_1'
+
+    >>> wide_resnet((32, 32, 3), 10, depth=10).name
+    'wrn_10_1'
     """
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4 with n of 1 or more. Received: depth={depth}")

@@ -8,11 +8,9 @@ everything else, and these where the files are missing, is downloaded by TensorF
 gives up after some four minutes when there is no network).
 """
 
-import os
-
 from absl import app, flags, logging
 
-from trainers import data
+from trainers import data, quiet_tensorflow
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "TFDS name of an image-classification dataset.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared datasets; None: TFDS's own.")
@@ -23,19 +21,20 @@ def prepare_data(dataset, data_dir=None, manual_dir=None):
     """Prepares a dataset and describes it.
 
     Args:
-        dataset: name of a TFDS image-classification dataset.
-        data_dir: folder of prepared datasets. Defaults to TFDS's own.
-        manual_dir: folder with files fetched by hand. Defaults to none.
+        dataset: Name of a TFDS image-classification dataset.
+        data_dir: Folder of prepared datasets. Defaults to TFDS's own.
+        manual_dir: Folder with files fetched by hand. Defaults to none.
 
     Returns:
         One line, a string: the dataset's name, the number of examples in each split, its folder.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: see `trainers.data.prepare`.
+        ValueError, FileNotFoundError, RuntimeError: See `trainers.data.prepare`.
 
     Example:
-        >>> prepare_data("digits", "/tmp/datasets")
-        'digits is ready: train 1438, test 359 examples in /tmp/datasets/digits/1.0.0'
+
+    >>> prepare_data("digits", "/tmp/datasets")
+    'digits is ready: train 1438, test 359 examples in /tmp/datasets/digits/1.0.0'
     """
     builder = data.prepare(dataset, data_dir, manual_dir)
     splits = builder.info.splits.values()
@@ -43,33 +42,13 @@ def prepare_data(dataset, data_dir=None, manual_dir=None):
     return f"{builder.name} is ready: {counts} examples in {builder.data_dir}"
 
 
-def import_tensorflow_quietly():
-    """Imports TensorFlow without its messages, unless TF_CPP_MIN_LOG_LEVEL is set.
-
-    While it is imported, TensorFlow logs to file descriptor 2 whatever that variable says. It is
-    imported with oneDNN's kernels, unless TF_ENABLE_ONEDNN_OPTS is set: on processors without
-    AVX-512, where TensorFlow leaves them out by itself, LeNet trains three times as fast with them.
-    """
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
 def main(argv):
+    """The program."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    import_tensorflow_quietly()
+    quiet_tensorflow.import_tensorflow_quietly()
     try:
         print(prepare_data(_DATASET.value, _DATA_DIR.value, _MANUAL_DIR.value))
     except (ValueError, FileNotFoundError, RuntimeError) as error:

@@ -17,8 +17,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment, workdirs
-from trainers import report as pages
+from trainers import experiment, report, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -70,16 +69,16 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
     def begin(logs):
         workdirs.begin_search(workdir, config, going_on)
 
-    folder, of_search = workdir / workdirs.CHECKPOINTS, workdirs.search_config(config)
-    keeping = [
-        keras.callbacks.LambdaCallback(on_train_begin=begin),
-        callbacks.Checkpoint(folder, of_search, minutes=checkpoint_minutes),
-        callbacks.ScheduleExport(workdir),
-        callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
-    ]
+    checkpoint = callbacks.Checkpoint(
+        workdir / workdirs.CHECKPOINTS,
+        workdirs.search_config(config),
+        minutes=checkpoint_minutes,
+    )
+    adjoint_memory = 2**30 if config.adjoint_memory is None else config.adjoint_memory
     history = keras_fds.fit(
         model,
-        *(arrays.x, arrays.y),
+        arrays.x,
+        arrays.y,
         batch_size=config.batch_size,
         epochs=experiment.epochs_of_outer_steps(config),
         outer_steps=config.outer_steps,
@@ -88,9 +87,14 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         validation_training=config.validation_training,
         resample_validation=config.resample_validation,
         differentiation=config.differentiation,
-        **({} if config.adjoint_memory is None else {"adjoint_memory": config.adjoint_memory}),
+        adjoint_memory=adjoint_memory,
         verbose=verbose,
-        callbacks=keeping,
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_train_begin=begin),
+            checkpoint,
+            callbacks.ScheduleExport(workdir),
+            callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+        ],
         seed=config.seed,
     )
     with workdirs.replacement(workdir / "model.keras") as path:
@@ -108,40 +112,36 @@ def write_report(config, workdir):
     rows = workdirs.read_history(workdir)
     if not rows:
         return
-    lead = f"{len(rows)} outer steps are finished, none with a finite validation loss."
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
-        lead = workdirs.verdict_on(rows)
         if not any("." in name for name in schedules):
             optimizer = experiment.make_optimizer(config, schedules).optimizer
             code = keras_fds.export.python_snippet(schedules, optimizer)
-            with workdirs.replacement(workdir / "schedules.py") as path:
-                path.write_text(code, encoding="utf-8")
-    command = experiment.command(
-        *("python", "-m", "trainers.search", *experiment.config_arguments()),
-        f"--workdir={workdir}",
+            workdirs.write_text(workdir / "schedules.py", code)
+    command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
+    page = report.search_page(
+        title=f"Search: {config.network} on {config.dataset}",
+        lead=workdirs.verdict_on(rows),
+        rows=rows,
+        origin=report.describe_origin(command, config.seed),
     )
-    sections = [*pages.search_sections(rows), pages.origin_section(command, config.seed)]
-    title = f"Search: {config.network} on {config.dataset}"
-    with workdirs.replacement(workdir / "report.html") as path:
-        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
+    workdirs.write_text(workdir / "report.html", page)
 
 
-def report(workdir):
+def conclusion(workdir):
     """What to tell about a finished search, a string; `workdir` is a `pathlib.Path`."""
     import keras_fds
 
     schedules = workdir / "schedules.json"
     rows = workdirs.read_history(workdir)
     best = workdirs.best_row(rows)
-    train = experiment.command(
-        *("python", "-m", "trainers.train", *experiment.config_arguments()),
-        *(f"--schedules={schedules}", f"--workdir={workdir}-train"),
+    train = experiment.trainer_command(
+        "trainers.train", f"--schedules={schedules}", f"--workdir={workdir}-train"
     )
     tensorboard = experiment.command("tensorboard", f"--logdir={workdir / 'tensorboard'}")
     return (
         f"\n{workdirs.verdict_on(rows)}\n"
-        f"Its schedules, over a horizon of {best['horizon']} inner steps:\n\n"
+        f"Its schedules, over a horizon of {best['horizon']:.0f} inner steps:\n\n"
         f"{experiment.table(keras_fds.load_schedules(schedules))}\n\n"
         f"Picture of all outer steps' schedules: {workdir / 'schedules.png'}\n"
         f"The whole report: {workdir / 'report.html'}\n"
@@ -150,8 +150,8 @@ def report(workdir):
     )
 
 
-def _is_of(workdir, config):
-    """Whether a folder holds results of this config: refused ones leave older results alone."""
+def _holds_results_of(config, workdir):
+    """Whether a folder's results are of this config: a refused search leaves older ones alone."""
     with contextlib.suppress(OSError, ValueError):
         written = json.loads((workdir / "config.json").read_text())
         return written == json.loads(json.dumps(config.to_dict()))
@@ -164,19 +164,21 @@ def main():
     config = experiment.CONFIG.value
     try:
         search(
-            *(config, workdir, experiment.OVERWRITE.value),
+            config,
+            workdir,
+            overwrite=experiment.OVERWRITE.value,
             check=CHECK.value,
             checkpoint_minutes=CHECKPOINT_MINUTES.value,
         )
     except BaseException:
-        if _is_of(workdir, config):
+        if _holds_results_of(config, workdir):
             with contextlib.suppress(OSError):  # The first error is the one to tell.
                 write_report(config, workdir)
         raise
     write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
         raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
-    print(report(workdir))
+    print(conclusion(workdir))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment, workdirs
-from trainers import report as pages
+from trainers import experiment, report, workdirs
 
+REQUIRED = ("config", "schedules", "workdir")
 _SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json that a search wrote.")
-flags.mark_flag_as_required("schedules")
 flags.adopt_module_key_flags(experiment)
 
 
@@ -46,7 +45,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     import keras
 
     import keras_fds
-    from keras_fds.callbacks import draw_schedules
+    from keras_fds import callbacks
 
     experiment.check_config(config)
     learned = keras_fds.load_schedules(schedules)
@@ -54,7 +53,8 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     workdir = workdirs.check_workdir(workdir, overwrite)
     if workdir.resolve() == pathlib.Path(schedules).resolve().parent:
         raise ValueError("--workdir must not be the folder that holds --schedules.")
-    arrays, test = (experiment.load_arrays(config, split) for split in ("train", "test"))
+    arrays = experiment.load_arrays(config, "train")
+    test = experiment.load_arrays(config, "test")
     horizon = -(-len(arrays.x) // config.batch_size) * config.train_epochs
     stretched = {name: schedule.stretched(horizon) for name, schedule in learned.items()}
     results = []
@@ -64,11 +64,18 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         if not results:
             workdirs.begin_workdir(workdir, config)
             keras_fds.save_schedules(workdir / "schedules.json", stretched)
-            draw_schedules([stretched]).savefig(workdir / "schedules.png", dpi=150)
-        history = keras.callbacks.CSVLogger(workdir / "history.csv", append=True)
-        board = keras.callbacks.TensorBoard(workdir / "tensorboard" / f"seed_{seed}")
-        fit = {"batch_size": config.batch_size, "epochs": config.train_epochs, "verbose": verbose}
-        model.fit(arrays.x, arrays.y, callbacks=[history, board], **fit)
+            callbacks.draw_schedules([stretched]).savefig(workdir / "schedules.png", dpi=150)
+        model.fit(
+            arrays.x,
+            arrays.y,
+            batch_size=config.batch_size,
+            epochs=config.train_epochs,
+            verbose=verbose,
+            callbacks=[
+                keras.callbacks.CSVLogger(workdir / "history.csv", append=True),
+                keras.callbacks.TensorBoard(workdir / "tensorboard" / f"seed_{seed}"),
+            ],
+        )
         metrics = model.evaluate(test.x, test.y, batch_size=500, verbose=0, return_dict=True)
         results.append({"seed": seed, **metrics})
         if len(results) == 1:
@@ -82,24 +89,24 @@ def write_report(config, schedules, summary, workdir):
     """Writes `report.html`; arguments as above, `summary` is what `train` returned."""
     import keras_fds
 
-    workdir, schedules = pathlib.Path(workdir), pathlib.Path(schedules)
-    stretched = keras_fds.load_schedules(workdir / "schedules.json")
-    sections = pages.training_sections(summary, workdirs.read_history(workdir), stretched)
-    of_search = workdirs.read_history(schedules.parent)
-    if of_search and "outer_step" in of_search[0]:
-        sections += [(f"The search: {h.lower()}", c) for h, c in pages.search_sections(of_search)]
-    command = experiment.command(
-        *("python", "-m", "trainers.train", *experiment.config_arguments()),
-        *(f"--schedules={schedules}", f"--workdir={workdir}"),
+    workdir = pathlib.Path(workdir)
+    neighbours = workdirs.read_history(pathlib.Path(schedules).parent)
+    command = experiment.trainer_command(
+        "trainers.train", f"--schedules={schedules}", f"--workdir={workdir}"
     )
-    sections.append(pages.origin_section(command, config.seed))
-    title = f"Training: {config.network} on {config.dataset}"
-    lead = f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}."
-    with workdirs.replacement(workdir / "report.html") as path:
-        path.write_text(pages.page(title, lead, sections), encoding="utf-8")
+    page = report.training_page(
+        title=f"Training: {config.network} on {config.dataset}",
+        lead=f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}.",
+        summary=summary,
+        rows=workdirs.read_history(workdir),
+        schedules=keras_fds.load_schedules(workdir / "schedules.json"),
+        search_rows=[row for row in neighbours if "outer_step" in row],
+        origin=report.describe_origin(command, config.seed),
+    )
+    workdirs.write_text(workdir / "report.html", page)
 
 
-def report(summary, workdir):
+def conclusion(summary, workdir):
     """What to tell about a finished training, a string."""
     text = f"\nTest accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}"
     if summary["accuracy_interval"]:
@@ -115,8 +122,8 @@ def main():
     config, workdir = experiment.CONFIG.value, experiment.WORKDIR.value
     summary = train(config, _SCHEDULES.value, workdir, experiment.OVERWRITE.value)
     write_report(config, _SCHEDULES.value, summary, workdir)
-    print(report(summary, workdir))
+    print(conclusion(summary, workdir))
 
 
 if __name__ == "__main__":
-    experiment.run(main)
+    experiment.run(main, required=REQUIRED)

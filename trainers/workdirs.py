@@ -12,8 +12,14 @@ import tempfile
 _NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
-    *("config.json", "schedules.json", "history.csv", "schedules.png", "model.keras"),
-    *("test.json", "schedules.py", "report.html"),
+    "config.json",
+    "schedules.json",
+    "history.csv",
+    "schedules.png",
+    "model.keras",
+    "test.json",
+    "schedules.py",
+    "report.html",
 )
 
 
@@ -56,17 +62,17 @@ def holds_search(workdir, config):
     if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
         return False
     try:
-        before, now = json.loads((path / "config.json").read_text()), search_config(config)
+        before = json.loads((path / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path / 'config.json'} is damaged, so that it cannot be told whether the search in "
             "the workdir is this one. Choose another workdir, or pass --overwrite to remove older "
             f"results. Reason: {error}"
         ) from error
+    now = search_config(config)
+    names = before.keys() | now.keys()
     differing = sorted(
-        name
-        for name in {*before, *now} - {*_NOT_OF_THE_SEARCH}
-        if before.get(name) != now.get(name)
+        name for name in names.difference(_NOT_OF_THE_SEARCH) if before.get(name) != now.get(name)
     )
     if differing:
         raise ValueError(
@@ -98,7 +104,10 @@ def begin_workdir(workdir, config):
 def begin_search(workdir, config, going_on):
     """`begin_workdir` for a search, which leaves what it is to go on with."""
     (workdir / CHECKPOINTS).mkdir(exist_ok=True)
-    (write_config if going_on else begin_workdir)(workdir, config)
+    if going_on:
+        write_config(workdir, config)
+    else:
+        begin_workdir(workdir, config)
 
 
 def write_config(workdir, config):
@@ -119,10 +128,15 @@ def replacement(path):
         partial.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Writes a text file."""
+    with replacement(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path, content):
     """Writes a readable JSON file; what is not a finite number becomes null."""
-    with replacement(path) as partial:
-        partial.write_text(json.dumps(_finite(content), indent=2) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
 def _finite(value):
@@ -134,25 +148,33 @@ def _finite(value):
 
 
 def read_history(workdir):
-    """The rows of history.csv, `[{column: str}, …]`; none when there is no such file."""
+    """The rows of history.csv, `[{column: number}, …]`; none when there is no such file.
+
+    A row lacks the columns that hold nothing in it, which Keras writes as NA.
+    """
     with contextlib.suppress(FileNotFoundError), open(workdir / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
+        return [
+            {column: float(cell) for column, cell in row.items() if cell not in ("", "NA", None)}
+            for row in csv.DictReader(file)
+        ]
     return []
 
 
 def best_row(rows):
-    """The row of a search's history that the outer rule found best."""
-    return [row for row in rows if row["best"] == "1"][-1]
+    """The row of a search's history that the outer rule found best, or `None`."""
+    return next((row for row in reversed(rows) if row.get("best") == 1), None)
 
 
 def verdict_on(rows):
     """Which outer step of a search's history is the best, a sentence or two."""
     best = best_row(rows)
+    if best is None:
+        return f"{len(rows)} outer steps are finished, none with a finite validation loss."
     text = (
-        f"The best of {len(rows)} outer steps was number {best['outer_step']}: validation loss "
-        f"{float(best['val_loss']):.4f}, accuracy {float(best['val_accuracy']):.1%}."
+        f"The best of {len(rows)} outer steps was number {best['outer_step']:.0f}: validation "
+        f"loss {best['val_loss']:.4f}, accuracy {best['val_accuracy']:.1%}."
     )
-    lower = [row["outer_step"] for row in rows if _is_lower(row, best)]
+    lower = [f"{row['outer_step']:.0f}" for row in rows if _is_lower(row, best)]
     if lower:
         text += (
             f" Number {', '.join(lower)} had a lower one, by no more than noise or in chaotic "
@@ -162,8 +184,9 @@ def verdict_on(rows):
 
 
 def _is_lower(row, best):
-    lower = float(row["val_loss"] or "nan") < float(best["val_loss"])
-    return lower and row["accepted"] == "1" and row["horizon"] == best["horizon"]
+    """Whether an accepted outer step over the best one's horizon has a lower validation loss."""
+    comparable = row["accepted"] == 1 and row["horizon"] == best["horizon"]
+    return comparable and row.get("val_loss", math.nan) < best["val_loss"]
 
 
 def what_is_there(workdir):
@@ -172,7 +195,7 @@ def what_is_there(workdir):
     if not rows:
         return "Interrupted before anything was finished."
     names = ", ".join(name for name in _RESULTS if (workdir / name).exists())
-    names = names.replace("history.csv", f"history.csv ({rows} row{'s' * (rows > 1)})")
+    names = names.replace("history.csv", f"history.csv ({rows} row{'s' if rows > 1 else ''})")
     text = f"Interrupted. {workdir} holds what is finished: {names}."
     if (workdir / CHECKPOINTS).is_dir():
         text += "\nTo go on, start the same command again, without --overwrite."
