@@ -14,7 +14,6 @@ TITLES = {
     "batches": "Against the batch size: LeNet, nine tangents",
     "networks": "Against the network: nine tangents",
     "horizons": "Against the horizon: LeNet, batch 32, nine tangents",
-    "pruning": "Pruned forward mode: whole runs on handwritten digits, nine tangents",
     "start": "Seconds from the call of `fit` to the end of its first compiled call",
     "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
@@ -83,7 +82,7 @@ def _table(section, rows):
 def _cell(section, value):
     if section in STEPS:
         return f"{value['ratio']:.2f} ({value['milliseconds']:.1f} ms)"
-    digits = {"start": 1, "pruning": 2}.get(section, 0)
+    digits = {"start": 1}.get(section, 0)
     return f"{value:.{digits}f}"
 
 

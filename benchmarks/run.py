@@ -102,27 +102,6 @@ def horizons():
     return compared(problems, rounds=1)
 
 
-def pruning():
-    """Cost and error of pruned forward mode: handwritten digits, nine tangents, whole runs."""
-    digits = {"network": "digits_cnn", "batch": 64, "horizon": 140, "engine": "forward"}
-    kinds = {"exact": digits}
-    for mode in ("alternate", "truncate"):
-        for ratio in (0.25, 0.5, 0.75):
-            kinds[f"{mode} {ratio}"] = {**digits, "pruning": mode, "pruning_ratio": ratio}
-    seconds = turns.alternate({k: {**v, "whole": True} for k, v in kinds.items()}, _ROUNDS.value)
-    found = {k: turns.ask(**v, measure="hypergradients") for k, v in kinds.items()}
-    found = {kind: np.concatenate(list(parts.values())) for kind, parts in found.items()}
-    exact, costs = found["exact"], turns.medians_and_ratios(seconds, "exact")
-    return {
-        kind: {
-            "cost": costs[kind]["ratio"],
-            "cosine": values @ exact / np.linalg.norm(values) / np.linalg.norm(exact),
-            "same signs": float(np.mean(np.sign(values) == np.sign(exact))),
-        }
-        for kind, values in found.items()
-    }
-
-
 def start():
     """Seconds from the call of `fit` to the end of its first compiled call."""
     return {
@@ -141,7 +120,7 @@ def memory_horizons():
         horizon: {
             engine: turns.ask(**problem, engine=engine, passes=horizon // 100)
             for engine in ("plain", *MODES)
-            # All states of the longest horizons would need more than adjoint mode may keep.
+            # All states of the longest horizons would need more than reverse mode may keep.
             if engine != "adjoint" or horizon <= 1000
         }
         for horizon in (100, 300, 1000, 3000, 10000)
@@ -168,7 +147,6 @@ SECTIONS = {
     "batches": batches,
     "networks": networks,
     "horizons": horizons,
-    "pruning": pruning,
     "start": start,
     "memory_horizons": memory_horizons,
     "memory_tangents": memory_tangents,

@@ -3,9 +3,9 @@
     python -m benchmarks.worker --engine=adjoint --network=lenet --batch=128 --num_rate_buckets=7
 
 Engines: `stock` (`model.fit` with keras_fds' SGD), `plain` (`keras_fds.fit` with nothing to
-learn), `forward`, `adjoint`, `checkpoints` (adjoint mode from √T checkpoints), and the peers
+learn), `forward`, `adjoint`, `checkpoints` (reverse mode from √T checkpoints), and the peers
 `pytorch` and `jax`. What is measured: `turns`, for every line on standard input the seconds that a
-step takes (in forward mode with every tangent open, in adjoint mode of a whole outer step);
+step takes (in forward mode with every tangent open, in reverse mode of a whole outer step);
 `hypergradients` in float64; `start`, the seconds to the end of the first compiled call; `peak`,
 megabytes resident in memory at most over one outer step.
 """
@@ -31,9 +31,7 @@ _NETWORK = flags.DEFINE_enum("network", "lenet", list(problems.IMAGES), "Which n
 _BATCH = flags.DEFINE_integer("batch", 128, "Examples in a batch.")
 _HORIZON = flags.DEFINE_integer("horizon", 140, "Inner steps in an outer step.")
 _NUM_RATE_BUCKETS = flags.DEFINE_integer("num_rate_buckets", 7, "Buckets of the learning rate.")
-_TANGENTS_PER_PASS = flags.DEFINE_integer("tangents_per_pass", None, "See HyperOptimizer.")
-_PRUNING = flags.DEFINE_string("pruning", None, "See HyperOptimizer.")
-_PRUNING_RATIO = flags.DEFINE_float("pruning_ratio", 0.5, "See HyperOptimizer.")
+_CHUNK_SIZE = flags.DEFINE_integer("tangent_chunk_size", None, "Of forward mode.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
 _WHOLE = flags.DEFINE_boolean("whole", False, "Time whole outer steps, whatever the engine.")
@@ -66,9 +64,6 @@ def compiled(problem, learning=True):
             optimizer,
             hyperparameters if learning else [],
             outer=held_schedules(),
-            tangents_per_pass=_TANGENTS_PER_PASS.value,
-            pruning=_PRUNING.value,
-            pruning_ratio=_PRUNING_RATIO.value,
         )
     model = problems.keras_model(problem)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -96,8 +91,12 @@ def mode(problem, engine, bytes_of_batches=0):
         # 2.5 √T copies of the state: weights and velocities, moving statistics, counters.
         state = 2.1 * sum(w.nbytes for w in problems.keras_model(problem).get_weights())
         memory = 2.5 * state * (problem.horizon * _PASSES.value) ** 0.5
-        return {"differentiation": "adjoint", "adjoint_memory": memory + bytes_of_batches}
-    return {"differentiation": "adjoint" if engine == "adjoint" else "forward"}
+        return {"differentiation": "reverse", "adjoint_memory": memory + bytes_of_batches}
+    if engine == "adjoint":
+        return {"differentiation": "reverse"}
+    import keras_fds
+
+    return {"differentiation": keras_fds.differentiation.Forward(_CHUNK_SIZE.value)}
 
 
 def hypergradients(problem, engine):

@@ -1,6 +1,6 @@
 """LeNet on Fashion-MNIST, everything learned from zero, for five epochs of training.
 
-In adjoint mode 28 buckets of the learning rate cost no more than the seven of Micaelli & Storkey
+In reverse mode 28 buckets of the learning rate cost no more than the seven of Micaelli & Storkey
 (2021), Figure 1. Momentum and weight decay have seven buckets, smoothed to nearly one value
 (`breadth=1`): chaos in the first epoch hides only its own slopes. The search begins with short
 horizons, a fifth of an epoch, and ends at the five epochs that the schedules are for. Gradients are

@@ -8,11 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.data import DatasetBatches
-from keras_fds.differentiation import Forward
-from keras_fds.differentiation.layer_check import hessian_error, layer_error
-from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
+from keras_fds.differentiation import Forward, hessian_error, layer_error
+from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
-from keras_fds.search.arguments import check_buckets, check_compiled
+from keras_fds.search import check_buckets, check_compiled
 
 # Relative steps, tried one after another while a bucket has not passed: small ones for bends and
 # kinks, large ones for what computes in float32.

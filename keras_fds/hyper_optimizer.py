@@ -6,10 +6,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.functional import stock_fit
-from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
-from keras_fds.functional.learned_numbers import is_multiplier, multiplied_variables
-from keras_fds.functional.optimizer import build_optimizer, fresh_slots, with_hyperparameters
+from keras_fds.functional import (
+    announce_horizons,
+    build_optimizer,
+    check_hyperparameter,
+    check_optimizer,
+    fresh_slots,
+    is_multiplier,
+    multiplied_variables,
+    with_hyperparameters,
+)
 from keras_fds.hyperparameters import Buckets, Hyperparameter
 from keras_fds.numbers import number
 from keras_fds.outer import TrustRegionDescent
@@ -58,7 +64,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         name=None,
     ):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
-        stock_fit.install()
+        announce_horizons()
         self.optimizer = keras.optimizers.get(optimizer)
         self.outer = TrustRegionDescent() if outer is None else outer
         self.hyperparameters = _checked(self.optimizer, hyperparameters)

@@ -8,7 +8,7 @@ import numpy as np
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import DatasetBatches, raising_errors_of, split_data_of
 from keras_fds.differentiation import choose_mode
-from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
+from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
 from keras_fds.search import OuterLoop, Search, WeightInitializer, arguments, search_fingerprint
 

@@ -1,6 +1,7 @@
 """Who may import whom, and who may touch internals."""
 
 import ast
+import graphlib
 import importlib.util
 import pathlib
 
@@ -10,38 +11,24 @@ import keras_fds
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Lowest first; a module imports only from levels below its own.
-LEVELS = (
-    ("hyperparameters", "optimizers", "_outer_rule", "_py_dataset", "_pruning", "_snippet"),
-    ("_tensorflow", "_writes"),
-    ("_data", "_divergence", "_files", "_pictures", "_search", "_trust_region"),
-    ("outer", "schedules", "_vectorization", "_compilation", "_derivatives", "_products"),
-    ("export",),
-    ("_forward_mode",),
-    ("_keras",),
-    ("_scalars", "_redraw"),
-    ("_fingerprint", "_learnable", "_stateless", "_models", "_tangents"),
-    ("_inner_step",),
-    ("_unroll", "_adjoint", "_layer_check", "_twin"),
-    ("_differentiation", "_cost"),
+# Rooms, lowest first: a folder, or a file of the root. A room imports only from floors below its own.
+FLOORS = (
+    ("numbers", "files", "internals"),
+    ("outer", "functional", "data", "optimizers", "schedules"),
+    ("hyperparameters", "export", "differentiation"),
     ("hyper_optimizer",),
-    ("_checks", "_stock_fit"),
-    ("_checkpoint",),
-    ("_outer_loop",),
-    ("training",),
-    ("gradcheck",),
+    ("search",),
     ("callbacks",),
+    ("training", "gradcheck"),
     ("__init__",),
 )
-LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-KERAS_INTERNALS = {"_keras"}
-TENSORFLOW_INTERNALS = {"_vectorization", "_compilation", "_forward_mode", "_products"}
-TENSORFLOW_INTERNALS |= {"_tensorflow"}
 FOREIGN = ("absl.flags", "absl.app", "ml_collections", "tensorflow_datasets", "configs", "trainers")
 GLOBAL_STATE = ("matplotlib.pyplot",)
 
-PACKAGE = sorted((ROOT / "keras_fds").glob("*.py"))
+PACKAGE = sorted((ROOT / "keras_fds").rglob("*.py"))
+FOLDERS = {path.parent.name for path in PACKAGE} - {"keras_fds"}
 USERS = [
     path
     for folder in ("trainers", "examples", "benchmarks", "configs")
@@ -68,12 +55,17 @@ def within(name, module):
     return name == module or name.startswith(module + ".")
 
 
-def package_imports(tree):
-    """Modules of keras_fds that are imported; `__init__` for names of the package itself."""
+def room_of(path):
+    """The room that a file of the package belongs to."""
+    return path.stem if path.parent.name == "keras_fds" else path.parent.name
+
+
+def rooms_imported(tree):
+    """Rooms of keras_fds that are imported; `__init__` for names of the package itself."""
     for name in imports(tree, package="keras_fds"):
         if within(name, "keras_fds"):
-            module = [*name.split("."), "__init__"][1]
-            yield module if (ROOT / "keras_fds" / f"{module}.py").exists() else "__init__"
+            room = [*name.split("."), "__init__"][1]
+            yield room if room in FLOOR else "__init__"
 
 
 def attributes(tree):
@@ -81,10 +73,6 @@ def attributes(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield ast.unparse(node)
-
-
-def by_stem(path):
-    return path.stem
 
 
 def by_folder(path):
@@ -112,27 +100,53 @@ def test_imports_are_seen_wherever_they_are():
         ("from keras_fds import fit", "__init__"),
         ("from keras_fds import outer", "outer"),
         ("from keras_fds.outer import SignDescent", "outer"),
-        ("import keras_fds._unroll", "_unroll"),
-        ("from . import _data", "_data"),
+        ("import keras_fds.differentiation.forward", "differentiation"),
+        ("from . import data", "data"),
     ],
 )
-def test_package_imports_are_told_by_module(line, expected):
-    assert list(package_imports(ast.parse(line))) == [expected]
+def test_rooms_imported_are_told(line, expected):
+    assert list(rooms_imported(ast.parse(line))) == [expected]
 
 
 # ---------------------------------------------------------------------------------- the package
-@pytest.mark.parametrize("path", PACKAGE, ids=by_stem)
+def test_the_root_holds_nine_files_at_most_and_seven_floors_of_folders():
+    assert len(list((ROOT / "keras_fds").glob("*.py"))) <= 9
+    assert len({FLOOR[folder] for folder in FOLDERS}) <= 7
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=by_folder)
 def test_imports_go_down_only(path):
-    assert path.stem in LEVEL, f"give {path.stem} a level in this test and in docs/design.md"
-    level = LEVEL[path.stem]
-    upward = [name for name in package_imports(parse(path)) if LEVEL.get(name, 99) >= level]
-    assert upward == []
+    room = room_of(path)
+    assert room in FLOOR, f"give {room} a floor in this test and in docs/design.md"
+    others = [other for other in rooms_imported(parse(path)) if other != room]
+    assert [other for other in others if FLOOR[other] >= FLOOR[room]] == []
 
 
-def test_lowest_modules_import_nothing_of_the_package():
-    for path in PACKAGE:
-        if path.stem in LEVELS[0]:
-            assert list(package_imports(parse(path))) == [], path.stem
+@pytest.mark.parametrize("path", PACKAGE, ids=by_folder)
+def test_nobody_reaches_past_the_init_of_a_folder(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and within(node.module or "", "keras_fds"):
+            _, *parts = node.module.split(".")
+            foreign = parts[:1] != [room_of(path)] and path.name != "__init__.py"
+            if foreign and parts and parts[0] in FOLDERS:
+                assert len(parts) == 1, ast.unparse(node)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE
+    }
+    below = {
+        name: {
+            found
+            for each in imports(parse(path))
+            for found in (each, each.rpartition(".")[0])
+            if found in files and found != name and not within(name, found)
+        }
+        for name, path in files.items()
+    }
+    graphlib.TopologicalSorter(below).prepare()
 
 
 def test_one_file_opens_forward_accumulators():
@@ -141,22 +155,22 @@ def test_one_file_opens_forward_accumulators():
         for path in PACKAGE + USERS
         if "ForwardAccumulator(" in path.read_text(encoding="utf-8")
     ]
-    assert mentioning == ["keras_fds/_tangents.py"]
+    assert mentioning == ["keras_fds/differentiation/jacobian_products.py"]
 
 
 @pytest.mark.parametrize("path", PACKAGE + USERS, ids=by_folder)
 def test_internals_of_keras_and_tensorflow_stay_in_their_files(path):
     tree = parse(path)
-    inside = path.parent.name == "keras_fds"
     names = list(imports(tree)) + list(attributes(tree))
-    if not (inside and path.stem in KERAS_INTERNALS):
+    inside = path.parent == ROOT / "keras_fds" / "internals"
+    if not (inside and path.stem.startswith("keras_")):
         assert [name for name in names if within(name, "keras.src")] == []
-    if not (inside and path.stem in TENSORFLOW_INTERNALS):
+    if not (inside and path.stem.startswith("tf_")):
         private = ("tensorflow.python", "tf.python")
         assert [name for name in names if any(within(name, p) for p in private)] == []
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=by_stem)
+@pytest.mark.parametrize("path", PACKAGE, ids=by_folder)
 def test_package_does_not_know_its_programs(path):
     unwanted = FOREIGN + GLOBAL_STATE
     names = imports(parse(path))

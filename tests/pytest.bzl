@@ -2,20 +2,22 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def pytest_test(name, srcs, data = [], **kwargs):
+def pytest_test(name, srcs, data = [], deps = [], **kwargs):
     """A py_test whose sources pytest collects.
 
     Args:
       name: name of the target.
       srcs: the test files.
       data: other files that the tests read.
+      deps: what they import.
       **kwargs: whatever else py_test takes.
     """
     py_test(
         name = name,
-        srcs = srcs + ["tests/pytest_main.py"],
-        main = "tests/pytest_main.py",
-        args = srcs,
-        data = data + ["pyproject.toml"],
+        srcs = srcs + ["//tests:pytest_main.py"],
+        main = "//tests:pytest_main.py",
+        args = [native.package_name() + "/" + src for src in srcs],
+        data = data + ["//:pyproject.toml"],
+        deps = deps + ["//tests:conftest"],
         **kwargs
     )

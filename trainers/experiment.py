@@ -72,10 +72,15 @@ def check_config(config):
         raise ValueError(
             f"`seed` must be a whole number from 0 to 2^32 - 1. Received: seed={config.seed!r}"
         )
-    if config.differentiation not in ("auto", "forward", "adjoint"):
+    if config.differentiation not in ("auto", "forward", "reverse", "adjoint"):
         raise ValueError(
-            "`differentiation` must be 'auto', 'forward' or 'adjoint'. "
+            "`differentiation` must be 'auto', 'forward' or 'reverse'. "
             f"Received: {config.differentiation!r}"
+        )
+    if config.tangent_clipvalue is not None and config.differentiation not in ("auto", "forward"):
+        raise ValueError(
+            "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only. "
+            f"Received: differentiation={config.differentiation!r}"
         )
 
 
@@ -142,14 +147,22 @@ def make_optimizer(config, schedules=None):
         if name != "Optimizer"
     }
     outer_rules = {
-        name: value for name, value in vars(keras_fds.outer).items() if hasattr(value, "judge")
+        name: value for name, value in vars(keras_fds.outer).items() if hasattr(value, "classify")
     }
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),
         [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
         outer=_make("outer", outer_rules, config.outer),
-        tangent_clipvalue=config.tangent_clipvalue,
     )
+
+
+def differentiation(config):
+    """`differentiation=` of `keras_fds.fit` as a config describes it."""
+    import keras_fds
+
+    if config.tangent_clipvalue is None:
+        return config.differentiation
+    return keras_fds.differentiation.Forward(tangent_clipvalue=config.tangent_clipvalue)
 
 
 def _begin_with(schedules, hyperparameters):
@@ -213,9 +226,9 @@ def check_hypergradients(config, arrays):
 
     model = make_model(config, arrays)
     optimizer = model.optimizer
-    state, ranges = optimizer.outer_state, optimizer.ranges
-    moved = np.clip(state["values"] + state["step_sizes"], ranges.minimum, ranges.maximum)
-    optimizer.outer_state = {"values": moved}
+    buckets, ranges = optimizer.buckets, optimizer.buckets.ranges
+    moved = optimizer.coordinates + buckets.first_steps()
+    optimizer.coordinates = np.clip(moved, ranges.minimum, ranges.maximum)
     horizon = max(4, *(each.num_buckets for each in optimizer.hyperparameters))
     data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))
     batches = data.batch(min(config.batch_size, 16)).take(horizon + 2)

@@ -74,7 +74,6 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         workdirs.search_config(config),
         minutes=checkpoint_minutes,
     )
-    adjoint_memory = 2**30 if config.adjoint_memory is None else config.adjoint_memory
     history = keras_fds.fit(
         model,
         arrays.x,
@@ -86,8 +85,8 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
         resample_validation=config.resample_validation,
-        differentiation=config.differentiation,
-        adjoint_memory=adjoint_memory,
+        differentiation=experiment.differentiation(config),
+        adjoint_memory=config.adjoint_memory,
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),

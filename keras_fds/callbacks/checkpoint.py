@@ -13,8 +13,7 @@ import numpy as np
 
 from keras_fds.files import replacement, writable_directory
 from keras_fds.numbers import number
-from keras_fds.search.arguments import check_searching
-from keras_fds.search.state import Search
+from keras_fds.search import Search, check_searching
 
 _VERSION = 1
 _KEPT = 2

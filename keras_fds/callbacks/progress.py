@@ -4,7 +4,7 @@ import time
 
 import keras
 
-from keras_fds.search.cost import cost_of, cost_table, duration, measure_seconds
+from keras_fds.search import cost_of, cost_table, duration, measure_seconds
 
 
 class SearchProgress(keras.callbacks.ProgbarLogger):

@@ -7,7 +7,7 @@ import numpy as np
 from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
 from keras_fds.files import replacement, writable_directory
 from keras_fds.schedules import save_schedules
-from keras_fds.search.arguments import check_searching
+from keras_fds.search import check_searching
 
 
 class ScheduleExport(ByRecords):

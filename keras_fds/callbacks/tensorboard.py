@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_fds.callbacks.pictures import bucket_edges, pixels
 from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
 from keras_fds.files import writable_directory
-from keras_fds.search.arguments import check_searching
+from keras_fds.search import check_searching
 
 # TensorBoard keeps every point of a curve of this length.
 _MOST_POINTS = 400

@@ -1,8 +1,10 @@
 """How a hypergradient is computed: the modes of differentiation."""
 
-from keras_fds.differentiation.choice import choose_mode
+from keras_fds.differentiation.choice import choose_mode as choose_mode
 from keras_fds.differentiation.forward import Forward
+from keras_fds.differentiation.layer_check import hessian_error as hessian_error
+from keras_fds.differentiation.layer_check import layer_error as layer_error
 from keras_fds.differentiation.mode import Mode
 from keras_fds.differentiation.reverse import Reverse
 
-__all__ = ["Forward", "Mode", "Reverse", "choose_mode"]
+__all__ = ["Forward", "Mode", "Reverse"]

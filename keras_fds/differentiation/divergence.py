@@ -72,11 +72,11 @@ class DivergenceDetector:
     @property
     def reason(self):
         """Why a run was given up, the predicate of a sentence about its training loss."""
-        factor, seen = float(self.factor), self.seen
-        if seen.high < PATIENCE:
+        if self.seen.high < PATIENCE:
             return "stopped being finite"
+        factor, start = float(self.factor), float(self.seen.start)
         return (
-            f"was above {factor * float(seen.start):.3g}, {factor:g} times that of the first steps, for "
+            f"was above {factor * start:.3g}, {factor:g} times that of the first steps, for "
             f"the {PATIENCE}th step in a row"
         )
 
@@ -85,7 +85,7 @@ def steps_while_ok(count, one_step, *carried, detector=None):
     """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
 
     Args:
-        detector: The `DivergenceDetector` that judges the losses; `None` when they have been judged.
+        detector: The `DivergenceDetector` of the losses; `None` when they are known to be fine.
 
     Returns:
         `(steps, ok, *carried)`.

@@ -1,4 +1,4 @@
-"""The tf_compilation.compiled inner loop of forward mode: state and tangents carried forward.
+"""The compiled inner loop of forward mode: state and tangents carried forward.
 
 State and tangents live in variables between calls, so that a run can be stopped, saved and
 continued after any call. One inner step has two stages, as in Keras's own optimizers: the
@@ -8,8 +8,7 @@ loss gradient and its Jacobian-vector products; then the optimizer's update and 
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.datasets import telling_of_the_end
-from keras_fds.data.sources import get_batch, size_in_bytes
+from keras_fds.data import get_batch, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import State
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products

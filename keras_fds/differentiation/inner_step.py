@@ -10,13 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.datasets import telling_of_the_end
-from keras_fds.data.sources import get_batch
+from keras_fds.data import get_batch, telling_of_the_end
 from keras_fds.differentiation.divergence import DivergenceDetector
 from keras_fds.differentiation.jacobian_products import with_fixed_rng
-from keras_fds.functional.model import StatelessModel
-from keras_fds.functional.optimizer import StatelessOptimizer
-from keras_fds.functional.rebuild import build_compiled
+from keras_fds.functional import StatelessModel, StatelessOptimizer, build_compiled
 from keras_fds.internals import keras_models, tf_compilation
 
 
@@ -41,7 +38,7 @@ class InnerStep:
     """The training step of a model that is tf_compilation.compiled with a `HyperOptimizer`.
 
     Args:
-        model: A tf_compilation.compiled model; it is built here.
+        model: A compiled model; it is built here.
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
     """
 
@@ -134,7 +131,7 @@ class InnerStep:
             num_batches: How many.
             training: Whether the model runs in training mode.
             at_batch: A context manager, entered with the numbers of the first and the last batch of
-                each tf_compilation.compiled call, which is as long as the model's `steps_per_execution`; by
+                each compiled call, which is as long as the model's `steps_per_execution`; by
                 default all batches are one call.
         """
         validation = self.validation_start()
@@ -272,7 +269,7 @@ class Validation(NamedTuple):
     weights: tf.Tensor  # Float64 `[batches]`.
 
     def loss_and_error(self):
-        """`(loss, error)`: the weighted mean and its standard error, floats; `None` for one batch."""
+        """`(loss, error)`: the weighted mean, and its standard error or `None` for one batch."""
         losses, shares = self.losses.numpy(), self.weights.numpy() / self.weights.numpy().sum()
         loss, number = np.sum(shares * losses), len(losses)
         if number < 2:

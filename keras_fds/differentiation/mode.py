@@ -2,9 +2,9 @@
 
 import copy
 
-from keras_fds.data.sources import size_in_bytes
+from keras_fds.data import size_in_bytes
 from keras_fds.differentiation.inner_step import InnerStep
-from keras_fds.functional.model import kept_with
+from keras_fds.functional import kept_with
 
 _MOST_KEPT = 8  # Modes and steps, of as many forms of batches, that a model keeps.
 
@@ -42,7 +42,7 @@ class Mode:
         """Makes variables and functions, once `step`, `hyper_optimizer` and `buckets` are there."""
 
     def supports(self, batches):
-        """What keeps the mode from being used with batches: a sentence, empty where nothing does."""
+        """What keeps the mode from being used with batches: a sentence, or nothing."""
         return ""
 
     def check_memory(self, batches, horizon):

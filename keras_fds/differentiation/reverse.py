@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.datasets import telling_of_the_end
-from keras_fds.data.sources import get_batch, materialize, size_in_bytes
+from keras_fds.data import get_batch, materialize, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
@@ -25,7 +24,7 @@ DEFAULT_MEMORY = 2**30
 
 
 class _Piece(NamedTuple):
-    """The steps that one tf_compilation.compiled call ran."""
+    """The steps that one compiled call ran."""
 
     source: Any
     position: int

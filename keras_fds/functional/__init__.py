@@ -1,1 +1,43 @@
 """Keras models and optimizers as pure functions."""
+
+from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
+from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
+from keras_fds.functional.learned_numbers import is_multiplier, multiplied_variables
+from keras_fds.functional.model import StatelessModel, kept_with
+from keras_fds.functional.optimizer import (
+    StatelessOptimizer,
+    build_optimizer,
+    fresh_slots,
+    with_hyperparameters,
+)
+from keras_fds.functional.rebuild import (
+    build_compiled,
+    draw_weights,
+    pretrained_layers,
+    seeded,
+    values_from,
+)
+from keras_fds.functional.stock_fit import AnnounceHorizon, announce_horizons
+
+__all__ = [
+    "AnnounceHorizon",
+    "StatelessModel",
+    "StatelessOptimizer",
+    "announce_horizons",
+    "build_compiled",
+    "build_optimizer",
+    "check_hyperparameter",
+    "check_optimizer",
+    "draw_weights",
+    "float64",
+    "float64_twin",
+    "fresh_slots",
+    "in_float64",
+    "is_multiplier",
+    "kept_with",
+    "multiplied_variables",
+    "pretrained_layers",
+    "seeded",
+    "values_from",
+    "with_hyperparameters",
+]

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.functional.rebuild import build_compiled
 from keras_fds.functional.model import kept_with
+from keras_fds.functional.rebuild import build_compiled
 from keras_fds.internals import keras_layers, keras_models
 
 

@@ -24,7 +24,7 @@ class _Kept:
 def kept_with(model):
     """A dictionary for what is compiled for a model; it goes when the model does.
 
-    As Keras's own compiled functions it is new after `compile`, or when other weights are trainable.
+    Like Keras's own compiled functions it is new after `compile`, or when other weights train.
     """
     identity = keras_models.compilation(model)
     kept = vars(model).get(_KEPT)

@@ -53,7 +53,7 @@ def _use_learned_numbers(model):
     vars(model)["train_step"] = train_step
 
 
-def install():
+def announce_horizons():
     """Lets Keras's callback lists tell a `HyperOptimizer` its horizon; once, when one is made."""
     stock = keras.callbacks.CallbackList.set_model
     if hasattr(stock, "of_keras_fds"):

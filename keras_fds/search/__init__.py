@@ -1,5 +1,6 @@
 """How `fit` searches."""
 
+from keras_fds.search.arguments import check_buckets, check_compiled, check_searching
 from keras_fds.search.cost import cost_of, cost_table, duration, measure_seconds
 from keras_fds.search.fingerprint import search_fingerprint
 from keras_fds.search.loop import OuterLoop
@@ -10,6 +11,9 @@ __all__ = [
     "OuterLoop",
     "Search",
     "WeightInitializer",
+    "check_buckets",
+    "check_compiled",
+    "check_searching",
     "cost_of",
     "cost_table",
     "duration",

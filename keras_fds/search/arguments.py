@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.functional.stock_fit import AnnounceHorizon
+from keras_fds.functional import AnnounceHorizon
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.arrays import ArrayBatches
+from keras_fds.data import ArrayBatches
 from keras_fds.internals import keras_layers
 
 # Drawn or counted anew when the same program makes the same model again.

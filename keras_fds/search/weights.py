@@ -2,7 +2,7 @@
 
 import warnings
 
-from keras_fds.functional.rebuild import draw_weights, pretrained_layers, seeded, values_from
+from keras_fds.functional import draw_weights, pretrained_layers, seeded, values_from
 
 
 class WeightInitializer:

@@ -47,7 +47,7 @@ def test_program_says_in_one_line_what_is_wrong(tmp_path, run_program):
 def test_program_refuses_other_arguments():
     process = subprocess.run(
         [sys.executable, "-m", "trainers.prepare_data", "fashion_mnist"],
-        cwd=pathlib.Path(__file__).resolve().parents[1],
+        cwd=pathlib.Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ from configs import digits
 from trainers import data, experiment, train
 
 pytestmark = pytest.mark.usefixtures("read_once")
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = [
     "config.json",
     "history.csv",

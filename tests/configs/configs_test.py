@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 import keras_fds
 from trainers import data, experiment, networks
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
 
 

@@ -20,7 +20,7 @@ from configs import digits
 from trainers import experiment, search, workdirs
 
 pytestmark = pytest.mark.usefixtures("read_once")
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = [
     "checkpoints",
     "config.json",
@@ -41,7 +41,7 @@ def small(digits_dir, **fields):
         "epochs": (1,),
         "outer_steps": 2,
         "validation_split": 0.2,
-        "differentiation": "adjoint",  # "auto" compiles both modes.
+        "differentiation": "reverse",
         "data_dir": str(digits_dir),
         **fields,
     }
@@ -149,8 +149,8 @@ def test_wrong_input_leaves_an_empty_workdir(tmp_path, digits_dir):
         "`optimizer` of the config must name": {"optimizer": {"name": "nope"}},
         "more buckets than the horizon": {"batch_size": 1438},
         "`validation_split` between 0 and 1": {"validation_split": 1.5},
-        "`differentiation` must be 'auto'": {"differentiation": "reverse"},
-        "Raise `adjoint_memory`": {"differentiation": "adjoint", "adjoint_memory": 1000},
+        "`differentiation` must be 'auto'": {"differentiation": "backward"},
+        r"Allow it more \(`adjoint_memory`": {"differentiation": "reverse", "adjoint_memory": 1000},
     }.items():
         with pytest.raises(ValueError, match=message):
             search.search(small_config(digits_dir, **field), tmp_path, verbose=0)
