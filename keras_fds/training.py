@@ -162,9 +162,19 @@ def fit(
         resample == "outer_step",
         settings,
     )
+    # Also when it is silent: datasets are looked at, and may share their randomness.
+    timing_batches = data.timing_batches()
     progress = None
     if verbose:
-        progress = SearchProgress(mode, reason, data, horizons, validation_training, begin)
+        progress = SearchProgress(
+            mode,
+            reason,
+            timing_batches,
+            horizons,
+            data.num_batches,
+            validation_training,
+            begin,
+        )
     loop = OuterLoop(
         mode,
         data,

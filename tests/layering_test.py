@@ -11,7 +11,7 @@ import keras_fds
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Rooms, lowest first: a folder, or a file of the root. A room imports only from floors below its own.
+# Rooms, a folder or a file of the root, lowest first: they import only from floors below their own.
 FLOORS = (
     ("numbers", "files", "internals"),
     ("outer", "functional", "data", "optimizers", "schedules"),

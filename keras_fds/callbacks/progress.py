@@ -17,18 +17,29 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     Args:
         mode: The bound mode of differentiation.
         reason: Why it is used, a sentence.
-        data: The `SplitData`.
+        batches: `(train, validation)` batches like those of the search.
         horizons: Numbers of inner steps, one an outer step.
+        steps_per_epoch: How many of them are an epoch.
         validation_training: Whether the model is in training mode for the validation loss.
         begin: When the search was asked for, by `time.monotonic`. Defaults to now.
     """
 
     acts_between_calls = True
 
-    def __init__(self, mode, reason, data, horizons, validation_training=False, begin=None):
+    def __init__(
+        self,
+        mode,
+        reason,
+        batches,
+        horizons,
+        steps_per_epoch,
+        validation_training=False,
+        begin=None,
+    ):
         super().__init__()
-        self.mode, self.reason, self.data = mode, reason, data
-        self.horizons, self.validation_training = horizons, validation_training
+        self.mode, self.reason, self.batches = mode, reason, batches
+        self.horizons, self.steps_per_epoch = horizons, steps_per_epoch
+        self.validation_training = validation_training
         self.begin = time.monotonic() if begin is None else begin
 
     def set_params(self, params):
@@ -42,11 +53,11 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
             seconds = measure_seconds(
                 self.model,
                 self.mode,
-                self.data.timing_batches(),
+                self.batches,
                 max(self.horizons),
                 self.validation_training,
             )
-            cost = cost_of(self.mode, self.reason, to_come, self.data.num_batches, seconds)
+            cost = cost_of(self.mode, self.reason, to_come, self.steps_per_epoch, seconds)
             print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
             self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
             self.finished = 0

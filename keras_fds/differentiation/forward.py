@@ -84,8 +84,7 @@ class Forward(Mode):
     def reset(self, horizon, divergence_factor=None):
         """Begins a run with zero tangents; see `Mode`."""
         super().reset(horizon, divergence_factor)
-        if self.tangents is None:
-            self.tangents = self._new_tangents()
+        self._make_tangents()
         for tangent in tf.nest.flatten(self.tangents):
             tangent.assign(tf.zeros_like(tangent))
         opening = self.buckets.opening_steps(horizon)
@@ -93,9 +92,11 @@ class Forward(Mode):
         self._order.assign(order)
         self._opening.assign(opening[order])
 
-    def _new_tangents(self):
+    def _make_tangents(self):
+        if self.tangents is not None:
+            return
         groups = self.step.variables.differentiable if self.num_tangents else ([], [], [])
-        return tf.nest.map_structure(
+        self.tangents = tf.nest.map_structure(
             lambda s: tf.Variable(
                 tf.zeros([self.num_tangents, *s.shape], s.dtype), trainable=False
             ),
@@ -104,6 +105,7 @@ class Forward(Mode):
 
     @property
     def checkpoint_variables(self):
+        self._make_tangents()
         return [*tf.nest.flatten(self.tangents), *super().checkpoint_variables]
 
     @property

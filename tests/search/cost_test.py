@@ -151,7 +151,7 @@ def test_results_are_the_same_to_the_bit_with_and_without_measuring(differentiat
             **arguments,
         )
         variables = model.variables + model.optimizer.variables
-        results.append((history.history, [np.array(v) for v in variables]))
+        results.append((history.history, [v.numpy() for v in variables]))
     assert results[0][0] == results[1][0]
     for without, measured in zip(results[0][1], results[1][1]):
         np.testing.assert_array_equal(without, measured)
@@ -217,7 +217,7 @@ def test_the_time_left_goes_by_the_last_outer_step_that_was_finished(capsys, mon
     monkeypatch.setattr(
         progress_module, "cost_of", lambda mode, reason, horizons, *_: cost(horizons=horizons)
     )
-    progress = SearchProgress(None, "", mode_and_batches("forward")[2], [10, 10, 10, 20])
+    progress = SearchProgress(None, "", (), [10, 10, 10, 20], 10)
     progress.set_params({"verbose": 0, "epochs": 4, "steps": 10})
     progress.set_model(make_model())
     progress.model.optimizer.search = Search(0, "forward")
@@ -244,7 +244,7 @@ def test_of_a_search_that_goes_on_it_tells_what_is_to_come(capsys, monkeypatch):
         progress_module, "cost_of", lambda mode, reason, horizons, *_: cost(horizons=horizons)
     )
     for done, told in ((2, "for 1 outer steps"), (3, "")):
-        progress = SearchProgress(None, "", mode_and_batches("forward")[2], [10] * 3)
+        progress = SearchProgress(None, "", (), [10] * 3, 10)
         progress.set_params({"verbose": 0, "epochs": 3, "steps": 10})
         progress.set_model(make_model())
         progress.model.optimizer.search = Search(0, "forward")
