@@ -24,6 +24,7 @@ NAMES = [
     "Hyperparameter",
     "callbacks",
     "check_hypergradients",
+    "differentiation",
     "export",
     "fit",
     "hypergradients",
@@ -34,6 +35,7 @@ NAMES = [
 ]
 SUBMODULES = {
     "callbacks": ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"],
+    "differentiation": ["Forward", "Reverse"],
     "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
     "outer": ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"],
@@ -41,9 +43,9 @@ SUBMODULES = {
 
 # Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
 ADDED_TO_FIT = {
-    "differentiation": "forward or adjoint mode",
+    "differentiation": "forward or reverse mode",
     "seed": "what outer steps derive from, so that one can be run again",
-    "adjoint_memory": "what adjoint mode may keep",
+    "adjoint_memory": "what reverse mode may keep",
     "divergence_factor": "a run that diverges is given up",
     "model": "a function, not a method",
     "outer_steps": "the length of the outer loop",
@@ -145,7 +147,7 @@ def test_public_methods_have_docstrings(name):
         if not attribute.startswith("_")
         and attribute not in of_keras | {"get_config", "from_config"}
         and (callable(value) or isinstance(value, property))
-        and not value.__doc__
+        and not inspect.getdoc(value)
     ]
     assert undocumented == []
 
@@ -194,12 +196,12 @@ def test_fit_takes_what_model_fit_takes():
         (
             "HyperOptimizer",
             "(optimizer, hyperparameters, outer=None, tangent_clipvalue=None, "
-            "tangents_per_pass=None, pruning=None, pruning_ratio=0.5, name=None)",
+            "tangents_per_pass=None, name=None)",
         ),
         (
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
-            "differentiation='forward', adjoint_memory=1073741824, per_step=False, "
+            "differentiation='forward', adjoint_memory=None, per_step=False, "
             "dtype=None)",
         ),
         (
@@ -256,17 +258,34 @@ def test_nothing_is_registered_under_another_package():
 
 # --------------------------------------------------------------------------------------- import
 IMPORT = """
-import sys, keras, tensorflow
+import sys, time, keras, tensorflow
 before = set(sys.modules)
+
+def attributes():
+    # Of the modules of Keras and TensorFlow, and of the classes in them.
+    found = {}
+    for module in sorted(before):
+        if module.split(".")[0] in ("keras", "tensorflow"):
+            for name, value in dict(vars(sys.modules[module])).items():
+                found[module, name] = value
+                for each in vars(value) if isinstance(value, type) else ():
+                    found[module, name, each] = vars(value)[each]
+    return found
+
+stock = attributes()
 for stream in (sys.stdout, sys.stderr):
     print("BEFORE", file=stream, flush=True)
+start = time.perf_counter()
 import keras_fds
+seconds = time.perf_counter() - start
 for stream in (sys.stdout, sys.stderr):
     print("AFTER", file=stream, flush=True)
 import json
 from absl import flags
 print(json.dumps({
     "imported": sorted(set(sys.modules) - before),
+    "seconds": seconds,
+    "changed": [key for key, value in attributes().items() if stock.get(key, key) is not value],
     "flags": [str(module) for module in flags.FLAGS.flags_by_module_dict()],
 }))
 """
@@ -299,6 +318,14 @@ def test_import_prints_nothing(import_process, stream):
 def test_import_brings_only_what_it_needs(report, unwanted):
     assert "keras_fds" in report["imported"]
     assert unwanted not in report["imported"]
+
+
+def test_import_changes_nothing_of_keras_and_tensorflow(report):
+    assert [key for key in report["changed"] if key[1] != "__warningregistry__"] == []
+
+
+def test_import_is_quick(report):
+    assert report["seconds"] < 0.3
 
 
 def test_import_defines_no_flags(report):

@@ -4,7 +4,7 @@ from keras_fds.differentiation.choice import choose_mode as choose_mode
 from keras_fds.differentiation.forward import Forward
 from keras_fds.differentiation.layer_check import hessian_error as hessian_error
 from keras_fds.differentiation.layer_check import layer_error as layer_error
-from keras_fds.differentiation.mode import Mode
+from keras_fds.differentiation.mode import Mode as Mode
 from keras_fds.differentiation.reverse import Reverse
 
-__all__ = ["Forward", "Mode", "Reverse"]
+__all__ = ["Forward", "Reverse"]

@@ -5,6 +5,7 @@ continued after any call. One inner step has two stages, as in Keras's own optim
 loss gradient and its Jacobian-vector products; then the optimizer's update and its own.
 """
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,6 +18,7 @@ from keras_fds.internals import tf_compilation
 from keras_fds.numbers import number
 
 
+@keras.saving.register_keras_serializable("keras_fds")
 class Forward(Mode):
     """Forward mode: a tangent for each bucket is carried along with the state.
 
@@ -53,6 +55,10 @@ class Forward(Mode):
         self.tangent_clipvalue = number(
             "tangent_clipvalue", tangent_clipvalue, above=0, optional=True
         )
+
+    @property
+    def compiled_options(self):
+        return self.tangent_chunk_size, self.tangent_clipvalue
 
     def must_be_used(self, batches):
         """Why no other mode can do what is asked for: a sentence, empty where one can."""

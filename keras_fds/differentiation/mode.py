@@ -28,8 +28,13 @@ class Mode:
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        key = self.name, repr(self), str(spec)
+        key = self.name, self.compiled_options, str(spec)
         return _kept(model, key, lambda: self._bound(model, spec))
+
+    @property
+    def compiled_options(self):
+        """The options that what is compiled depends on, a tuple."""
+        return ()
 
     def _bound(self, model, spec):
         bound = copy.copy(self)
@@ -142,6 +147,11 @@ class Mode:
     def get_config(self):
         """The options."""
         return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """A mode with these options."""
+        return cls(**config)
 
     def __repr__(self):
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())

@@ -10,6 +10,7 @@ Reference: Griewank & Walther, "Evaluating Derivatives" (2008), chapter 12 (chec
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -40,6 +41,7 @@ class _Block(NamedTuple):
     pieces: list
 
 
+@keras.saving.register_keras_serializable("keras_fds")
 class Reverse(Mode):
     """Reverse mode (the adjoint method): one sweep back over the steps of a run.
 
@@ -69,6 +71,9 @@ class Reverse(Mode):
         bound = super().bind(model, spec)
         bound.allowed = bound.allowed_for_states = self.allowed
         return bound
+
+    def get_config(self):
+        return {"memory": self.allowed}
 
     def build(self):
         self.blocks = []
