@@ -2,9 +2,9 @@
 
 In reverse mode 28 buckets of the learning rate cost no more than the seven of Micaelli & Storkey
 (2021), Figure 1. Momentum and weight decay have seven buckets, smoothed to nearly one value
-(`breadth=1`): chaos in the first epoch hides only its own slopes. The search begins with short
-horizons, a fifth of an epoch, and ends at the five epochs that the schedules are for. Gradients are
-clipped to a global norm of 1.
+(`smoothing_window=1`): chaos in the first epoch hides only its own slopes. The search begins with
+short horizons, a fifth of an epoch, and ends at the five epochs that the schedules are for.
+Gradients are clipped to a global norm of 1.
 
     python -m trainers.prepare_data --dataset=fashion_mnist
     python -m trainers.search --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion
@@ -44,13 +44,19 @@ def get_config():
     config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 28, "initial": 0.0, "step_size": 0.02},
-        {"name": "momentum", "num_buckets": 7, "initial": 0.0, "step_size": 0.5, "breadth": 1.0},
+        {
+            "name": "momentum",
+            "num_buckets": 7,
+            "initial": 0.0,
+            "step_size": 0.5,
+            "smoothing_window": 1.0,
+        },
         {
             "name": "weight_decay",
             "num_buckets": 7,
             "initial": 0.0,
             "step_size": 2e-3,
-            "breadth": 1.0,
+            "smoothing_window": 1.0,
         },
     ]
     config.outer = {"name": "TrustRegionDescent", "tolerance": 0.02}

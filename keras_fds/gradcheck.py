@@ -16,7 +16,7 @@ from keras_fds.search import check_buckets, check_compiled
 # Relative steps, tried one after another while a bucket has not passed: small ones for bends and
 # kinks, large ones for what computes in float32.
 _STEPS = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
-# A difference is trusted to tell a wrong hypergradient when its doubt is below this share of it.
+# A difference tells a wrong hypergradient when its uncertainty is below this share of it.
 _TRUSTED = 0.1
 _SMALLEST_VALUE = 0.1  # Coordinates below are moved as if they were this large.
 _SUSPECT = 1e-5
@@ -191,7 +191,7 @@ class _Runs:
         self.lengths = self.buckets.lengths(train.num_batches)
 
     def __call__(self, coordinates):
-        """The validation loss, NaN when training breaks down."""
+        """The validation loss; `None` when training breaks down."""
         self.restore()
         self.optimizer.coordinates = coordinates
         self.mode.reset(self.train.num_batches)
@@ -199,7 +199,7 @@ class _Runs:
         loss, _ = self.mode.validate(
             self.validation.start(), self.validation.num_batches, self.training
         )
-        return loss if ok else np.nan
+        return loss if ok and np.isfinite(loss) else None
 
     def restore(self):
         """Puts the variables of the model back to their start."""
@@ -212,7 +212,10 @@ class _Runs:
         return self.mode.hypergradients() * derivatives / self.lengths
 
     def difference(self, bucket, step, loss):
-        """`(derivative, doubt)` by a bucket's coordinate, from two step sizes."""
+        """`(derivative, uncertainty)` by a bucket's coordinate, from two step sizes.
+
+        `None` when training breaks down at one of the points.
+        """
         slopes, bends = [], []
         for size in (step, step / 2):
             moved = []
@@ -220,25 +223,25 @@ class _Runs:
                 coordinates = self.coordinates.copy()
                 coordinates[bucket] += sign * size
                 moved.append(self(coordinates))
+            if None in moved:
+                return None
             slopes.append((moved[0] - moved[1]) / (2 * size))
             bends.append(abs(moved[0] - 2 * loss + moved[1]) / size)
         # Right and left slope of a smooth loss differ by half as much at half the step.
         kink = max(0.0, bends[1] - 0.75 * bends[0])
         derivative = (4 * slopes[1] - slopes[0]) / 3
-        return derivative / self.lengths[bucket], (
-            abs(slopes[1] - slopes[0]) + kink
-        ) / self.lengths[bucket]
+        uncertainty = abs(slopes[1] - slopes[0]) + kink
+        return derivative / self.lengths[bucket], uncertainty / self.lengths[bucket]
 
 
 def _compared(runs, tolerance):
     """`(forward, differences, errors, verdicts)`, one entry a bucket each."""
     loss = runs(runs.coordinates)
     forward = runs.hypergradients()
-    if not np.isfinite(loss):
+    if loss is None:
         raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
     buckets = range(len(forward))
-    tried = [[runs.difference(k, _STEPS[0] * steps[k], loss)] for k in buckets]
     # Rounding alone makes differences of this size uncertain by more than the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
     # Of hypergradients alone: a difference across a kink can be of any size.
@@ -250,20 +253,22 @@ def _compared(runs, tolerance):
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
     for k in buckets:
-
-        def error(derivative, k=k):
-            return abs(derivative - forward[k]) / scales[k]
-
-        for step in _STEPS[1:]:
-            if error(tried[k][-1][0]) <= tolerance:
-                break
-            tried[k].append(runs.difference(k, step * steps[k], loss))
-        closeness = [np.nan_to_num(error(derivative), nan=np.inf) for derivative, _ in tried[k]]
-        differences[k] = tried[k][int(np.argmin(closeness))][0]
-        errors[k] = error(differences[k])
+        tried = []
+        for step in _STEPS:
+            found = runs.difference(k, step * steps[k], loss)
+            if found is not None:
+                tried.append(found)
+                if abs(found[0] - forward[k]) <= tolerance * scales[k]:
+                    break
+        if not tried:
+            differences[k] = errors[k] = np.nan  # Training breaks down beside this value.
+            verdicts.append(_NOT_SMOOTH)
+            continue
+        differences[k], _ = min(tried, key=lambda each: abs(each[0] - forward[k]))
+        errors[k] = abs(differences[k] - forward[k]) / scales[k]
         settled = any(
-            doubt <= max(tolerance * scales[k], _TRUSTED * abs(derivative - forward[k]))
-            for derivative, doubt in tried[k]
+            uncertainty <= max(tolerance * scales[k], _TRUSTED * abs(derivative - forward[k]))
+            for derivative, uncertainty in tried
         )
         wrong = _WRONG if settled else _NOT_SMOOTH
         verdicts.append(_RIGHT if errors[k] <= tolerance else wrong)

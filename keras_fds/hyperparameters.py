@@ -5,6 +5,7 @@ Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 """
 
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -58,14 +59,15 @@ class Hyperparameter:
             hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
             or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can
             a value start at 0. Defaults to `"linear"`.
-        breadth: Part of the horizon, at most 1, over which the default outer rule puts slopes
-            together where buckets are shorter: they are then learned as fast as one of that
+        smoothing_window: Part of the horizon, at most 1, over which the default outer rule puts
+            slopes together where buckets are shorter: they are then learned as fast as one of that
             length, and smoothly. Defaults to `1 / 7`.
+        breadth: Deprecated; the older name of `smoothing_window`.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
             length than `num_buckets`, a step size that is not positive, an empty range, a
-            range or start value that the scale does not have, or a breadth outside (0, 1].
+            range or start value that the scale does not have, or a smoothing_window outside (0, 1].
 
     Example:
 
@@ -83,8 +85,16 @@ class Hyperparameter:
         min_value=None,
         max_value=None,
         scale="linear",
-        breadth=1 / 7,
+        smoothing_window=1 / 7,
+        breadth=None,
     ):
+        if breadth is not None:
+            warnings.warn(
+                "`breadth` of Hyperparameter is now `smoothing_window`.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            smoothing_window = breadth
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
                 "`name` must be the name of an optimizer's hyperparameter, such as "
@@ -98,7 +108,9 @@ class Hyperparameter:
         self.name, self.scale, self.initial = name, scale, initial
         self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
         self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
-        self.breadth = number(f"`breadth` of {name!r}", breadth, above=0, most=1)
+        self.smoothing_window = number(
+            f"`smoothing_window` of {name!r}", smoothing_window, above=0, most=1
+        )
         largest = 1.0 if scale == "logit" else np.inf
         self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
         self.min_value = 0.0 if min_value is None else self._end("min_value", min_value)
@@ -192,7 +204,7 @@ class Hyperparameter:
             # The default may be infinite, which JSON has no word for.
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
-            "breadth": self.breadth,
+            "smoothing_window": self.smoothing_window,
         }
 
     @classmethod
@@ -317,12 +329,14 @@ class Buckets:
                 h.coordinates(np.array([h.min_value, h.max_value])) for h in self.hyperparameters
             ]
         minima, maxima = zip(*ends) if ends else ((), ())
-        breadths = [max(1.0, h.breadth * h.num_buckets) for h in self.hyperparameters]
+        smoothing_windows = [
+            max(1.0, h.smoothing_window * h.num_buckets) for h in self.hyperparameters
+        ]
         linear = [h.scale == "linear" for h in self.hyperparameters]
         return Ranges(
             minimum=np.array(minima, "float64")[self.owners],
             maximum=np.array(maxima, "float64")[self.owners],
             linear=np.array(linear, bool)[self.owners],
             groups=self.owners,
-            breadths=np.array(breadths, "float64")[self.owners],
+            smoothing_windows=np.array(smoothing_windows, "float64")[self.owners],
         )

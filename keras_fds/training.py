@@ -158,9 +158,10 @@ def fit(
     search = Search(
         number("seed", seed, least=0, whole=True),
         mode.name,
-        initializer.start,
-        resample == "outer_step",
-        settings,
+        horizons=horizons,
+        start=initializer.start,
+        resample=resample == "outer_step",
+        settings=settings,
     )
     # Also when it is silent: datasets are looked at, and may share their randomness.
     timing_batches = data.timing_batches()

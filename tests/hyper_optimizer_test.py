@@ -169,7 +169,7 @@ def test_a_value_in_several_buckets_with_the_whole_horizon_as_breadth_is_learned
 
     one = of_momentum()
     assert one[0] > 0.5
-    np.testing.assert_allclose(of_momentum(num_buckets=7, breadth=1.0), np.repeat(one, 7))
+    np.testing.assert_allclose(of_momentum(num_buckets=7, smoothing_window=1.0), np.repeat(one, 7))
     assert of_momentum(num_buckets=7)[0] < one[0]
 
 

@@ -27,7 +27,15 @@ def exact_bucket(num_buckets, inner_step, horizon):
 
 
 def attributes(hyperparameter):
-    names = ("name", "num_buckets", "step_size", "min_value", "max_value", "scale", "breadth")
+    names = (
+        "name",
+        "num_buckets",
+        "step_size",
+        "min_value",
+        "max_value",
+        "scale",
+        "smoothing_window",
+    )
     values = {name: getattr(hyperparameter, name) for name in names}
     return {**values, "initial_values": hyperparameter.initial_values.tolist()}
 
@@ -121,7 +129,7 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         "min_value": 0.0,
         "max_value": np.inf,
         "scale": "linear",
-        "breadth": 1 / 7,
+        "smoothing_window": 1 / 7,
         "initial_values": [0.0],
     }
 
@@ -162,7 +170,7 @@ def hyperparameters(draw):
         step_size=draw(st.floats(1e-12, 1e3)),
         min_value=minimum,
         max_value=maximum,
-        breadth=draw(st.floats(0, 1, exclude_min=True)),
+        smoothing_window=draw(st.floats(0, 1, exclude_min=True)),
     )
 
 
@@ -298,10 +306,10 @@ def test_numbers_of_a_model_have_dotted_names(name):
         ("step_size", None),
         ("step_size", "small"),
         ("step_size", [0.1, 0.2]),
-        ("breadth", 0),
-        ("breadth", 1.5),
-        ("breadth", np.nan),
-        ("breadth", "all"),
+        ("smoothing_window", 0),
+        ("smoothing_window", 1.5),
+        ("smoothing_window", np.nan),
+        ("smoothing_window", "all"),
         ("min_value", np.nan),
         ("min_value", "low"),
         ("min_value", np.inf),

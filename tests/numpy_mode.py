@@ -12,6 +12,7 @@ import tensorflow as tf
 import keras_fds
 from keras_fds.data import get_batch, size_in_bytes
 from keras_fds.functional import build_compiled
+from keras_fds.internals import keras_models
 
 NUM_EXAMPLES = 60
 
@@ -23,7 +24,7 @@ def arrays():
     return x, (x @ [[1.0], [-2.0], [0.5]] + 0.3 * rng.normal(size=(NUM_EXAMPLES, 1))).astype("f4")
 
 
-def make_model(num_buckets=2, initial=0.05, outer=None, **compile_arguments):
+def make_model(num_buckets=2, initial=0.05, outer=None, compiled=True, **compile_arguments):
     """A linear model that learns a schedule of its learning rate, and its momentum."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
     optimizer = keras_fds.HyperOptimizer(
@@ -34,7 +35,8 @@ def make_model(num_buckets=2, initial=0.05, outer=None, **compile_arguments):
         ],
         outer=outer,
     )
-    model.compile(optimizer, loss="mse", **compile_arguments)
+    if compiled:
+        model.compile(optimizer, loss="mse", **compile_arguments)
     return model
 
 
@@ -42,14 +44,12 @@ class NumpyMode(keras_fds.differentiation.Mode):
     """See above.
 
     Args:
-        breaks_down: Outer steps, counted from 0, in which training is given up after two steps.
-        resumable: Whether a run can be gone on with.
+        name: What it is called. Defaults to `"numpy"`.
+        resumable: Whether a run can be gone on with. Defaults to `True`.
     """
 
-    name = "numpy"
-
-    def __init__(self, breaks_down=(), resumable=True):
-        self.breaks_down, self.resumable, self.runs = breaks_down, resumable, -1
+    def __init__(self, name="numpy", resumable=True):
+        self.name, self.resumable = name, resumable
 
     def bind(self, model, spec):
         build_compiled(model, spec)
@@ -73,10 +73,11 @@ class NumpyMode(keras_fds.differentiation.Mode):
         return [("state", size_in_bytes([self.weight.value, self.carried]))]
 
     def reset(self, horizon, divergence_factor=None):
-        self.horizon, self.runs = int(horizon), self.runs + 1
+        self.horizon = int(horizon)
         self.hyper_optimizer.begin_schedules(self.horizon)
         self.carried.assign(np.zeros(self.carried.shape))
 
+    @np.errstate(all="ignore")
     def run(self, source, position, inner_step, count):
         values = self.buckets.values(self.hyper_optimizer.coordinates)
         flat = self.buckets.join(values)
@@ -87,8 +88,9 @@ class NumpyMode(keras_fds.differentiation.Mode):
             x, y, _ = get_batch(source, position + step)
             x, y = x.numpy().astype("float64"), y.numpy().astype("float64")[:, 0]
             loss = np.mean(np.square(x @ weight - y))
-            self.model._loss_tracker.update_state(loss, sample_weight=len(x))
-            if self.runs in self.breaks_down and inner_step + step == 1:
+            self._update_metrics(x, y, weight, loss)
+            if not np.isfinite(loss):
+                self.weight.assign(weight[:, None].astype(self.weight.dtype))
                 return step + 1, False
             gradient, hessian = 2 * x.T @ (x @ weight - y) / len(x), 2 * x.T @ x / len(x)
             at = self.buckets.positions(inner_step + step, self.horizon)
@@ -99,8 +101,9 @@ class NumpyMode(keras_fds.differentiation.Mode):
             )
             velocity = flat[momentum] * velocity + gradient
             of_weight = of_weight - unit[rate] * velocity - flat[rate] * of_velocity
-            weight = weight - flat[rate] * velocity
-        self.weight.assign(weight[:, None])
+            # Kept in the model's type after every step, so calls may be of any length.
+            weight = (weight - flat[rate] * velocity).astype(self.weight.dtype).astype("float64")
+        self.weight.assign(weight[:, None].astype(self.weight.dtype))
         self.carried.assign(np.stack([velocity, *of_weight, *of_velocity]))
         return count, True
 
@@ -113,10 +116,15 @@ class NumpyMode(keras_fds.differentiation.Mode):
             losses.append(np.mean(np.square(x @ weight - y)))
             sizes.append(len(x))
             self.gradient += 2 * x.T @ (x @ weight - y)
-            self.model._loss_tracker.update_state(losses[-1], sample_weight=len(x))
+            self._update_metrics(x, y, weight, losses[-1])
         self.gradient /= sum(sizes)
         error = np.std(losses, ddof=1) / np.sqrt(len(losses)) if len(losses) > 1 else None
         return float(np.average(losses, weights=sizes)), error and float(error)
+
+    def _update_metrics(self, x, y, weight, loss):
+        batch = x, y[:, None].astype("float32"), None
+        outputs = (x @ weight)[:, None].astype("float32")
+        keras_models.update_metrics(self.model, batch, np.float32(loss), outputs)
 
     def hypergradients(self):
         of_weight = self.carried.numpy()[1 : 1 + self.buckets.size]
@@ -145,4 +153,4 @@ class NumpyMode(keras_fds.differentiation.Mode):
         pass
 
     def get_config(self):
-        return {"resumable": self.resumable}
+        return {"name": self.name, "resumable": self.resumable}

@@ -191,7 +191,7 @@ def test_fit_takes_what_model_fit_takes():
         (
             "Hyperparameter",
             "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
-            f"scale='linear', breadth={1 / 7})",
+            f"scale='linear', smoothing_window={1 / 7}, breadth=None)",
         ),
         (
             "HyperOptimizer",
@@ -217,7 +217,8 @@ def test_fit_takes_what_model_fit_takes():
         ("outer.SignDescent", "(shrink=0.5)"),
         (
             "outer.TrustRegionDescent",
-            "(tolerance=0.02, growth=1.2, shrink=0.5, resolution=0.05, doubt=1.0, alarm=5.0)",
+            "(tolerance=0.02, growth=1.2, shrink=0.5, noise_floor=0.05, max_relative_slope=1.0, "
+            "instability_threshold=5.0)",
         ),
         (
             "optimizers.SGD",

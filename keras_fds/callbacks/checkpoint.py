@@ -13,9 +13,8 @@ import numpy as np
 
 from keras_fds.files import replacement, writable_directory
 from keras_fds.numbers import number
-from keras_fds.search import Search, check_searching
+from keras_fds.search import SEARCH_ENTRY, Search, check_searching
 
-_VERSION = 1
 _KEPT = 2
 _NAME = re.compile(r"outer_step_\d{6}(_inner_step_\d{9})?\.npz")
 # What NumPy and its archives raise when they read a damaged file.
@@ -74,6 +73,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         check_searching(self)
+        self.model.optimizer.search.settings["config"] = self.config
         writable_directory(self.directory, "directory")
         for partial in self.directory.glob("*.partial"):
             partial.unlink()
@@ -108,7 +108,6 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _write(self, within=""):
         search = self.model.optimizer.search
-        description = json.dumps({"version": _VERSION, "config": self.config})
         entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
         entries.update(search.to_arrays())
         # NumPy's files know no bfloat16; as float32 it is the same number.
@@ -116,7 +115,7 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             path = self.directory / f"outer_step_{len(search.records):06d}{within}.npz"
             with replacement(path) as partial, open(partial, "wb") as file:
-                np.savez(file, description=description, **entries)
+                np.savez(file, **entries)
             self._good = [*(each for each in self._good if each != path), path][-_KEPT:]
             for each in set(self._files()) - {*self._good}:
                 each.unlink()
@@ -138,27 +137,16 @@ class Checkpoint(keras.callbacks.Callback):
         return of_model + self.model.optimizer.variables
 
     def _restore(self, path, entries):
-        description = json.loads(entries.pop("description").item())
-        if description["version"] > _VERSION:
+        """Takes over the search of a checkpoint; a `ValueError` when it is another one."""
+        search, now = Search.taken_out_of(entries), self.model.optimizer.search
+        try:
+            search.check_same(now)
+        except ValueError as error:
             raise ValueError(
-                f"The checkpoint {str(path)!r} has version {description['version']}; this "
-                f"keras_fds reads versions up to {_VERSION}. Install a newer keras_fds."
-            )
-        if description["config"] != self.config:
-            raise ValueError(
-                f"The checkpoint {str(path)!r} is of another config. Choose another directory, or "
-                f"remove the checkpoints in this one. Received: config={self.config}, the "
-                f"checkpoint's is {description['config']}"
-            )
-        search, variables = Search.taken_out_of(entries), self._variables()
-        shapes = [tuple(variable.shape) for variable in variables]
-        if [array.shape for array in entries.values()] != shapes:
-            raise ValueError(
-                f"The checkpoint {str(path)!r} is of another model or of other hyperparameters. "
-                "Choose another directory, or remove the checkpoints in this one."
-            )
-        for variable, array in zip(variables, entries.values()):
-            variable.assign(array)
+                f"The checkpoint {str(path)!r} is of another search. {error}"
+            ) from error
+        for i, variable in enumerate(self._variables()):
+            variable.assign(entries[f"variable_{i}"])
         self.model.optimizer.search = search
 
 
@@ -170,6 +158,6 @@ def _read(path):
     """
     with np.load(path) as file:  # Which holds a checksum of every entry.
         entries = dict(file)
-    if "description" not in entries:
-        raise ValueError("It holds no description.")
+    if SEARCH_ENTRY not in entries:
+        raise ValueError("It holds no search.")
     return entries

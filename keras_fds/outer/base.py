@@ -51,8 +51,8 @@ class Ranges(NamedTuple):
         minimum, maximum: The ends, float64, which may be infinite.
         linear: Whether a coordinate is the value itself, bool.
         groups: The number of the hyperparameter that the bucket belongs to.
-        breadths: Buckets in the part of the horizon over which the slopes of this hyperparameter
-            are put together, float64 of at least 1.
+        smoothing_windows: Buckets in the part of the horizon over which the slopes of this
+            hyperparameter are put together, float64 of at least 1.
 
     Example:
 
@@ -63,7 +63,7 @@ class Ranges(NamedTuple):
     maximum: np.ndarray
     linear: np.ndarray
     groups: np.ndarray
-    breadths: np.ndarray
+    smoothing_windows: np.ndarray
 
 
 class Rule:

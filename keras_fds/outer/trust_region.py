@@ -15,22 +15,22 @@ class TrustRegionDescent(Rule):
     which a step is a factor: for a linear value λ with first step size w and the range [a, b],
 
         φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
-        s_k = clip(slope_k / resolution, −1, 1)
+        s_k = clip(slope_k / noise_floor, −1, 1)
 
     so that values may start at the ends of their range, and never leave it; elsewhere φ is the
     coordinate u, or u / w of a linear one without a minimum. The steps r_k start at log 2 (the
     first from zero is at most the hyperparameter's `step_size`; on other scales they start at
     `step_size`), grow while the sign stays the same, and shrink when it flips, by as much as both
     were clear (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a
-    mean over neighbouring buckets of the hyperparameter; one that promises less than `resolution`,
-    which is about what its noise is, moves its bucket by less, and so does one beyond `doubt`,
-    which promises more than a whole step can keep. Slopes of buckets shorter than their
-    hyperparameter's `breadth` are what they would be for one of that length, means over as many
-    more neighbours: many buckets are learned as fast as few, and smoothly.
+    mean over neighbouring buckets of the hyperparameter; one that promises less than `noise_floor`,
+    which is about what its noise is, moves its bucket by less, and so does one beyond
+    `max_relative_slope`, which promises more than a whole step can keep. Slopes of buckets shorter
+    than their hyperparameter's `smoothing_window` are what they would be for one of that length,
+    means over as many more neighbours: many buckets are learned as fast as few, and smoothly.
 
     - Slopes of a hyperparameter have noise: what they differ by from the mean of both neighbours,
       in the median over its buckets. Where two standard deviations of it are more than the
-      `resolution`, they take its place: in a measurement whose slopes point here and there no
+      `noise_floor`, they take its place: in a measurement whose slopes point here and there no
       bucket goes far. In the mean over neighbours no slope counts for more than four times that.
     - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
       A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
@@ -44,13 +44,14 @@ class TrustRegionDescent(Rule):
       hypergradients propose (stochastic approximation). Over another horizon, and where the first
       point of all is beyond the edge, it begins with 1/2.
     - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
-      |dL/dlog((λ − a) / (b − λ))| exceeds `alarm` times the loss steps down by √2 instead, or by 2
-      as long as no calm point is known over this horizon, and takes its neighbours along. Over a
-      new horizon it only goes along with them, for single weights may have been to blame. A point
-      with such a bucket, or with hypergradients that are not numbers, needs the lowest loss of all
-      to become the best, and a calm one within twice the noise takes its place: its schedules carry
-      over to other weights less well. Where stepping down is rejected, it was a steep descent: the
-      search goes along the slopes, and the alarm of this horizon is four times what it was.
+      |dL/dlog((λ − a) / (b − λ))| exceeds `instability_threshold` times the loss steps down by √2
+      instead, or by 2 as long as no stable point is known over this horizon, and takes its
+      neighbours along. Over a new horizon it only goes along with them, for single weights may have
+      been to blame. A point with such a bucket, or with hypergradients that are not numbers, needs
+      the lowest loss of all to become the best, and a stable one within twice the noise takes its
+      place: its schedules carry over to other weights less well. Where stepping down is rejected,
+      it was a steep descent: the search goes along the slopes, and the instability_threshold of
+      this horizon is four times what it was.
     - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
       any slope at the first point over a horizon. A longer horizon that breaks down is met with the
       values of the best point over the last one, then with steps down by 2.
@@ -63,16 +64,16 @@ class TrustRegionDescent(Rule):
             standard error is not known. Defaults to `0.02`.
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
-        resolution: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
+        noise_floor: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
             Defaults to `0.05`.
-        doubt: |dL/dφ| in units of the loss beyond which a bucket takes less than its whole step.
-            Defaults to `1.0`.
-        alarm: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which training is taken for
-            chaotic. Defaults to `5.0`.
+        max_relative_slope: |dL/dφ| in units of the loss beyond which a bucket takes less than its
+            whole step. Defaults to `1.0`.
+        instability_threshold: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which
+            training is taken for chaotic. Defaults to `5.0`.
 
     Raises:
         ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
-            `resolution`, `doubt` or `alarm` not positive.
+            `noise_floor`, `max_relative_slope` or `instability_threshold` not positive.
 
     Example:
 
@@ -83,7 +84,7 @@ class TrustRegionDescent(Rule):
     nonlinear regression" (1986), for the slopes' noise; Robbins & Monro, "A stochastic
     approximation method" (1951), for R; Breiman et al., "Classification and Regression Trees"
     (1984), for a choice within one standard error.
-    docs/outer_loop.md has the evidence.
+    docs/research_log.md has the evidence.
     """
 
     largest_step = np.log(2.0)
@@ -93,16 +94,16 @@ class TrustRegionDescent(Rule):
         tolerance=0.02,
         growth=1.2,
         shrink=0.5,
-        resolution=0.05,
-        doubt=1.0,
-        alarm=5.0,
+        noise_floor=0.05,
+        max_relative_slope=1.0,
+        instability_threshold=5.0,
     ):
         self.tolerance = number("tolerance", tolerance, least=0)
         self.growth = number("growth", growth, least=1)
         self.shrink = fraction("shrink", shrink)
-        self.resolution = number("resolution", resolution, above=0)
-        self.doubt = number("doubt", doubt, above=0)
-        self.alarm = number("alarm", alarm, above=0)
+        self.noise_floor = number("noise_floor", noise_floor, above=0)
+        self.max_relative_slope = number("max_relative_slope", max_relative_slope, above=0)
+        self.instability_threshold = number("instability_threshold", instability_threshold, above=0)
 
     def initial_state(self, values, step_sizes):
         """The state before the first outer step; see `SignDescent.initial_state`."""
@@ -115,13 +116,13 @@ class TrustRegionDescent(Rule):
             "steps": np.full_like(values, self.largest_step),
             "signs": zeros,
             "radius": np.array(1.0),
-            "alarm": np.array(self.alarm),
+            "instability_threshold": np.array(self.instability_threshold),
             "stepped_down": np.array(0.0),
             "horizon": np.array(0.0),
             "best_values": values,
             "best_signs": zeros,
             "best_loss": np.array(0.0),  # Of no meaning while `horizon` is 0.
-            "best_is_calm": np.array(0.0),
+            "best_is_stable": np.array(0.0),
             "lowest_loss": np.array(0.0),
             "lowest_error": np.array(0.0),
             "reference_loss": np.array(0.0),
@@ -134,42 +135,44 @@ class TrustRegionDescent(Rule):
             return "rejected"
         if measurement.horizon != state["horizon"]:
             return "best"
-        calm = self._is_calm(state, measurement, ranges)
+        stable = self._is_stable(state, measurement, ranges)
         noise = self._noise(state)
-        if (calm or state["best_is_calm"]) and loss > lowest + 2 * noise:
+        if (stable or state["best_is_stable"]) and loss > lowest + 2 * noise:
             return "rejected"
-        if calm == state["best_is_calm"]:
+        if stable == state["best_is_stable"]:
             return "best" if loss <= lowest + noise else "accepted"
-        return "best" if calm or loss < lowest else "accepted"
+        return "best" if stable or loss < lowest else "accepted"
 
     def _noise(self, state):
         return self.tolerance * abs(state["lowest_loss"]) + state["lowest_error"]
 
     def converged(self, state, ranges):
-        """Whether every step size is below 5% of its value, and the best point is a calm one."""
-        return bool(state["best_is_calm"]) and super().converged(state, ranges)
+        """Whether every step size is below 5% of its value, and the best point is a stable one."""
+        return bool(state["best_is_stable"]) and super().converged(state, ranges)
 
     def update(self, state, measurement, ranges):
         """One outer step; see `SignDescent.update`."""
         verdict, state = self.classify(state, measurement, ranges), dict(state)
         is_new = measurement.horizon != state["horizon"]
         if verdict == "rejected" and is_new:
-            return self._moved_towards_calm(state, ranges)
+            return self._moved_towards_stable(state, ranges)
         if is_new:
-            state["alarm"] = np.array(self.alarm)
+            state["instability_threshold"] = np.array(self.instability_threshold)
         if verdict == "rejected":
             state["radius"] = self.shrink * state["radius"]
-            state["alarm"] = state["alarm"] * (4.0 if state["stepped_down"] else 1.0)
+            if state["stepped_down"]:
+                state["instability_threshold"] = 4.0 * state["instability_threshold"]
             state.update(values=state["best_values"], signs=state["best_signs"])
             state["stepped_down"] = np.array(0.0)
             return self._moved(state, state["signs"], ranges)
         falls = not is_new and measurement.loss < state["reference_loss"] - self._noise(state)
         slopes = self._slopes(state, measurement, ranges)
-        alarms = self._elasticities(state, measurement, ranges) > state["alarm"]
-        is_calm = self._is_calm(state, measurement, ranges)
-        calm_is_known = bool(state["best_is_calm"]) and not is_new
-        signs = self._signs(np.where(alarms, 0.0, slopes), ranges)
-        exploding = _mean_over_neighbours(alarms & (not is_new), ranges)
+        elasticities = self._elasticities(state, measurement, ranges)
+        is_unstable = elasticities > state["instability_threshold"]
+        is_stable = self._is_stable(state, measurement, ranges)
+        stable_is_known = bool(state["best_is_stable"]) and not is_new
+        signs = self._signs(np.where(is_unstable, 0.0, slopes), ranges)
+        exploding = _mean_over_neighbours(is_unstable & (not is_new), ranges)
         directions = np.stack([signs + exploding, state["signs"]])
         agreement = directions.prod(axis=0)
         flips = np.minimum(np.abs(directions).min(axis=0), 1.0)
@@ -180,7 +183,7 @@ class TrustRegionDescent(Rule):
             wholes = np.where(ranges.linear, self.largest_step, state["widths"])
             wholes = np.minimum(wholes, self.largest_step)
             state["steps"] = wholes if is_first else np.maximum(state["steps"], wholes / 2)
-            state["radius"] = np.array(1.0 if is_first and is_calm else self.shrink)
+            state["radius"] = np.array(1.0 if is_first and is_stable else self.shrink)
         elif falls:
             state["radius"] = np.minimum(1.0, state["radius"] / self.shrink)
         else:
@@ -189,7 +192,7 @@ class TrustRegionDescent(Rule):
         if is_new or falls:
             state["reference_loss"] = np.array(measurement.loss)
         along = np.where(exploding > 0, self._signs(slopes, ranges), signs)
-        signs = signs + exploding * _down_by(2.0**0.5 if calm_is_known else 2.0, state)
+        signs = signs + exploding * _down_by(2.0**0.5 if stable_is_known else 2.0, state)
         state["stepped_down"] = np.array(float(exploding.any()))
         if is_new and not slopes.any():
             along = signs = _down_by(10.0, state)
@@ -202,12 +205,12 @@ class TrustRegionDescent(Rule):
                 best_values=state["values"],
                 best_signs=along,
                 best_loss=np.array(measurement.loss),
-                best_is_calm=np.array(float(is_calm)),
+                best_is_stable=np.array(float(is_stable)),
                 horizon=np.array(float(measurement.horizon)),
             )
         return self._moved(state, signs, ranges)
 
-    def _moved_towards_calm(self, state, ranges):
+    def _moved_towards_stable(self, state, ranges):
         """After a break-down where nothing is known over the horizon."""
         if state["horizon"] == 0:
             return self._moved(state, _down_by(10.0, state), ranges)
@@ -217,19 +220,19 @@ class TrustRegionDescent(Rule):
         return self._moved(state, _down_by(2.0, state), ranges)
 
     def _slopes(self, state, measurement, ranges):
-        """dL/dφ in units of the loss, as if no bucket were shorter than its breadth."""
+        """dL/dφ in units of the loss, as if no bucket were shorter than its smoothing_window."""
         distances, parts = _gauge(state, ranges)
         loss = np.maximum(np.abs(measurement.loss), 1e-100)
         with np.errstate(all="ignore"):  # They may be anything after a break-down.
             scale = distances * (1 - parts) / loss
-            slopes = measurement.hypergradients * scale * ranges.breadths
+            slopes = measurement.hypergradients * scale * ranges.smoothing_windows
             return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
 
     def _signs(self, slopes, ranges):
         """The s_k of a measurement, from its slopes."""
-        clear = np.maximum(self.resolution, 2 * _scatter(slopes, ranges))
+        clear = np.maximum(self.noise_floor, 2 * _scatter(slopes, ranges))
         means = _mean_over_neighbours(np.clip(slopes, -4 * clear, 4 * clear), ranges)
-        kept = self.doubt / np.maximum(np.abs(slopes), self.doubt)
+        kept = self.max_relative_slope / np.maximum(np.abs(slopes), self.max_relative_slope)
         return kept * np.clip(means / clear, -1.0, 1.0)
 
     def _elasticities(self, state, measurement, ranges):
@@ -239,10 +242,13 @@ class TrustRegionDescent(Rule):
         parts = (state["values"] - beginning) / distances
         return np.abs(parts * self._slopes(state, measurement, ranges))
 
-    def _is_calm(self, state, measurement, ranges):
+    def _is_stable(self, state, measurement, ranges):
         known = np.isfinite(measurement.hypergradients).all()
-        alarm = state["alarm"] if measurement.horizon == state["horizon"] else self.alarm
-        return bool(known and (self._elasticities(state, measurement, ranges) <= alarm).all())
+        threshold = self.instability_threshold
+        if measurement.horizon == state["horizon"]:
+            threshold = state["instability_threshold"]
+        elasticities = self._elasticities(state, measurement, ranges)
+        return bool(known and (elasticities <= threshold).all())
 
     def _moved(self, state, signs, ranges):
         """The state with values moved against the signs."""
@@ -259,8 +265,14 @@ class TrustRegionDescent(Rule):
         return state
 
     def get_config(self):
-        names = ("tolerance", "growth", "shrink", "resolution", "doubt", "alarm")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "tolerance": self.tolerance,
+            "growth": self.growth,
+            "shrink": self.shrink,
+            "noise_floor": self.noise_floor,
+            "max_relative_slope": self.max_relative_slope,
+            "instability_threshold": self.instability_threshold,
+        }
 
 
 def _down_by(factor, state):
@@ -269,9 +281,9 @@ def _down_by(factor, state):
 
 
 def _mean_over_neighbours(slopes, ranges):
-    """Means over buckets of the same hyperparameter; weights 1, 2, 1 where the breadth is 1."""
+    """Means over buckets of the same hyperparameter; weights 1, 2, 1 for a window of 1."""
     positions = np.arange(len(slopes))
-    weights = 2 * ranges.breadths - np.abs(positions[:, None] - positions)
+    weights = 2 * ranges.smoothing_windows - np.abs(positions[:, None] - positions)
     same = ranges.groups[:, None] == ranges.groups
     weights = np.where(same, np.maximum(weights, 0.0), 0.0)
     return weights @ slopes / weights.sum(axis=1)

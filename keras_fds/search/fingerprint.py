@@ -41,7 +41,9 @@ def model_fingerprint(model):
         type(layer).__name__ if isinstance(layer, keras.Model) else _described(layer)
         for layer in keras_layers.layers_of(model)
     ]
-    return _checksum([layers, model.loss])
+    metrics = {id(variable) for variable in model.metrics_variables}
+    shapes = [tuple(v.shape) for v in model.variables if id(v) not in metrics]
+    return _checksum([layers, shapes, model.loss])
 
 
 def data_fingerprint(batches):

@@ -128,7 +128,7 @@ class OuterLoop:
         """Goes on with a search that was begun before; the number of its next outer step."""
         begun_now, self.search = self.search, search
         if search is not begun_now:
-            search.check_same(begun_now, self.horizons)
+            search.check_same(begun_now)
         partial, search.partial = search.partial, None
         if not self.can_go_on(partial, search.position):
             partial, search.position = None, search.position.start_of_outer_step()

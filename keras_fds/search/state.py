@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 _VERSION = 4
-_ENTRY = "search"
+SEARCH_ENTRY = "search"
 MEASURED, BROKE_DOWN = "measured", "broke_down"
 
 
@@ -110,6 +110,7 @@ class Search:
     Args:
         seed: What all its randomness derives from, a whole number from 0.
         mode: How hypergradients are computed, `"forward"` or `"reverse"`.
+        horizons: Numbers of inner steps, one an outer step. Defaults to `()`.
         start: The values of the model's variables that every outer step starts from, a list of
             arrays. Defaults to `None`: new ones each time.
         resample: Whether what is held out is drawn anew every outer step. Defaults to `False`.
@@ -123,8 +124,9 @@ class Search:
         rule_state: The outer rule's state, `{name: float64 array}`; its `values` are coordinates.
     """
 
-    def __init__(self, seed, mode, start=None, resample=False, settings=None):
-        self.seed, self.mode, self.start, self.resample = seed, mode, start, resample
+    def __init__(self, seed, mode, horizons=(), start=None, resample=False, settings=None):
+        self.seed, self.mode, self.horizons = seed, mode, list(horizons)
+        self.start, self.resample = start, resample
         self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.position, self.partial = Position(), None
         self.records, self.best = [], None
@@ -142,17 +144,16 @@ class Search:
         generator, split_generator = map(np.random.default_rng, (of_data, of_split))
         return generator, split_generator, int(of_weights.generate_state(1)[0])
 
-    def check_same(self, other, horizons):
+    def check_same(self, other):
         """Raises a `ValueError` unless one that is begun now may go on with this one.
 
         Args:
             other: The `Search` that is begun now; where it has no seed of its own, any will do.
-            horizons: Its numbers of inner steps, one an outer step.
         """
-        both = min(len(self.records), len(horizons))
+        both = min(len(self.records), len(other.horizons))
         of_records = [record.horizon for record in self.records[:both]]
         begun = {**self.settings, "horizons": of_records, "seed": self.seed}
-        now = {**other.settings, "horizons": horizons[:both]}
+        now = {**other.settings, "horizons": other.horizons[:both]}
         if now.get("seed") is None:
             now["seed"] = self.seed
         differing = [
@@ -196,7 +197,7 @@ class Search:
             }
         groups = {name: arrays for name, arrays in groups.items() if arrays is not None}
         description["lengths"] = {name: len(arrays) for name, arrays in groups.items()}
-        entries = {_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
+        entries = {SEARCH_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
         for name, arrays in groups.items():
             entries.update({_key(name, i): array for i, array in enumerate(arrays)})
         return entries
@@ -211,9 +212,9 @@ class Search:
         Raises:
             ValueError: It was written by another version.
         """
-        if _ENTRY not in entries:
+        if SEARCH_ENTRY not in entries:
             return None
-        description = json.loads(entries.pop(_ENTRY).tobytes())
+        description = json.loads(entries.pop(SEARCH_ENTRY).tobytes())
         version = description["version"]
         if version != _VERSION:
             age = "a newer" if version > _VERSION else "an older"
@@ -229,9 +230,9 @@ class Search:
         search = cls(
             description["seed"],
             description["mode"],
-            groups.get("start"),
-            description["resample"],
-            description["settings"],
+            start=groups.get("start"),
+            resample=description["resample"],
+            settings=description["settings"],
         )
         search.records = [Record(**record) for record in description["records"]]
         search.position = Position(**description["position"])
@@ -247,4 +248,4 @@ class Search:
 
 
 def _key(name, i):
-    return f"{_ENTRY}_{name}_{i}"
+    return f"{SEARCH_ENTRY}_{name}_{i}"

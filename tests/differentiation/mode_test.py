@@ -61,7 +61,7 @@ def test_hypergradients_are_the_derivatives_of_the_validation_loss(problem):
 
 
 def test_the_contract(problem):
-    model, mode, train, validation, _ = problem
+    model, mode, train, *_ = problem
     measured(problem, mode.buckets.join(LEARNED))
     assert isinstance(mode.name, str) and mode.horizon == HORIZON
     assert mode.supports(train) == ""

@@ -248,7 +248,13 @@ def test_going_on_from_a_saved_state_is_the_same_search(rule):
         (TrustRegionDescent, {}),
         (
             TrustRegionDescent,
-            {"tolerance": 0.1, "growth": 1.5, "shrink": 0.25, "resolution": 0.2, "alarm": 2.0},
+            {
+                "tolerance": 0.1,
+                "growth": 1.5,
+                "shrink": 0.25,
+                "noise_floor": 0.2,
+                "instability_threshold": 2.0,
+            },
         ),
     ],
 )
@@ -270,8 +276,8 @@ def test_config_round_trip(rule, arguments):
         *(("shrink", value) for value in (0, 1.0, -0.5, np.nan, None, "half")),
         *(("tolerance", value) for value in (-0.01, np.nan, "none", None)),
         *(("growth", value) for value in (0.9, np.inf)),
-        *(("alarm", value) for value in (0.0, -1.0, True)),
-        *(("resolution", value) for value in (0.0, np.nan)),
+        *(("instability_threshold", value) for value in (0.0, -1.0, True)),
+        *(("noise_floor", value) for value in (0.0, np.nan)),
     ],
 )
 def test_bad_input_is_named_with_what_was_received(argument, value):

@@ -5,13 +5,13 @@ import numpy as np
 from keras_fds.outer import Measurement, Ranges
 
 
-def linear_ranges(minimum, maximum, breadth=None):
-    """Of one hyperparameter a bucket, or of one with all buckets where `breadth` is given."""
+def linear_ranges(minimum, maximum, smoothing_window=None):
+    """Of one hyperparameter a bucket, or of one with all buckets if it has a window."""
     minimum, maximum = np.atleast_1d(minimum), np.atleast_1d(maximum)
     number, linear = len(minimum), np.full(len(minimum), True)
-    groups = np.arange(number) if breadth is None else np.zeros(number)
-    breadths = np.full(number, max(1.0, (breadth or 0) * number))
-    return Ranges(minimum.astype(float), maximum.astype(float), linear, groups, breadths)
+    groups = np.arange(number) if smoothing_window is None else np.zeros(number)
+    smoothing_windows = np.full(number, max(1.0, (smoothing_window or 0) * number))
+    return Ranges(minimum.astype(float), maximum.astype(float), linear, groups, smoothing_windows)
 
 
 ANYWHERE = linear_ranges(-np.inf, np.inf)

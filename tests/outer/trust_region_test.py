@@ -9,7 +9,7 @@ import pytest
 from keras_fds.outer import TrustRegionDescent
 from tests.outer.rules import POSITIVE, linear_ranges, measurement, run
 
-WHOLE_STEPS = TrustRegionDescent(resolution=1e-9)
+WHOLE_STEPS = TrustRegionDescent(noise_floor=1e-9)
 
 
 def values_of(states):
@@ -60,9 +60,9 @@ def test_on_a_logarithmic_scale_steps_grow_to_factors_of_two(step_size):
 def test_on_a_logarithmic_scale_chaos_is_told_by_factors_whatever_the_step_size(step_size):
     rule = TrustRegionDescent()
     ranges = linear_ranges(-np.inf, np.inf)._replace(linear=np.array([False]))
-    for elasticity, is_calm in ((4.9, 1.0), (5.1, 0.0)):
+    for elasticity, is_stable in ((4.9, 1.0), (5.1, 0.0)):
         states = run(rule, [-2.0], [step_size], [[elasticity]], ranges=ranges)
-        assert states[-1]["best_is_calm"] == is_calm
+        assert states[-1]["best_is_stable"] == is_stable
     broken = run(rule, [-2.0], [step_size], [[np.nan]], [np.inf], ranges)
     assert values_of(broken) == pytest.approx([-2, -2 - np.log(10)])
 
@@ -90,14 +90,16 @@ def test_agreement_lets_steps_grow_and_a_flip_shrinks_them():
 
 
 def test_a_flip_of_a_slope_that_promised_little_shrinks_steps_little():
-    rule = TrustRegionDescent(resolution=1.1, doubt=100.0, alarm=100.0)
+    rule = TrustRegionDescent(
+        noise_floor=1.1, max_relative_slope=100.0, instability_threshold=100.0
+    )
     for before, part in ((1.0, 0.5), (0.2, 0.5**0.2), (0.01, 0.5**0.01)):
         states = run(rule, [1.0], [0.1], [[before], [-10.0]], ranges=POSITIVE)
         assert float(states[-1]["steps"][0]) / np.log(2) == pytest.approx(part)
 
 
 def test_a_slope_that_promises_more_than_a_step_can_keep_moves_its_bucket_by_less():
-    rule = TrustRegionDescent(doubt=0.5)
+    rule = TrustRegionDescent(max_relative_slope=0.5)
     for slope, part in ((0.4, 1.0), (0.5, 1.0), (1.0, 0.5), (-2.0, -0.25)):
         after = values_of(run(rule, [1.0], [0.1], [[slope / 1.1]], ranges=POSITIVE))[-1]
         assert np.log(1.1 / (after + 0.1)) / np.log(2) == pytest.approx(part)
@@ -125,7 +127,7 @@ def test_a_worse_point_is_left_for_the_best_one_with_half_the_radius():
 
 def test_where_losses_fall_no_longer_steps_are_those_of_a_running_mean():
     # Every slope points at another optimum; a whole step would lead there.
-    rule = TrustRegionDescent(resolution=np.log(2.0), growth=1.0, shrink=0.9999)
+    rule = TrustRegionDescent(noise_floor=np.log(2.0), growth=1.0, shrink=0.9999)
     ranges, optima = linear_ranges(-np.inf, np.inf), np.array([0.3, -0.2, 0.4, 0.1, -0.3])
     state = rule.initial_state(np.array([0.0]), np.array([1.0]))
     for i, optimum in enumerate(optima):
@@ -209,7 +211,10 @@ def test_an_exploding_bucket_goes_half_the_way_back_and_its_point_is_not_the_bes
 
 
 def test_an_exploding_bucket_takes_its_neighbours_with_it():
-    ranges, slopes = linear_ranges([0.0] * 28, [np.inf] * 28, breadth=1 / 7), np.full(28, -1e-3)
+    ranges, slopes = (
+        linear_ranges([0.0] * 28, [np.inf] * 28, smoothing_window=1 / 7),
+        np.full(28, -1e-3),
+    )
     rule = TrustRegionDescent()
     state = run(rule, [1.0] * 28, [0.1] * 28, [slopes], ranges=ranges)[-1]
     chaos = np.where(np.arange(28) < 4, 1e9, slopes)
@@ -244,7 +249,7 @@ def test_a_longer_horizon_that_breaks_down_is_left_for_the_best_point_then_downw
 
 
 def test_a_slope_that_promises_little_moves_its_bucket_little():
-    rule, ranges = TrustRegionDescent(resolution=0.1), linear_ranges([0.0] * 3, [np.inf] * 3)
+    rule, ranges = TrustRegionDescent(noise_floor=0.1), linear_ranges([0.0] * 3, [np.inf] * 3)
     # Slopes dL/dφ of 0.4, 0.1 and 0.02 in units of the loss.
     measured = [[0.4 / 1.1, 0.1 / 1.1, 0.02 / 1.1]]
     values = run(rule, [1.0] * 3, [0.1] * 3, measured, ranges=ranges)[-1]["values"]
@@ -254,7 +259,7 @@ def test_a_slope_that_promises_little_moves_its_bucket_little():
 def test_neighbouring_buckets_of_a_hyperparameter_move_by_the_mean_of_their_slopes():
     ranges = linear_ranges([0.0] * 4, [np.inf] * 4)._replace(groups=np.array([0, 0, 0, 1]))
     measured = [[0.4, 0.0, 0.0, 0.1]]
-    rule = TrustRegionDescent(resolution=1.0)
+    rule = TrustRegionDescent(noise_floor=1.0)
     values = run(rule, [1.0] * 4, [0.1] * 4, measured, ranges=ranges)[-1]["values"]
     slopes = 1.1 * np.array([2 / 3 * 0.4, 1 / 4 * 0.4, 0.0, 0.1])
     np.testing.assert_allclose(np.log(1.1 / (values + 0.1)) / np.log(2), slopes, atol=1e-12)
@@ -291,12 +296,12 @@ def test_many_buckets_are_learned_as_few_but_smoothly():
     def moved(num_buckets):
         time = (np.arange(num_buckets) + 0.5) / num_buckets
         zeros, infinite = np.zeros(num_buckets), np.full(num_buckets, np.inf)
-        ranges = linear_ranges(zeros, infinite, breadth=1 / 7)
+        ranges = linear_ranges(zeros, infinite, smoothing_window=1 / 7)
         slopes = (time - 0.3) / num_buckets
         state = run(rule, [1.0] * num_buckets, [0.1] * num_buckets, [slopes], ranges=ranges)[-1]
         return np.interp(np.linspace(0.1, 0.9, 50), time, np.log(state["values"] + 0.1))
 
-    rule = TrustRegionDescent(resolution=1.0)
+    rule = TrustRegionDescent(noise_floor=1.0)
     np.testing.assert_allclose(moved(28), moved(7), atol=0.005)
     np.testing.assert_allclose(moved(700), moved(7), atol=0.005)
     assert np.ptp(moved(7)) > 0.05
@@ -304,7 +309,7 @@ def test_many_buckets_are_learned_as_few_but_smoothly():
 
 def test_a_jump_in_the_slopes_of_many_buckets_makes_no_jump_in_the_schedule():
     slopes = np.repeat([-0.0035, 0.0035], 50)
-    ranges = linear_ranges(np.zeros(100), np.full(100, np.inf), breadth=1 / 7)
+    ranges = linear_ranges(np.zeros(100), np.full(100, np.inf), smoothing_window=1 / 7)
     values = run(TrustRegionDescent(), [1.0] * 100, [0.1] * 100, [slopes], ranges=ranges)[-1]
     logarithms = np.log(values["values"] + 0.1)
     assert np.ptp(logarithms) == pytest.approx(2 * np.log(2), rel=0.01)
@@ -312,7 +317,7 @@ def test_a_jump_in_the_slopes_of_many_buckets_makes_no_jump_in_the_schedule():
 
 
 @pytest.mark.parametrize("second_loss", [0.9, 1.01])
-def test_where_nothing_calm_is_known_a_bucket_that_explodes_again_steps_down(second_loss):
+def test_where_nothing_stable_is_known_a_bucket_that_explodes_again_steps_down(second_loss):
     rule, ranges = WHOLE_STEPS, linear_ranges([0.0, 0.0], [np.inf, np.inf])
     losses = [1.0, second_loss]
     states = run(rule, [1.0, 1.0], [0.1, 0.1], [[-1e9, -0.1], [-1e9, -0.1]], losses, ranges)

@@ -43,7 +43,7 @@ def record(horizon=10, logs=None, values=None):
     ),
 )
 def test_what_is_written_is_read(seed, records, position, start, rule_state):
-    search = Search(seed, "reverse", start)
+    search = Search(seed, "reverse", start=start)
     search.records, search.position, search.rule_state = records, position, rule_state
     entries = {"0": np.ones(2), **search.to_arrays()}
     read = Search.taken_out_of(entries)
@@ -130,9 +130,9 @@ def test_goes_on_with_its_own_settings_only(settings, horizons, message):
     begun = Search(5, "forward", settings={"seed": None, "batch_size": 8})
     begun.records = [record(3), record(4)]
     begun = Search.taken_out_of(begun.to_arrays())
-    now = Search(7, "forward", settings=settings)
+    now = Search(7, "forward", horizons, settings=settings)
     if message is None:
-        begun.check_same(now, horizons)
+        begun.check_same(now)
     else:
         with pytest.raises(ValueError, match=f"other settings.*{message}"):
-            begun.check_same(now, horizons)
+            begun.check_same(now)
