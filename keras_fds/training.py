@@ -47,10 +47,9 @@ def fit(
     Every outer step trains the model from fresh weights over a horizon of `epochs` epochs,
     measures the hypergradients of the validation loss, and moves the schedules. To Keras's
     callbacks and progress bar an outer step is an epoch and an inner step is a batch.
-    Afterwards the model holds the weights of the best outer step, by the outer rule, and its
-    optimizer that step's schedules, with fresh slots. It is the one of least validation loss over
-    the last horizon; by the default rule the latest that is within the noise of it, and whose
-    training was not chaotic.
+    Afterwards the model holds the best outer step's weights and schedules, and its optimizer fresh
+    slots. The outer rule says which one is best: by default the latest one over the last horizon
+    whose validation loss is within the noise of the lowest, and whose training was stable.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
@@ -76,27 +75,28 @@ def fit(
             initialisers; `"same"` restarts from the present weights; a function is called
             and must return a newly made model. Frozen weights are kept. Defaults to
             `"fresh"`.
-        differentiation: How hypergradients are computed; they are the same. `"forward"` carries a
-            tangent for each bucket, so that time grows with their number and memory does not grow
-            with the horizon. `"adjoint"` goes back over the steps, at the cost of about four
-            plain trainings for any number of buckets, and keeps states (and the batches of a
-            dataset) to do so. `"auto"` takes the cheaper one that fits. Defaults to `"auto"`.
-        adjoint_memory: Bytes that adjoint mode may keep; below that of all states it keeps about
-            twice the root of their number, and takes a third longer. Defaults to 1 GiB.
-        seed: What the validation split, shuffling, fresh weights and dropout of every outer step
-            derive from, a whole number from 0. Defaults to one drawn from `numpy.random`.
-        divergence_factor: An outer step is given up, as one whose training loss is not finite is,
-            after ten inner steps in a row with more than this many times the loss of the first
-            ones. `None` bears any finite loss, for a run that starts from trained weights, say, or
-            for a loss of your own that may grow. Defaults to `20.0`.
+        differentiation: How hypergradients are computed. All modes give the same ones. `"forward"`
+            carries a tangent for each bucket: time grows with their number, memory does not grow
+            with the horizon. `"reverse"` goes back over the steps: about four plain trainings for
+            any number of buckets, but it keeps states and the batches of a dataset. `"auto"` takes
+            the cheaper one that fits. Or a mode with options, such as
+            `keras_fds.differentiation.Forward(tangent_chunk_size=10)`. Defaults to `"auto"`.
+        adjoint_memory: Bytes that reverse mode may keep, the `memory` of
+            `keras_fds.differentiation.Reverse`. Defaults to 1 GiB.
+        seed: The validation split, shuffling, fresh weights and dropout of every outer step derive
+            from it; a whole number of at least 0. Defaults to one drawn from `numpy.random`.
+        divergence_factor: An outer step is given up after ten inner steps in a row with more than
+            this many times the loss of the first ones. `None` stops only on NaN or infinity, for a
+            run that starts from trained weights, or a loss of your own that may grow. Defaults to
+            `20.0`.
         resplit: Deprecated; `True` is `resample_validation="outer_step"`.
 
-    A search that was interrupted goes on, and ends as if it had not been, when `fit` is called
-    again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore`, on a model and data
-    that are made as before. The outer step that was interrupted is run again, or, where the
-    checkpoint was taken within it in forward mode, goes on from there. A dataset that
-    shuffles must have a seed for that. What it draws with `tf.random` in `map`, and, in adjoint
-    mode, where an endless one stands after a training loss that was not finite, cannot be replayed.
+    An interrupted search goes on, and ends as if it had not been interrupted, when `fit` is called
+    again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore` on a model and data
+    made as before. The interrupted outer step is run again, or, in forward mode, goes on from a
+    checkpoint within it. A dataset that shuffles must have a seed. What it draws with `tf.random`
+    in `map` cannot be replayed, nor, in reverse mode, an endless dataset after a training loss that
+    was not finite.
 
     Returns:
         A `keras.callbacks.History`, one entry an outer step, those before an interrupt included.
@@ -215,9 +215,9 @@ def hypergradients(
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
         differentiation, adjoint_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
-            to `"adjoint"` with `per_step`.
+            to `"reverse"` with `per_step`.
         per_step: Whether to return the hypergradient of every single inner step, as if each were a
-            bucket of its own; in adjoint mode it costs nothing more. Defaults to `False`.
+            bucket of its own; in reverse mode it costs nothing more. Defaults to `False`.
         dtype: `"float64"` trains and differentiates a float64 twin of the model, whatever its own
             type: in float32, long unrolls through batch normalisation lose digits. (Float64
             tangents of a float32 model would not help: the digits are lost in the products.)

@@ -1,6 +1,6 @@
 """One step of training as pure functions, and the state that it moves.
 
-What forward and adjoint mode share: both differentiate the two stages of this step, and both
+What forward and reverse mode share: both differentiate the two stages of this step, and both
 take the gradient of this validation loss.
 """
 
@@ -213,7 +213,8 @@ class InnerStep:
             ],
             parallel_iterations=1,
         )
-        return sums, counters, *(array.stack() for array in arrays)
+        losses, weights = (array.stack() for array in arrays)
+        return sums, counters, losses, weights
 
     def _in_order(self, source, first, count, training, state, counters):
         """Batches that change the statistics of the next one; one gradient of all."""
@@ -243,7 +244,8 @@ class InnerStep:
             )
         gradients = tape.gradient(total, state, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        return gradients, counters, *(array.stack() for array in arrays)
+        losses, weights = (array.stack() for array in arrays)
+        return gradients, counters, losses, weights
 
     def _validation_loss(self, source, position, training, state, counters):
         """`(loss, weight, statistics, counters)` on a batch, which is also fed to the metrics."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_fds.internals import keras_layers, tf_forward_mode, tf_vectorization
 
 
-def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None):
+def jacobian_vector_products(function, primals, tangents, chunk_size=None):
     """Evaluates a function and pushes K tangents of its arguments through it.
 
     With `outputs, extra = function(*primals)` and J the Jacobian of `outputs`:
@@ -24,7 +24,7 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
         function: Takes `*primals`, returns `(outputs, extra)`, two structures of tensors.
         primals: Tuple of structures of floating-point tensors.
         tangents: The same structure, each tensor with one more leading axis of length K.
-        tangents_per_pass: How many tangents are pushed at once, which bounds the memory for
+        chunk_size: How many tangents are pushed at once, which bounds the memory for
             intermediate results. Defaults to `None`, all.
 
     Returns:
@@ -37,10 +37,10 @@ def jacobian_vector_products(function, primals, tangents, tangents_per_pass=None
     one_product = functools.partial(_forward, function, primals)
     try:
         with tf_vectorization.installed():
-            if tangents_per_pass is None:
+            if chunk_size is None:
                 products = tf.vectorized_map(one_product, tangents)
             else:
-                products = _in_groups(one_product, outputs, tangents, tangents_per_pass)
+                products = _in_groups(one_product, outputs, tangents, chunk_size)
     except keras_layers.NotTwiceDifferentiable:
         raise
     except Exception as error:

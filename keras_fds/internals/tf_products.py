@@ -16,20 +16,23 @@ try:
     from tensorflow.python.eager.record import record_operation
 
     record_gradient = _execute.record_gradient
-except (ImportError, AttributeError):  # TensorFlow has moved it; see `_forward_mode`.
+except (ImportError, AttributeError):  # TensorFlow has moved it; see `tf_forward_mode`.
     record_gradient = None
 
 # Operations, and the inputs in each of which they are linear while the others stay. In other inputs
 # of floating point they are constant between kinks.
+_LINEAR = (
+    "AvgPool BiasAddGrad BroadcastTo Cast ExpandDims GatherV2 Identity LeakyReluGrad Mean Neg Pad "
+    "Relu6Grad ReluGrad Reshape Slice Squeeze StridedSlice Sum Tile Transpose"
+)
+_BILINEAR = "BatchMatMulV2 Conv2D DepthwiseConv2dNative MatMul Mul"
 MULTILINEAR = {
-    **dict.fromkeys(("AvgPool", "BiasAddGrad", "BroadcastTo", "Cast", "ExpandDims"), (0,)),
-    **dict.fromkeys(("GatherV2", "Identity", "Mean", "Neg", "Pad", "Reshape", "Slice"), (0,)),
-    **dict.fromkeys(("Squeeze", "StridedSlice", "Sum", "Tile", "Transpose"), (0,)),
-    **dict.fromkeys(("LeakyReluGrad", "Relu6Grad", "ReluGrad"), (0,)),
-    **dict.fromkeys(("BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "MatMul", "Mul"), (0, 1)),
-    **dict.fromkeys(("MaxPoolGrad", "MaxPoolGradGrad"), (2,)),
-    **{"AvgPoolGrad": (1,), "Conv2DBackpropFilter": (0, 2), "Conv2DBackpropInput": (1, 2)},
-}
+    "AvgPoolGrad": (1,),
+    "Conv2DBackpropFilter": (0, 2),
+    "Conv2DBackpropInput": (1, 2),
+    "MaxPoolGrad": (2,),
+    "MaxPoolGradGrad": (2,),
+} | dict.fromkeys(_LINEAR.split(), (0,)) | dict.fromkeys(_BILINEAR.split(), (0, 1))
 SIGNS = {"Add": 1, "AddV2": 1, "Sub": -1}
 
 

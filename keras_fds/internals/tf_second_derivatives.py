@@ -8,11 +8,10 @@ import functools
 import tensorflow as tf
 
 _STOCK = {
-    name: getattr(owner, name)
-    for owner, name in (
-        *((tf.nn, name) for name in ("max_pool", "avg_pool", "pool")),
-        (tf.image, "resize"),
-    )
+    "max_pool": tf.nn.max_pool,
+    "avg_pool": tf.nn.avg_pool,
+    "pool": tf.nn.pool,
+    "resize": tf.image.resize,
 }
 
 
@@ -197,8 +196,12 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
 
 # What stands in for the function of the same name, and where: a module of TensorFlow's.
 REPLACEMENTS = (
-    *(("nn", each) for each in (moments, softmax_cross_entropy_with_logits, softsign)),
-    *(("nn", each) for each in (max_pool, avg_pool, pool)),
+    ("nn", moments),
+    ("nn", softmax_cross_entropy_with_logits),
+    ("nn", softsign),
+    ("nn", max_pool),
+    ("nn", avg_pool),
+    ("nn", pool),
     ("image", resize),
 )
 _MODULES = {"nn": tf.nn, "image": tf.image}

@@ -251,8 +251,13 @@ def _pooling_gradient(pfor_input, image, _, stacked):
 
 
 @_rule(
-    *(name + "Grad" for name in ("Elu", "LeakyRelu", "Relu6", "Relu", "Selu", "Softplus")),
-    *("SoftsignGrad",),
+    "EluGrad",
+    "LeakyReluGrad",
+    "Relu6Grad",
+    "ReluGrad",
+    "SeluGrad",
+    "SoftplusGrad",
+    "SoftsignGrad",
     when=[[False, True], [True, False]],
 )
 def _activation_gradient(pfor_input, gradient, features):
@@ -260,7 +265,11 @@ def _activation_gradient(pfor_input, gradient, features):
 
 
 @_rule(
-    *("ReciprocalGrad", "RsqrtGrad", "SigmoidGrad", "SqrtGrad", "TanhGrad"),
+    "ReciprocalGrad",
+    "RsqrtGrad",
+    "SigmoidGrad",
+    "SqrtGrad",
+    "TanhGrad",
     when=[[False, True], [True, False]],
 )
 def _function_gradient(pfor_input, output, gradient):
