@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-oldest lint format docs benchmarks clean
+.PHONY: help install quickstart test test-all test-oldest lint format docs benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -45,11 +45,14 @@ quickstart: install ## Learn schedules for a small network on digits, then train
 	echo; echo "To see it all in TensorBoard, type:"; \
 	echo "  $(BIN)/tensorboard --logdir $$run"
 
-test: install ## Run the tests.
+test: install ## Run the tests, a few cases of each long sweep.
 	@$(BIN)/python -m pytest -n 2
 
+test-all: install ## Run all tests, the long sweeps as a whole.
+	@$(BIN)/python -m pytest -n 2 --sweeps
+
 test-oldest: $(INSTALLED_OLDEST) ## Run those that depend on versions with the oldest TensorFlow and Keras.
-	@.venv-oldest/bin/python -m pytest -n 2 $(TESTS_OLDEST)
+	@.venv-oldest/bin/python -m pytest -n 2 --sweeps $(TESTS_OLDEST)
 
 lint: install ## Check style and formatting.
 	@$(BIN)/ruff check .

@@ -27,6 +27,29 @@ tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--sweeps", action="store_true", help="Run the long sweeps as a whole.")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the cases of long sweeps that their marker does not keep."""
+    named = any("::" in argument for argument in config.args)
+    if config.getoption("--sweeps") or named:
+        return
+    left_out = [item for item in items if _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item):
+    marker = item.get_closest_marker("sweep")
+    return marker is not None and _case(item) not in marker.args
+
+
+def _case(item):
+    return item.callspec.id if hasattr(item, "callspec") else ""
+
+
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     """Every test starts from the same seed and leaves nothing behind."""

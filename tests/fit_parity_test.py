@@ -270,12 +270,14 @@ def assert_alike(received, expected, epochs=1):
         assert history.epoch == stock_history.epoch
 
 
+@pytest.mark.sweep("arrays", "dataset, two epochs", "reshuffled dataset", "endless, two epochs", "PyDataset", "dict inputs", "class weights", "class weights of a dataset", "sample weights, weighted metrics", "weighted validation", "split of a quarter", "validation_steps, endless", "validation_batch_size", "partial last batches", "steps_per_epoch without a size", "steps_per_epoch goes on", "steps_per_execution", "sample weights of several outputs", "reduction none", "a metric updated in call", "compute_loss with a metric", "add_loss", "batch normalisation", "stateful LSTM", "frozen layer")
 @pytest.mark.parametrize("name", CASES)
 def test_one_outer_step_is_model_fit(name):
     epochs = CASES[name][-1].get("epochs", 1)
     assert_alike(ours(name), stock(name), epochs)
 
 
+@pytest.mark.sweep("a metric updated in call-forward", "several outputs-adjoint")
 @pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
 @pytest.mark.parametrize("name", ["several outputs", "a metric updated in call", "stateful LSTM"])
 def test_it_is_also_while_hypergradients_are_computed(name, differentiation):

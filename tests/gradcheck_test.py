@@ -109,6 +109,7 @@ def test_a_right_model_passes_and_is_left_alone(capsys):
     np.testing.assert_array_equal(np.random.get_state()[1], drawn[1])
 
 
+@pytest.mark.sweep()
 def test_it_checks_what_hypergradients_computes():
     model = compiled(network())
     expected = keras_fds.hypergradients(model, data(), data(1))

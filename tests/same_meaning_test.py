@@ -241,6 +241,7 @@ def test_the_gradient_of_a_stock_activation_is_not_taken_for_a_custom_one(recwar
 
 
 # --------------------------------------------------------------------------- errors that are true
+@pytest.mark.sweep()
 def test_ctc_is_exact_in_both_modes():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(12, 6, 4)).astype("float32")

@@ -80,6 +80,7 @@ def assert_equal(actual, expected, tolerance=1e-10):
 
 
 # ------------------------------------------------------------------------------- hypergradients
+@pytest.mark.sweep("True-adjoint")
 @MODES
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gives_the_hypergradients_of_the_same_arrays(float64, differentiation, weighted):
@@ -114,6 +115,7 @@ def test_reshuffling_at_the_end_of_a_pass_is_replayed(float64, differentiation):
     assert_equal(found, keras_fds.hypergradients(model, train, validation))
 
 
+@pytest.mark.sweep("None-forward")
 @MODES
 @pytest.mark.parametrize("dtype", [None, "float64"])
 def test_hypergradients_takes_it(differentiation, dtype):
@@ -240,6 +242,7 @@ class Changing(Slices):
         return self.other(x, y) if index == 4 else (x, y)
 
 
+@pytest.mark.sweep("shape-forward", "dict-adjoint")
 @MODES
 @pytest.mark.parametrize(
     "other",

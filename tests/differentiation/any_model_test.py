@@ -119,6 +119,7 @@ def crossentropy():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+@pytest.mark.sweep("recurrent")
 @pytest.mark.parametrize("name", MODELS)
 def test_hypergradients_equal_finite_differences(name):
     make, x, y = MODELS[name]

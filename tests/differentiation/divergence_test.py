@@ -116,6 +116,7 @@ def search(rates, num_learned=1, steps_per_execution=1, **arguments):
     return steps[-1] + 1, history.history["val_loss"][0]
 
 
+@pytest.mark.sweep("forward", "checkpoints")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -145,6 +146,7 @@ def test_none_lets_it_run():
     assert loss > 1e3
 
 
+@pytest.mark.sweep("4")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_healthy_noisy_run_does_not_end(batch_size):

@@ -128,6 +128,7 @@ def batches_of(batches):
     return [get_batch(source, np.int64(i)) for i in range(batches.num_batches)]
 
 
+@pytest.mark.sweep("paper_sgd-0.02", "adamw-None")
 @pytest.mark.parametrize(
     ("kind", "clipvalue"),
     [*((kind, None) for kind in OPTIMIZERS), ("paper_sgd", 0.02), ("adam", 0.02)],

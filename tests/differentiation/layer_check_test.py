@@ -294,6 +294,7 @@ def one_by_one(monkeypatch):
     return calls
 
 
+@pytest.mark.sweep("Dense", "Conv2D", "BatchNormalization", "LayerNormalization", "LSTM", "MultiHeadAttention", "Embedding", "Softmax", "MaxPooling2D", "Dropout")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", CASES)
 def test_layer_has_the_second_derivatives_that_the_page_says(name, one_by_one):
@@ -338,6 +339,7 @@ def behind(features):
     return L.Dense(2, "tanh", dtype="float64")(L.Flatten(dtype="float64")(features))
 
 
+@pytest.mark.sweep()
 @pytest.mark.parametrize("part", range(4))
 def test_dense_layer_behind_image_layers_has_right_second_derivatives(part):
     inputs = keras.Input((6, 6, 3), dtype="uint8")

@@ -77,6 +77,7 @@ def make_unroll():
     return unroll, reference.measured(unroll, validation.start(), validation.num_batches)
 
 
+@pytest.mark.sweep()
 def test_hypergradients_are_those_of_float32_to_bfloat16s_precision(policy):
     policy("float64")
     _, (loss, exact) = make_unroll()

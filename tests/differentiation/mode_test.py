@@ -182,6 +182,7 @@ def test_a_deleted_model_is_collected():
     assert seen() is None
 
 
+@pytest.mark.sweep()
 def test_many_calls_leave_memory_flat():
     psutil = pytest.importorskip("psutil")
     model, process = counting_model(), psutil.Process()

@@ -109,6 +109,7 @@ def test_forward_mode_equals_finite_differences(problem):
     assert_close(actual, differences, 1e-6)
 
 
+@pytest.mark.sweep()
 @few
 @given(problems)
 def test_a_shared_bucket_is_the_mean_of_its_steps(problem):
@@ -122,6 +123,7 @@ def test_a_shared_bucket_is_the_mean_of_its_steps(problem):
     assert_close(shared, apart, 1e-9)
 
 
+@pytest.mark.sweep()
 @few
 @given(problems, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_order_and_number_of_tangents_a_pass_change_nothing(problem, size, random):

@@ -103,6 +103,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.sweep("label_smoothing gamma alpha")
 @pytest.mark.parametrize("numbers", LOSSES)
 def test_equals_forward_mode_for_numbers_of_loss_and_layers_of_the_digits_network(numbers):
     model, loss = digits_network(), LOSSES[numbers](from_logits=True, label_smoothing=0.1)

@@ -80,6 +80,7 @@ def schedules_file(empty_folder):
     (empty_folder / "schedules.json").write_text(content)
 
 
+@pytest.mark.sweep("README.md", "docs/how_to/own_model.md")
 @pytest.mark.parametrize("page", pages_with("python"))
 @pytest.mark.filterwarnings(
     "error::UserWarning",

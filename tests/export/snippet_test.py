@@ -63,6 +63,7 @@ def largest_difference(model, other):
     return max(np.abs(mine - its).max() for mine, its in pairs)
 
 
+@pytest.mark.sweep("SGD-momentum-weight_decay", "Adam-beta_1-beta_2-epsilon")
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_trains_as_the_hyper_optimizer_does(case):
     expected = trained(learned(*case))

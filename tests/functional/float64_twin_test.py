@@ -92,6 +92,7 @@ def data_of(x):
     return data.take(3), data.skip(3)
 
 
+@pytest.mark.sweep("Normalization", "nested")
 @pytest.mark.parametrize("name", CASES)
 def test_hypergradients_in_float64_are_of_the_model(name):
     x, make = CASES[name]

@@ -59,6 +59,7 @@ def assert_exact(model, data, rtol=1e-6, **options):
 CROSSENTROPY = keras.losses.CategoricalCrossentropy
 
 
+@pytest.mark.sweep("*.kernel_regularizer.l2-initial1", "loss.label_smoothing-initial2")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "initial"),
@@ -87,6 +88,7 @@ def test_hypergradients_of_other_regularizers(kind):
     assert_exact(model, arrays())
 
 
+@pytest.mark.sweep("nadam")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("wrapped", ["adamw", "nadam", "rmsprop"])
 def test_factors_on_learning_rates_under_other_optimizers(wrapped):

@@ -347,6 +347,7 @@ class Problem:
         self.check(values, positions, expected_at, noise)
 
 
+@pytest.mark.sweep("paper_sgd", "adamw", "muon")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", CASES)
 def test_hypergradients_equal_finite_differences(case):
@@ -359,6 +360,7 @@ def test_hypergradients_equal_finite_differences(case):
     problem.check_zeros(ZEROS, problem.just_above, noise=1e-11)
 
 
+@pytest.mark.sweep("paper_sgd", "adamw", "ftrl_from_zero")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", [*CASES, "ftrl_from_zero"])
 def test_derivatives_are_finite_without_gradients(case):

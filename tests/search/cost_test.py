@@ -92,6 +92,7 @@ def mode_and_batches(kind, num_buckets=2, memory=2**30, form="arrays"):
     return model, mode.bind(model, train.spec), data
 
 
+@pytest.mark.sweep("forward-1-arrays", "reverse-20000-dataset")
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 @pytest.mark.parametrize(
     ("kind", "memory"), [("forward", 1), ("reverse", 2**30), ("reverse", 20000)]
@@ -130,6 +131,7 @@ def noisy_model():
     return model
 
 
+@pytest.mark.sweep("reverse-dataset")
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 @pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 def test_results_are_the_same_to_the_bit_with_and_without_measuring(differentiation, form):
