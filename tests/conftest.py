@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 # What is imported stays: the many collections of the tests need not look through it.
 gc.collect()
 gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )

@@ -270,7 +270,33 @@ def assert_alike(received, expected, epochs=1):
         assert history.epoch == stock_history.epoch
 
 
-@pytest.mark.sweep("arrays", "dataset, two epochs", "reshuffled dataset", "endless, two epochs", "PyDataset", "dict inputs", "class weights", "class weights of a dataset", "sample weights, weighted metrics", "weighted validation", "split of a quarter", "validation_steps, endless", "validation_batch_size", "partial last batches", "steps_per_epoch without a size", "steps_per_epoch goes on", "steps_per_execution", "sample weights of several outputs", "reduction none", "a metric updated in call", "compute_loss with a metric", "add_loss", "batch normalisation", "stateful LSTM", "frozen layer")
+@pytest.mark.sweep(
+    "arrays",
+    "dataset, two epochs",
+    "reshuffled dataset",
+    "endless, two epochs",
+    "PyDataset",
+    "dict inputs",
+    "class weights",
+    "class weights of a dataset",
+    "sample weights, weighted metrics",
+    "weighted validation",
+    "split of a quarter",
+    "validation_steps, endless",
+    "validation_batch_size",
+    "partial last batches",
+    "steps_per_epoch without a size",
+    "steps_per_epoch goes on",
+    "steps_per_execution",
+    "sample weights of several outputs",
+    "reduction none",
+    "a metric updated in call",
+    "compute_loss with a metric",
+    "add_loss",
+    "batch normalisation",
+    "stateful LSTM",
+    "frozen layer",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_one_outer_step_is_model_fit(name):
     epochs = CASES[name][-1].get("epochs", 1)
@@ -286,6 +312,7 @@ def test_it_is_also_while_hypergradients_are_computed(name, differentiation):
     assert_alike(received, stock(name), CASES[name][-1].get("epochs", 1))
 
 
+@pytest.mark.sweep("forward")
 @pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
 def test_a_look_at_the_first_batch_draws_no_other_order(differentiation):
     """Every pass over it draws another order; what is looked at is the pass that is trained on."""

@@ -141,6 +141,7 @@ def test_a_layer_with_a_wrong_first_derivative_is_named():
     assert list(result.suspects) == ["layer 'culprit' (TooSteep)"]
 
 
+@pytest.mark.sweep()
 def test_resizing_is_checked_in_float64():
     x, y = np.random.default_rng(0).normal(size=(20, 6, 6, 1)), np.zeros(20, "int64")
     dataset = tf.data.Dataset.from_tensor_slices((x.astype("float32"), y)).batch(5)
@@ -155,11 +156,13 @@ def test_a_regularizer_that_stops_gradients_is_named():
     assert suspect.startswith("regularizer of ")
 
 
+@pytest.mark.sweep()
 def test_a_loss_that_stops_gradients_is_named():
     result = check(compiled(network(), loss=wrong_loss))
     assert list(result.suspects) == ["loss 'wrong_loss'"]
 
 
+@pytest.mark.sweep()
 def test_moments_called_directly_are_right():
     def normalised(x):
         mean, variance = tf.nn.moments(x, [0])
@@ -228,6 +231,7 @@ def test_a_layer_that_stops_gradients_is_warned_of_once_in_training():
     assert len([each for each in caught if "stops gradients" in str(each.message)]) == 1
 
 
+@pytest.mark.sweep()
 def test_right_layers_and_losses_are_not_warned_of():
     layers = keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)
     model = compiled(network(*layers, keras.layers.LayerNormalization()))

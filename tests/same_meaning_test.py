@@ -463,6 +463,7 @@ def test_what_is_assigned_and_then_used_is_constant_to_the_step_and_moves_with_t
     np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
 
 
+@pytest.mark.sweep("loss1")
 @pytest.mark.parametrize("loss", [keras.losses.Huber(0.2), keras.losses.CosineSimilarity(axis=0)])
 def test_losses_keep_their_arguments_in_float64(loss):
     model = network(keras_fds.Hyperparameter("learning_rate", 2, 0.1), loss=loss)

@@ -79,6 +79,7 @@ def test_initial_weights_from_a_function():
     assert all((w == 1).all() for w in spy.weights[1])
 
 
+@pytest.mark.sweep()
 def test_the_same_seed_gives_the_same_result_and_another_seed_another():
     results = []
     for seed in (0, 0, 1):
@@ -130,6 +131,7 @@ def test_forms_of_data(form):
     assert np.isfinite(model.optimizer.hypergradients["learning_rate"]).all()
 
 
+@pytest.mark.sweep()
 def test_a_dataset_gives_the_hypergradients_that_arrays_give():
     x, y = arrays()
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)

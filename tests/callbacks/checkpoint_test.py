@@ -216,6 +216,7 @@ def dropout_model():
     return model
 
 
+@pytest.mark.sweep()
 def test_so_does_one_with_dropout_moving_statistics_and_callbacks_that_act(tmp_path):
     x, y = small_problem.arrays()
     mode = {"differentiation": "forward", "x": x, "y": y, "validation_split": 0.2}

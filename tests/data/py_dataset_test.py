@@ -99,6 +99,7 @@ def test_gives_the_hypergradients_of_the_same_arrays(float64, differentiation, w
     assert_equal(fitted(Slices(*data), validation_data=validation, **arguments), expected)
 
 
+@pytest.mark.sweep("adjoint")
 @MODES
 def test_reshuffling_at_the_end_of_a_pass_is_replayed(float64, differentiation):
     x, y, _ = own_arrays()

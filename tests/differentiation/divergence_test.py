@@ -140,6 +140,7 @@ def test_a_diverging_run_ends_early_whatever_the_calls(arguments):
     assert np.isnan(losses).all()
 
 
+@pytest.mark.sweep()
 def test_none_lets_it_run():
     steps, loss = search((0.01, 100.0), divergence_factor=None)
     assert steps == 192

@@ -128,7 +128,7 @@ def batches_of(batches):
     return [get_batch(source, np.int64(i)) for i in range(batches.num_batches)]
 
 
-@pytest.mark.sweep("paper_sgd-0.02", "adamw-None")
+@pytest.mark.sweep("paper_sgd-0.02")
 @pytest.mark.parametrize(
     ("kind", "clipvalue"),
     [*((kind, None) for kind in OPTIMIZERS), ("paper_sgd", 0.02), ("adam", 0.02)],
@@ -150,6 +150,7 @@ def test_equals_reverse_mode_and_finite_differences(kind, clipvalue):
         assert relative_error(forward, differences) <= 1e-5
 
 
+@pytest.mark.sweep()
 def test_clipping_is_active_where_the_test_above_clips():
     _, _, run = compiled_unroll("paper_sgd")
     _, _, clipped_run = compiled_unroll("paper_sgd", clipvalue=0.02)
@@ -174,6 +175,7 @@ def test_number_of_steps_a_call_changes_nothing():
     np.testing.assert_array_equal(in_pieces, at_once)
 
 
+@pytest.mark.sweep()
 def test_one_bucket_a_step_averages_to_the_shared_bucket():
     def hypergradient(num_buckets):
         keras.utils.set_random_seed(3)

@@ -294,7 +294,17 @@ def one_by_one(monkeypatch):
     return calls
 
 
-@pytest.mark.sweep("Dense", "Conv2D", "BatchNormalization", "LayerNormalization", "LSTM", "MultiHeadAttention", "Embedding", "Softmax", "MaxPooling2D", "Dropout")
+@pytest.mark.sweep(
+    "Dense",
+    "Conv2D",
+    "BatchNormalization",
+    "LayerNormalization",
+    "MultiHeadAttention",
+    "Embedding",
+    "Softmax",
+    "MaxPooling2D",
+    "Dropout",
+)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", CASES)
 def test_layer_has_the_second_derivatives_that_the_page_says(name, one_by_one):

@@ -110,6 +110,7 @@ def test_search_and_stock_training_run_in_bfloat16(policy):
     model.fit(x, y, verbose=0)
 
 
+@pytest.mark.sweep("mixed_bfloat16")
 @pytest.mark.parametrize("name", ["float32", "mixed_bfloat16"])
 def test_hypergradients_can_be_computed_in_float64_whatever_the_model(policy, name):
     rng = np.random.default_rng(0)

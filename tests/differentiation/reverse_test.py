@@ -36,6 +36,7 @@ def backward(model, train, validation, memory, training=False, counts=(1, 3, 1))
     return adjoint, loss, hypergradients
 
 
+@pytest.mark.sweep("paper_sgd-True")
 @pytest.mark.parametrize(("kind", "training"), [("paper_sgd", True), ("adamw", False)])
 def test_equals_forward_mode(kind, training):
     unroll, restart, run = forward_test.compiled_unroll(kind, clipvalue=0.02)
@@ -103,7 +104,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.sweep("label_smoothing gamma alpha")
+@pytest.mark.sweep()
 @pytest.mark.parametrize("numbers", LOSSES)
 def test_equals_forward_mode_for_numbers_of_loss_and_layers_of_the_digits_network(numbers):
     model, loss = digits_network(), LOSSES[numbers](from_logits=True, label_smoothing=0.1)
@@ -172,6 +173,7 @@ def test_batches_of_a_dataset_are_replayed_even_when_it_shuffles_anew():
     assert all(np.isfinite(values).all() for values in shuffled.values())
 
 
+@pytest.mark.sweep()
 def test_searches_are_the_same_in_either_mode(capsys):
     x, y, _ = forward_test.data()[0].data
     losses = {}

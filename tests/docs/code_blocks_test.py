@@ -183,6 +183,7 @@ def test_quickstart_is_the_two_commands_of_the_page():
     assert ["make", "quickstart"] in commands("README.md")
 
 
+@pytest.mark.sweep()
 def test_quickstart_runs(tmp_path):
     small = {"data_dir": tmp_path / "data", "epochs": "(1,)", "outer_steps": 1}
     small |= {"train_epochs": 1, "train_seeds": 1, "network": "mlp"}

@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.sweep("paper-5")
+@pytest.mark.sweep()
 @pytest.mark.parametrize(("name", "factor"), RUNS)
 def test_snippet_trains_as_the_hyper_optimizer_does_over_any_horizon(folder, name, factor):
     optimizer, values = OPTIMIZERS[name]

@@ -111,6 +111,7 @@ def two_outputs():
     return keras.Model(inputs, outputs)
 
 
+@pytest.mark.sweep("weighted")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0]], ids=["unweighted", "weighted"])
 def test_hypergradients_of_the_losses_of_several_outputs(weights):
@@ -177,6 +178,7 @@ def test_hypergradients_of_a_layers_number():
     assert_exact(model, arrays(sample_weight=True))
 
 
+@pytest.mark.sweep("logit-0.03-<lambda>")
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("scale", "initial", "chain"),

@@ -13,6 +13,7 @@ from trainers import networks
 HORIZON, BATCH = 60, 128
 
 
+@pytest.mark.sweep()
 def test_loops_of_more_than_205_megabytes_can_be_called_again():
     """With TensorFlow's own settings: AlreadyExistsError, in the second of these calls."""
     model = networks.build("lenet", (28, 28, 1), 10)

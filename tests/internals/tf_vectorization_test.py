@@ -363,6 +363,7 @@ def hessian_vector_product(normalized):
     return product, weights
 
 
+@pytest.mark.sweep("True")
 @pytest.mark.parametrize("normalized", [False, True])
 def test_hessian_vector_products_of_a_network(normalized):
     product, weights = hessian_vector_product(normalized)

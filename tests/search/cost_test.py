@@ -131,7 +131,7 @@ def noisy_model():
     return model
 
 
-@pytest.mark.sweep("reverse-dataset")
+@pytest.mark.sweep("forward-arrays")
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 @pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 def test_results_are_the_same_to_the_bit_with_and_without_measuring(differentiation, form):
