@@ -26,13 +26,17 @@ _LINEAR = (
     "Relu6Grad ReluGrad Reshape Slice Squeeze StridedSlice Sum Tile Transpose"
 )
 _BILINEAR = "BatchMatMulV2 Conv2D DepthwiseConv2dNative MatMul Mul"
-MULTILINEAR = {
-    "AvgPoolGrad": (1,),
-    "Conv2DBackpropFilter": (0, 2),
-    "Conv2DBackpropInput": (1, 2),
-    "MaxPoolGrad": (2,),
-    "MaxPoolGradGrad": (2,),
-} | dict.fromkeys(_LINEAR.split(), (0,)) | dict.fromkeys(_BILINEAR.split(), (0, 1))
+MULTILINEAR = (
+    {
+        "AvgPoolGrad": (1,),
+        "Conv2DBackpropFilter": (0, 2),
+        "Conv2DBackpropInput": (1, 2),
+        "MaxPoolGrad": (2,),
+        "MaxPoolGradGrad": (2,),
+    }
+    | dict.fromkeys(_LINEAR.split(), (0,))
+    | dict.fromkeys(_BILINEAR.split(), (0, 1))
+)
 SIGNS = {"Add": 1, "AddV2": 1, "Sub": -1}
 
 

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 import keras_fds
 from keras_fds.data.arrays import ArrayBatches, as_arrays
