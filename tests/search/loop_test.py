@@ -1,5 +1,7 @@
 """The outer loop, with the mode made of NumPy."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def test_schedules_move_between_outer_steps_by_the_rule():
     search(model, outer_steps=3)
     records = model.optimizer.search.records
     largest = {"learning_rate": np.inf, "momentum": 0.999}
-    for before, after in zip(records, records[1:]):
+    for before, after in itertools.pairwise(records):
         for name, values in before.values.items():
             steps = np.sign(before.hypergradients[name]) * after.step_sizes[name]
             np.testing.assert_allclose(
