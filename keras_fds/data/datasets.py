@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_fds.data.arrays import too_few
 from keras_fds.data.py_dataset import PyDatasetPasses
-from keras_fds.data.sources import size_in_bytes
+from keras_fds.data.sources import LookedInto, size_in_bytes
 from keras_fds.numbers import number
 
 
@@ -108,7 +108,10 @@ class DatasetBatches:
 
     def timing_batches(self):
         """Batches of the same kind and number, all like `first`: no pass is begun."""
-        return DatasetBatches(self._dataset_of(itertools.repeat(self.first)), self.num_batches)
+        repeated = tf.data.Dataset.from_generator(
+            lambda: itertools.repeat(self.first), output_signature=self.dataset.element_spec
+        )
+        return DatasetBatches(repeated, self.num_batches)
 
     def shuffled(self, generator, shuffle=True):
         """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
@@ -119,16 +122,12 @@ class DatasetBatches:
     def start(self):
         """A source for one pass; an endless dataset may go on where the last pass ended."""
         if self._looked_into:
-            elements = itertools.chain([self.first], self._looked_into)
-            self._iterator = iter(self._dataset_of(elements).prefetch(tf.data.AUTOTUNE))
+            signature = self.dataset.element_spec
+            self._iterator = LookedInto(self.first, self._looked_into, signature)
             self._looked_into = None
         elif self._iterator is None or not self._continues:
             self._iterator = iter(self.dataset)
         return self._iterator
-
-    def _dataset_of(self, elements):
-        signature = self.dataset.element_spec
-        return tf.data.Dataset.from_generator(lambda: elements, output_signature=signature)
 
     def replay(self, taken):
         """Begins passes of which so many batches each are taken; the last one's source."""

@@ -1,5 +1,6 @@
 """Where compiled loops take batches from."""
 
+import itertools
 from typing import NamedTuple
 
 import keras
@@ -22,11 +23,49 @@ class MaterializedSource(NamedTuple):
     begins: tf.Tensor
 
 
+class LookedInto:
+    """A pass over a dataset whose first element was looked at, and is given back.
+
+    Args:
+        first: That element.
+        iterator: A `tf.data.Iterator` at the second one.
+        signature: The `tf.TypeSpec`s of the elements.
+    """
+
+    def __init__(self, first, iterator, signature):
+        self._elements = itertools.chain([first], iterator)
+        self._signature, self._in_graph = signature, None
+
+    def __next__(self):
+        return next(self._elements)
+
+    def in_graph(self):
+        """A `tf.data.Iterator` over what is left, the same at every call."""
+        if self._in_graph is None:
+            dataset = tf.data.Dataset.from_generator(
+                lambda: self._elements, output_signature=self._signature
+            )
+            self._in_graph = iter(dataset.prefetch(tf.data.AUTOTUNE))
+        return self._in_graph
+
+
+def in_graph(source):
+    """A source as compiled functions take it."""
+    return source.in_graph() if isinstance(source, LookedInto) else source
+
+
+def is_streamed(source):
+    """Whether batches of a source come one after the other, and once."""
+    return isinstance(source, (tf.data.Iterator, LookedInto))
+
+
 def get_batch(source, position):
     """Batch number `position` of a source, a tuple `(x, y, sample_weight)`; in a graph.
 
     A `tf.data.Iterator` gives its next batch, whatever the position.
     """
+    if isinstance(source, LookedInto):
+        return keras.utils.unpack_x_y_sample_weight(next(source))
     if isinstance(source, tf.data.Iterator):
         return keras.utils.unpack_x_y_sample_weight(source.get_next())
     if isinstance(source, MaterializedSource):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import get_batch, size_in_bytes, telling_of_the_end
+from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import State
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
@@ -125,7 +125,7 @@ class Forward(Mode):
     def run(self, source, position, inner_step, count):
         arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
         with telling_of_the_end("`steps_per_epoch`"):
-            steps, ok = self._run(source, *arguments)
+            steps, ok = self._run(in_graph(source), *arguments)
         return int(steps), bool(ok)
 
     def _run_in_graph(self, source, position, inner_step, count, horizon):

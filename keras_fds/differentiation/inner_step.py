@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import get_batch, telling_of_the_end
+from keras_fds.data import get_batch, in_graph, telling_of_the_end
 from keras_fds.differentiation.divergence import DivergenceDetector
 from keras_fds.differentiation.jacobian_products import with_fixed_rng
 from keras_fds.functional import StatelessModel, StatelessOptimizer, build_compiled
@@ -134,7 +134,7 @@ class InnerStep:
                 each compiled call, which is as long as the model's `steps_per_execution`; by
                 default all batches are one call.
         """
-        validation = self.validation_start()
+        source, validation = in_graph(source), self.validation_start()
         size = num_batches if at_batch is None else self.model.model.steps_per_execution
         at_once = num_batches if self.model.evaluates_in_order else size
         with telling_of_the_end("`validation_steps`"):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import get_batch, materialize, size_in_bytes, telling_of_the_end
+from keras_fds.data import get_batch, is_streamed, materialize, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
@@ -160,7 +160,7 @@ class Reverse(Mode):
 
     def _run_piece(self, source, position, inner_step, count):
         with telling_of_the_end("`steps_per_epoch`"):
-            if isinstance(source, tf.data.Iterator):
+            if is_streamed(source):
                 source, position = materialize(source, count), 0
         # Calls may be shorter than the stride: one checkpoint serves several of them.
         if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
