@@ -1,1 +1,1 @@
-"""A proving ground for outer rules: many searches on small real inner loops, on one axis of cost."""
+"""A proving ground for outer rules: many searches on small inner loops, one axis of cost."""

@@ -1,4 +1,4 @@
-"""A table and a picture of the results: test accuracy against cost, with 95% intervals over seeds."""
+"""A table and a picture of the results: test accuracy against cost, with 95% intervals."""
 
 import numpy as np
 from matplotlib import ticker
@@ -66,8 +66,8 @@ def lines(results):
         "",
         "Written by `python -m benchmarks.outer_rules`. Test accuracy in percent after so many",
         "plain trainings, a pass with hypergradients counted as four; means and 95% intervals over",
-        f"seeds, each of which tests its answer with {TEST_TRAININGS} trainings. After a search has",
-        "ended its answer stays. `–`: no seed has an answer yet.",
+        f"seeds, each of which tests its answer with {TEST_TRAININGS} trainings. The answer of a",
+        "search that has ended stays. `–`: no seed has an answer yet.",
     ]
     for task_name, of_task in results.items():
         text += ["", f"## {task_name}", "", *_header("seeds", "bad tests", "cost")]
