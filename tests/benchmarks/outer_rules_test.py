@@ -13,6 +13,8 @@ from benchmarks.outer_rules import inner_loop, models, optimizers, report, run, 
 from benchmarks.outer_rules.data import Data, Examples, digits, python_topics
 from benchmarks.outer_rules.inner_loop import InnerLoop, Measured
 
+pytestmark = pytest.mark.sweep()  # They compile for minutes.
+
 HORIZON = 10
 MODELS = {
     "perceptron": models.perceptron(64, (5,), 10),
