@@ -151,6 +151,7 @@ def check_hypergradients(
         is_wrong = _WRONG in verdicts
         suspects = _suspects(twin, next(iter(train.dataset))) if is_wrong else {}
         runs.restore()  # The twin is kept for the next check.
+        runs.mode.release()
     by_name = twin.optimizer.buckets.split
     result = HypergradientCheck(
         passed=all(verdict == _RIGHT for verdict in verdicts),

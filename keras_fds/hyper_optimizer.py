@@ -123,6 +123,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._coordinates.assign(coordinates)
 
     @property
+    def schedule_variables(self):
+        """The variables that the schedules are computed from."""
+        return [self._coordinates, self._horizon, self._first_iteration]
+
+    @property
     def values(self):
         """`{name: float64 [num_buckets]}`."""
         return self.buckets.values(self.coordinates)
@@ -292,7 +297,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         config["optimizer"] = deserialize(config["optimizer"])
         config["hyperparameters"] = [deserialize(h) for h in config["hyperparameters"]]
         config["outer"] = deserialize(config["outer"])
-        return cls(**config)
+        names = ("tangent_clipvalue", "tangents_per_pass")
+        older = {name: config.pop(name, None) for name in names}
+        optimizer = cls(**config)
+        vars(optimizer).update(older)  # Without a second warning.
+        return optimizer
 
 
 def _checked(optimizer, hyperparameters):

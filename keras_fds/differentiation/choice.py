@@ -42,8 +42,13 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     by_name = {"auto": None, "forward": forward, "reverse": reverse, "adjoint": reverse}
     if isinstance(differentiation, str) and differentiation in by_name:
         asked_for = by_name[differentiation]
-    elif hasattr(differentiation, "bind"):
+    elif hasattr(differentiation, "bind") and not isinstance(differentiation, type):
         asked_for = differentiation
+        if memory is not None:
+            raise ValueError(
+                "`adjoint_memory` goes with differentiation='reverse' or 'auto'; a mode has its "
+                f"`memory`. Received: adjoint_memory={memory}, differentiation={differentiation!r}"
+            )
     else:
         raise ValueError(
             "`differentiation` must be 'auto', 'forward', 'reverse' or a mode, such as "
@@ -51,7 +56,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         )
     if asked_for is not None:
         obstacle = asked_for.supports(batches) or (
-            asked_for is reverse and forward.must_be_used(batches)
+            asked_for.name == "reverse" and forward.must_be_used(batches)
         )
         if obstacle:
             raise ValueError(f"{obstacle} Use differentiation='forward'.")

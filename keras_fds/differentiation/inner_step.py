@@ -57,7 +57,7 @@ class InnerStep:
             self.optimizer.counters,
         )
         self.dtype = self.variables.weights[0].dtype
-        self.detector = DivergenceDetector()
+        self.detector, self.in_use = DivergenceDetector(), False
         self._gradients = with_fixed_rng(self.model.gradients)
         self._validate_batches = tf_compilation.compiled(self.validate_batches)
 

@@ -2,6 +2,8 @@
 
 import copy
 
+import keras
+
 from keras_fds.data import size_in_bytes
 from keras_fds.differentiation.inner_step import InnerStep
 from keras_fds.functional import kept_with
@@ -28,17 +30,20 @@ class Mode:
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        key = self.name, self.compiled_options, str(spec)
-        return _kept(model, key, lambda: self._bound(model, spec))
+        step = inner_step_of(model, spec)
+        if step.in_use:  # By a search whose callback asks for hypergradients.
+            return self._bound(model, InnerStep(model, spec))
+        key = type(self), self.compiled_options, str(spec)
+        return _kept(model, key, lambda: self._bound(model, step))
 
     @property
     def compiled_options(self):
         """The options that what is compiled depends on, a tuple."""
         return ()
 
-    def _bound(self, model, spec):
+    def _bound(self, model, step):
         bound = copy.copy(self)
-        bound.step = inner_step_of(model, spec)
+        bound.step = step
         bound.hyper_optimizer, bound.buckets = model.optimizer, model.optimizer.buckets
         bound.build()
         return bound
@@ -73,7 +78,7 @@ class Mode:
             horizon: Number of inner steps.
             divergence_factor: See `DivergenceDetector`. Defaults to `None`, infinity.
         """
-        self.horizon = int(horizon)
+        self.horizon, self.step.in_use = int(horizon), True
         self.step.reset(self.horizon, divergence_factor)
 
     def run(self, source, position, inner_step, count):
@@ -112,7 +117,7 @@ class Mode:
 
     def release(self):
         """Lets go of what only the present run needs."""
-        self.validation_gradients = None
+        self.validation_gradients, self.step.in_use = None, False
 
     # ------------------------------------------------------------------ what a search must know
     @property
@@ -164,6 +169,7 @@ def inner_step_of(model, spec):
 
 
 def _kept(model, key, make):
+    key = (keras.config.floatx(), *key)
     kept = kept_with(model)
     if key not in kept:
         made = make()

@@ -146,7 +146,7 @@ def _copy_derived_state(model, twin):
         store = {}
         try:
             other.save_own_variables(store)
-            mine.load_own_variables({k: keras.ops.convert_to_numpy(v) for k, v in store.items()})
+            mine.load_own_variables({k: _as_array(v) for k, v in store.items()})
             if hasattr(other, "save_assets") and hasattr(mine, "load_assets"):
                 with tempfile.TemporaryDirectory() as folder:
                     other.save_assets(folder)
@@ -157,6 +157,10 @@ def _copy_derived_state(model, twin):
                 f"The state of the layer {other.name!r} ({type(other).__name__}) cannot be copied "
                 f"to float64: {type(error).__name__}: {error}"
             ) from error
+
+
+def _as_array(value):
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
 
 
 def _pairs(model, twin):

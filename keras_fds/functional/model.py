@@ -24,15 +24,12 @@ class _Kept:
 def kept_with(model):
     """A dictionary for what is compiled for a model; it goes when the model does.
 
-    Like Keras's own compiled functions it is new after `compile`, or when other weights train.
+    It is new after `compile`, when other weights train, and when a number of a layer, a
+    regularizer, a loss or the optimizer is another one.
     """
     identity = keras_models.compilation(model)
     kept = vars(model).get(_KEPT)
-    if (
-        kept is None
-        or len(kept.identity) != len(identity)
-        or any(a is not b for a, b in zip(kept.identity, identity))
-    ):
+    if kept is None or not keras_models.same_compilation(kept.identity, identity):
         kept = vars(model)[_KEPT] = _Kept(identity)
     return kept.things
 

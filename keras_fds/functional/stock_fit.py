@@ -51,6 +51,7 @@ def _use_learned_numbers(model):
 
     train_step.of_keras_fds = True
     vars(model)["train_step"] = train_step
+    model.train_function = None  # `train_on_batch` may have made one of the stock step.
 
 
 def announce_horizons():

@@ -146,14 +146,60 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
 
 
 def compilation(model):
-    """The objects that a compiled function of a model depends on."""
-    weights = model.trainable_variables if model.built else []
-    return (
-        model.optimizer,
-        model._compile_loss,
-        model._compile_metrics,
-        keras.config.floatx(),
-        *weights,
+    """What a compiled function of a model depends on: objects, numbers and names, a list.
+
+    Beside what `compile` makes anew these are the plain attributes, tensors and variables of the
+    layers, their regularizers, the losses and the wrapped optimizer, which a trace holds.
+    """
+    parts = [*keras_layers.layers_of(model), getattr(model.optimizer, "optimizer", None)]
+    parts += [each.loss for each in compiled_losses(model)]
+    found = [model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker]
+    seen = set()
+    for part in parts:
+        if part is None or id(part) in seen or not hasattr(part, "__dict__"):
+            continue
+        seen.add(id(part))
+        found.append(part)
+        for name, value in sorted(vars(part).items()):
+            if name in _CHANGING or (name.startswith("_") and name not in _COUNTING):
+                continue
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if isinstance(value, dict) and name == "_fn_kwargs":
+                values = [each for pair in sorted(value.items()) for each in pair]
+            if isinstance(value, (keras.Regularizer, keras.constraints.Constraint)):
+                values = [value, *(each for _, each in sorted(vars(value).items()))]
+            found += [each for each in values if _is_plain(each) or _is_held(each)]
+    return found
+
+
+# What Keras changes while a model is called and trained; then the private attributes that count.
+_CHANGING = (
+    "built",
+    "compiled",
+    "history",
+    "predict_function",
+    "stop_evaluating",
+    "stop_training",
+    "test_function",
+    "train_function",
+)
+_COUNTING = ("_trainable", "_layers", "_fn_kwargs")
+
+
+def _is_plain(value):
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _is_held(value):
+    """Whether a trace holds a value itself, so that another one in its place goes unseen."""
+    held = (keras.Variable, keras.layers.Layer, keras.Regularizer, keras.constraints.Constraint)
+    return tf.is_tensor(value) or isinstance(value, held)
+
+
+def same_compilation(one, other):
+    """Whether two lists of `compilation` are of functions that compute the same."""
+    return len(one) == len(other) and all(
+        a is b or (_is_plain(a) and type(a) is type(b) and a == b) for a, b in zip(one, other)
     )
 
 

@@ -71,7 +71,7 @@ class OuterLoop:
         self.steps_a_call = self.model.steps_per_execution
         has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
         self.paces_itself = self.steps_a_call == 1 and not has_hooks
-        self.guard = _Guard(mode) if has_hooks else None
+        self.guard = _Guard(mode, self.optimizer) if has_hooks else None
         self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
@@ -84,12 +84,11 @@ class OuterLoop:
         model, optimizer, logs = self.model, self.optimizer, {}
         model.stop_training, model._initial_epoch = False, None
         last = self.restored()
+        search.rule_state = optimizer.outer.initial_state(
+            optimizer.coordinates, self.buckets.first_steps()
+        )
         if initial_epoch and last is not None and len(last.records) == initial_epoch:
             search = last
-        else:
-            search.rule_state = optimizer.outer.initial_state(
-                optimizer.coordinates, self.buckets.first_steps()
-            )
         self.search = optimizer.search = search
         optimizer.searching = True
         try:
@@ -110,9 +109,9 @@ class OuterLoop:
             finally:
                 self.search.partial = None
                 self.keep_best()
-                self.mode.release()
         finally:
             optimizer.searching = False
+            self.mode.release()
         self.callbacks.on_train_end(logs)
         return model.history
 
@@ -466,8 +465,8 @@ class OuterLoop:
 class _Guard:
     """Sees whether callbacks assign what the hypergradients of a run depend on."""
 
-    def __init__(self, mode):
-        self.variables = mode.protected_variables
+    def __init__(self, mode, optimizer):
+        self.variables = [*mode.protected_variables, *optimizer.schedule_variables]
 
     def values(self):
         """The present values."""

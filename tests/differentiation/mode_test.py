@@ -171,6 +171,122 @@ def test_a_second_call_traces_nothing(call):
     assert Counting.traces > before
 
 
+class Scaled(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.normalization = keras.layers.Normalization()
+        self.dense = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.01))
+        self.scale = 1.0
+
+    def call(self, x):
+        return self.scale * self.dense(self.normalization(x))
+
+
+def stronger(model):
+    model.dense.kernel_regularizer.l2 = 1.0
+
+
+def adapted(model):
+    model.normalization.adapt(3.0 + 2.0 * numpy_mode.arrays()[0])
+
+
+CHANGES = {
+    "a regularizer": stronger,
+    "adapted statistics": adapted,
+    "the optimizer": lambda model: setattr(model.optimizer.optimizer, "clipnorm", 1e-3),
+    "the model": lambda model: setattr(model, "scale", 3.0),
+    "the loss": lambda model: model.loss._fn_kwargs.update(delta=0.01),
+}
+
+
+def functional_model():
+    """A model of the same kind that Keras can rebuild in float64."""
+    dense = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.01))
+    model = keras.Sequential([keras.Input((3,)), dense])
+    model.dense = dense
+    return model
+
+
+def compiled_with_huber(model):
+    rate = keras_fds.Hyperparameter("learning_rate", 2, 0.1)
+    stock = keras_fds.optimizers.SGD(clipnorm=10.0)
+    model.compile(keras_fds.HyperOptimizer(stock, [rate]), loss=keras.losses.Huber())
+    return model
+
+
+def check_that_a_change_is_seen(model, change, dtype):
+    def hypergradients():
+        found = keras_fds.hypergradients(model, *datasets(), dtype=dtype)
+        return found["learning_rate"]
+
+    before = hypergradients()
+    CHANGES[change](model)
+    after = hypergradients()
+    vars(model).pop("_kept_by_keras_fds")
+    np.testing.assert_allclose(after, hypergradients(), rtol=1e-6)
+    assert np.abs(after - before).max() > 1e-4
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_calls_is_seen(change):
+    x = numpy_mode.arrays()[0]
+    model = Scaled()
+    model.normalization.adapt(x)
+    compiled_with_huber(model)
+    model(x[:2])
+    check_that_a_change_is_seen(model, change, None)
+
+
+@pytest.mark.parametrize("change", ["a regularizer", "the optimizer", "the loss"])
+def test_so_is_it_in_float64(change):
+    model = compiled_with_huber(functional_model())
+    check_that_a_change_is_seen(model, change, "float64")
+
+
+def test_hypergradients_asked_for_within_a_search_do_not_disturb_it():
+    class Ask(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                x, y = numpy_mode.arrays()
+                data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+                keras_fds.hypergradients(self.model, data, data)
+
+    found = []
+    for callbacks in (
+        [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None)],
+        [Ask()],
+    ):
+        keras.utils.set_random_seed(1)
+        model = counting_model()
+        x, y = numpy_mode.arrays()
+        keras_fds.fit(
+            model,
+            x,
+            y,
+            batch_size=BATCH,
+            validation_split=0.2,
+            outer_steps=1,
+            initial_weights="same",
+            shuffle=False,
+            callbacks=callbacks,
+            differentiation="forward",
+            verbose=0,
+        )
+        found.append(model.optimizer.hypergradients["learning_rate"])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_mode_of_ones_own_is_used():
+    class Mine(Forward):
+        def hypergradients(self):
+            return 1000 * super().hypergradients()
+
+    model = counting_model()
+    stock = keras_fds.hypergradients(model, *datasets())["learning_rate"]
+    mine = keras_fds.hypergradients(model, *datasets(), differentiation=Mine())["learning_rate"]
+    np.testing.assert_allclose(mine, 1000 * stock, rtol=1e-6)
+
+
 def test_a_deleted_model_is_collected():
     model = counting_model()
     for call in CALLS.values():
