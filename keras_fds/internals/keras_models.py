@@ -152,7 +152,7 @@ def compilation(model):
     layers, their regularizers, the losses and the wrapped optimizer, which a trace holds.
     """
     parts = [*keras_layers.layers_of(model), getattr(model.optimizer, "optimizer", None)]
-    parts += [each.loss for each in compiled_losses(model)]
+    parts += [each.loss for each in compiled_losses(model)] + keras.tree.flatten(model.loss)
     found = [model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker]
     seen = set()
     for part in parts:
