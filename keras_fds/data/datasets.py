@@ -108,8 +108,9 @@ class DatasetBatches:
 
     def timing_batches(self):
         """Batches of the same kind and number, all like `first`: no pass is begun."""
+        first = self.first  # Looked at now, whether or not anything is timed.
         repeated = tf.data.Dataset.from_generator(
-            lambda: itertools.repeat(self.first), output_signature=self.dataset.element_spec
+            lambda: itertools.repeat(first), output_signature=self.dataset.element_spec
         )
         return DatasetBatches(repeated, self.num_batches)
 

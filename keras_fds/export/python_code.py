@@ -134,8 +134,11 @@ def _definitions(code):
         used.append(piecewise_constant)
     if "ScheduledNumber(" in code:
         used += [tensor_operator, ScheduledNumber]
+    return [_cut(inspect.getsource(each)) for each in used]
+
+
+def _cut(source):
     # The documentation of arguments stays here: its example imports keras_fds.
-    return [
-        re.sub(r'\n\n *Args:\n.*?(?=\n *""")', "", inspect.getsource(each), flags=re.DOTALL).strip()
-        for each in used
-    ]
+    source = re.sub(r'\n\n *Args:\n.*?(?=\n *""")', "", source, flags=re.DOTALL).strip()
+    # A name of its own: where the code is run beside keras_fds, the original stays registered.
+    return source.replace('serializable("keras_fds")', 'serializable("exported")')

@@ -140,6 +140,15 @@ def test_what_cannot_be_exported_is_refused(schedules, optimizer, message):
         export.python_snippet(schedules_of(schedules), optimizer)
 
 
+def test_snippet_leaves_the_optimizer_it_copies_registered():
+    optimizer, values = OPTIMIZERS["paper"]
+    names = {}
+    exec(export.python_snippet(schedules_of(values), optimizer), names)
+    assert type(names["make_optimizer"]()) is not keras_fds.optimizers.SGD
+    serialized = keras.optimizers.serialize(optimizer)
+    assert type(keras.optimizers.deserialize(serialized)) is keras_fds.optimizers.SGD
+
+
 def test_different_horizons_are_refused():
     schedules = {"learning_rate": BucketedSchedule([1], 10), "momentum": BucketedSchedule([0], 20)}
     with pytest.raises(ValueError, match="the same horizon"):
