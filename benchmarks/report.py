@@ -64,11 +64,8 @@ def _machine(machine):
 
 def _table(section, rows):
     if section == "equality":
-        return [
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {value:.1e} |" for name, value in rows.items()),
-        ]
+        lines = [f"| {name} | {value:.1e} |" for name, value in rows.items()]
+        return ["| | |", "|---|---|", *lines]
     if section.startswith("peers"):
         rows = {"plain steps": rows}
     engines = list(dict.fromkeys(engine for row in rows.values() for engine in row))

@@ -53,13 +53,16 @@ def compiled(problem, learning=True):
 
     import keras_fds
 
+    schedules = problem.schedules
     optimizer = keras_fds.optimizers.SGD(
-        *(float(values[0]) for values in problem.schedules.values())
+        learning_rate=float(schedules["learning_rate"][0]),
+        momentum=float(schedules["momentum"][0]),
+        weight_decay=float(schedules["weight_decay"][0]),
     )
     if learning is not None:
         hyperparameters = [
             keras_fds.Hyperparameter(name, len(values), values)
-            for name, values in problem.schedules.items()
+            for name, values in schedules.items()
         ]
         optimizer = keras_fds.HyperOptimizer(
             optimizer,
@@ -147,7 +150,8 @@ def fit(problem, engine, outer_steps, callback):
         return
     keras_fds.fit(
         compiled(problem, learning=engine != "plain"),
-        *(x, y),
+        x,
+        y,
         epochs=_PASSES.value,
         outer_steps=outer_steps,
         validation_data=tuple(held_out),

@@ -27,7 +27,8 @@ def main(outer_steps=6, epochs=10, retraining_epochs=30):
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     keras_fds.fit(
         model,
-        *(x[:1500], y[:1500]),
+        x[:1500],
+        y[:1500],
         batch_size=100,
         epochs=epochs,
         outer_steps=outer_steps,

@@ -255,8 +255,12 @@ def test_what_a_scale_does_not_have_is_refused(arguments):
 @pytest.mark.parametrize(
     "name",
     [
-        *("loss.label_smoothing", "loss_weights.first_output", "model.temperature"),
-        *("dense_1.kernel_regularizer.l2", "*.kernel_regularizer.l2", "conv-[12]?.epsilon"),
+        "loss.label_smoothing",
+        "loss_weights.first_output",
+        "model.temperature",
+        "dense_1.kernel_regularizer.l2",
+        "*.kernel_regularizer.l2",
+        "conv-[12]?.epsilon",
     ],
 )
 def test_numbers_of_a_model_have_dotted_names(name):

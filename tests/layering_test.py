@@ -89,7 +89,14 @@ def test_imports_are_seen_wherever_they_are():
         "def l():\n    import m\n    from n.o import p\n"
     )
     assert sorted(imports(tree, "keras_fds")) == [
-        *("a.b", "d", "e.f", "e.g", "keras_fds._i", "keras_fds._j.k", "m", "n.o.p"),
+        "a.b",
+        "d",
+        "e.f",
+        "e.g",
+        "keras_fds._i",
+        "keras_fds._j.k",
+        "m",
+        "n.o.p",
     ]
 
 

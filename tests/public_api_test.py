@@ -155,8 +155,13 @@ def test_public_methods_have_docstrings(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("BucketedSchedule", "HyperOptimizer", "Hyperparameter", "export.keras_schedules"),
-        *("export.python_snippet", "optimizers.SGD", "outer.SignDescent"),
+        "BucketedSchedule",
+        "HyperOptimizer",
+        "Hyperparameter",
+        "export.keras_schedules",
+        "export.python_snippet",
+        "optimizers.SGD",
+        "outer.SignDescent",
         "outer.TrustRegionDescent",
     ],
 )

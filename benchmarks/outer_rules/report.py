@@ -92,7 +92,7 @@ def lines(results):
 
 
 def _header(*more):
-    titles = ["searcher", *(str(cost) for cost in COSTS), *more]
+    titles = ["searcher", *map(str, COSTS), *more]
     return [_row(titles), _row(["---"] * len(titles))]
 
 

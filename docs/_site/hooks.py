@@ -10,8 +10,13 @@ from mkdocs.structure.files import File, InclusionLevel
 ROOT = pathlib.Path(__file__).parents[2]
 # Pages link to these by their path in the repository, as they do where the pages are read there.
 _OUTSIDE = (
-    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/results/results.md"),
-    *("benchmarks/results/*.png", "configs/*.py", "examples/*.py"),
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "benchmarks/results/results.md",
+    "benchmarks/results/*.png",
+    "configs/*.py",
+    "examples/*.py",
 )
 
 

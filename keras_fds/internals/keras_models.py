@@ -167,7 +167,7 @@ def compilation(model):
             if isinstance(value, dict) and name == "_fn_kwargs":
                 values = [each for pair in sorted(value.items()) for each in pair]
             if isinstance(value, (keras.Regularizer, keras.constraints.Constraint)):
-                values = [value, *(each for _, each in sorted(vars(value).items()))]
+                values = [value] + [each for _, each in sorted(vars(value).items())]
             found += [each for each in values if _is_plain(each) or _is_held(each)]
     return found
 

@@ -376,8 +376,8 @@ class OuterLoop:
             *model.metrics_variables,
             *self.mode.outside_variables,
             *self.optimizer.variables,
-            *(self.mode.checkpoint_variables or ()),
         ]
+        every += self.mode.checkpoint_variables or []
         return list({id(each): each for each in every}.values())
 
     def partial_outer_step(self, horizon, logs):

@@ -26,8 +26,8 @@ STARTS = {"sgd": (0.3, 0.8, 1e-2), "adamw": (0.02, 0.8, 0.1)}
 
 def tiny_digits():
     data = digits()
-    pool = Examples(*(part[:60] for part in data.pool))
-    test = Examples(*(part[:20] for part in data.test))
+    pool = Examples(inputs=data.pool.inputs[:60], labels=data.pool.labels[:60])
+    test = Examples(inputs=data.test.inputs[:20], labels=data.test.labels[:20])
     return Data(pool, test, 10)
 
 

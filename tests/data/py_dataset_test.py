@@ -88,7 +88,8 @@ def test_gives_the_hypergradients_of_the_same_arrays(float64, differentiation, w
     data = (x, y, weights) if weighted else (x, y)
     arguments = {"epochs": 2, "differentiation": differentiation}
     expected = fitted(
-        *(x, y),
+        x,
+        y,
         sample_weight=weights if weighted else None,
         batch_size=7,
         validation_data=(x, y),

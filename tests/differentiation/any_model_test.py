@@ -80,7 +80,8 @@ class OwnLoss(Subclassed):
 MODELS = {
     "recurrent": (
         lambda: recurrent(layers.SimpleRNN(2, recurrent_dropout=0.2)),
-        *(TOKENS, LABELS),
+        TOKENS,
+        LABELS,
     ),
     "attention": (attention, TOKENS, LABELS),
     "two_inputs_and_outputs": (

@@ -104,7 +104,9 @@ def search(rates, num_learned=1, steps_per_execution=1, **arguments):
     spy = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
     x = arrays()[0]
     history = keras_fds.fit(
-        *(model, x, x[:, :1]),
+        model,
+        x,
+        x[:, :1],
         epochs=16,
         outer_steps=1,
         validation_split=0.2,

@@ -85,7 +85,10 @@ def digits_network():
     for number, filters, strides in ((1, 16, 1), (2, 32, 2)):
         layers += [
             keras.layers.Conv2D(
-                *(filters, 3, strides, "same"),
+                filters,
+                3,
+                strides,
+                "same",
                 use_bias=False,
                 kernel_regularizer=keras.regularizers.L2(0.01),
                 name=f"convolution_{number}",
@@ -180,7 +183,9 @@ def test_searches_are_the_same_in_either_mode(capsys):
     for differentiation in ("forward", "adjoint", "auto"):
         keras.utils.set_random_seed(1)
         history = keras_fds.fit(
-            *(scalar_model(), x, tf.one_hot(y, 3)),
+            scalar_model(),
+            x,
+            tf.one_hot(y, 3),
             batch_size=8,
             outer_steps=2,
             validation_split=0.2,

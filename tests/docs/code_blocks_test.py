@@ -20,7 +20,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [
-    *("README.md", "CONTRIBUTING.md", "docs/index.md"),
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/index.md",
     *sorted(
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "docs").rglob("*.md")

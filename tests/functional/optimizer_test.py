@@ -110,8 +110,11 @@ SWITCHES = {
     "exclude_embeddings": "a switch",
 }
 _SETTINGS = (
-    *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    *("loss_scale_factor", "gradient_accumulation_steps"),
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
 )
 REFUSED = {
     **{("Optimizer", name): "does not support what it belongs to" for name in _SETTINGS},
@@ -140,9 +143,19 @@ POSITIVE = {
 }
 # Numbers of CASES that are also tried at zero, where that is allowed.
 ZEROS = {
-    *("momentum", "rho", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "beta"),
-    *("weight_decay", "adam_weight_decay", "l1_regularization_strength", "warmup_steps"),
-    *("l2_regularization_strength", "l2_shrinkage_regularization_strength"),
+    "momentum",
+    "rho",
+    "beta_1",
+    "beta_2",
+    "adam_beta_1",
+    "adam_beta_2",
+    "beta",
+    "weight_decay",
+    "adam_weight_decay",
+    "l1_regularization_strength",
+    "warmup_steps",
+    "l2_regularization_strength",
+    "l2_shrinkage_regularization_strength",
 }
 
 

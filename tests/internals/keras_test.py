@@ -8,8 +8,14 @@ import tensorflow as tf
 from keras_fds.internals import keras_layers, keras_models, keras_optimizers
 
 OPTIMIZER_METHODS = (
-    *("assign", "assign_add", "assign_sub", "stateless_apply", "add_variable_from_reference"),
-    *("_apply_weight_decay", "_backend_update_step", "_var_key"),
+    "assign",
+    "assign_add",
+    "assign_sub",
+    "stateless_apply",
+    "add_variable_from_reference",
+    "_apply_weight_decay",
+    "_backend_update_step",
+    "_var_key",
 )
 MEND = "Keras has changed: mend keras_fds/internals, which relies on "
 
@@ -39,8 +45,13 @@ def test_optimizers_have(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("_losses_override", "_compute_loss", "_symbolic_build", "_flatten_layers"),
-        *("_call_has_training_arg", "_compile_loss", "_loss_tracker"),
+        "_losses_override",
+        "_compute_loss",
+        "_symbolic_build",
+        "_flatten_layers",
+        "_call_has_training_arg",
+        "_compile_loss",
+        "_loss_tracker",
     ],
 )
 def test_compiled_models_have(name):

@@ -27,17 +27,20 @@ CASES = {
         lambda x, g: raw.Conv2DBackpropFilter(
             input=x, filter_sizes=KERNEL, out_backprop=g, **CONVOLUTION
         ),
-        *(IMAGE, (2, 4, 4, 4)),
+        IMAGE,
+        (2, 4, 4, 4),
     ),
     "Conv2DBackpropInput": (
         lambda k, g: raw.Conv2DBackpropInput(
             input_sizes=IMAGE, filter=k, out_backprop=g, **CONVOLUTION
         ),
-        *(KERNEL, (2, 4, 4, 4)),
+        KERNEL,
+        (2, 4, 4, 4),
     ),
     "DepthwiseConv2dNative": (
         lambda x, k: raw.DepthwiseConv2dNative(input=x, filter=k, **CONVOLUTION),
-        *(IMAGE, KERNEL),
+        IMAGE,
+        KERNEL,
     ),
     "ExpandDims": (lambda x: tf.expand_dims(x, 1), (3, 2)),
     "GatherV2": (lambda x: tf.gather(x, [2, 0, 2], axis=1), (2, 3)),
@@ -46,11 +49,15 @@ CASES = {
     "MatMul": (lambda x, y: raw.MatMul(a=x, b=y, transpose_a=True), (4, 3), (4, 2)),
     "MaxPoolGrad": (
         lambda x, y, g: raw.MaxPoolGrad(orig_input=x, orig_output=y, grad=g, **WINDOWS),
-        *(IMAGE, (2, 3, 3, 2), (2, 3, 3, 2)),
+        IMAGE,
+        (2, 3, 3, 2),
+        (2, 3, 3, 2),
     ),
     "MaxPoolGradGrad": (
         lambda x, y, g: raw.MaxPoolGradGrad(orig_input=x, orig_output=y, grad=g, **WINDOWS),
-        *(IMAGE, (2, 3, 3, 2), IMAGE),
+        IMAGE,
+        (2, 3, 3, 2),
+        IMAGE,
     ),
     "Mean": (lambda x: tf.reduce_mean(x, 0), (3, 2)),
     "Mul": (lambda x, y: x * y, (3, 2), (2,)),

@@ -273,11 +273,23 @@ def test_config_round_trip(rule, arguments):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        *(("shrink", value) for value in (0, 1.0, -0.5, np.nan, None, "half")),
-        *(("tolerance", value) for value in (-0.01, np.nan, "none", None)),
-        *(("growth", value) for value in (0.9, np.inf)),
-        *(("instability_threshold", value) for value in (0.0, -1.0, True)),
-        *(("noise_floor", value) for value in (0.0, np.nan)),
+        ("shrink", 0),
+        ("shrink", 1.0),
+        ("shrink", -0.5),
+        ("shrink", np.nan),
+        ("shrink", None),
+        ("shrink", "half"),
+        ("tolerance", -0.01),
+        ("tolerance", np.nan),
+        ("tolerance", "none"),
+        ("tolerance", None),
+        ("growth", 0.9),
+        ("growth", np.inf),
+        ("instability_threshold", 0.0),
+        ("instability_threshold", -1.0),
+        ("instability_threshold", True),
+        ("noise_floor", 0.0),
+        ("noise_floor", np.nan),
     ],
 )
 def test_bad_input_is_named_with_what_was_received(argument, value):

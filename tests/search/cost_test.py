@@ -71,8 +71,13 @@ def test_table_with_nothing_to_learn():
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        *((0.0004, "0.4 ms"), (0.35, "350 ms"), (1.7, "1.7 s"), (59.6, "60 s")),
-        *((240.0, "4 min"), (5990.0, "1 h 40 min"), (7260.0, "2 h 1 min")),
+        (0.0004, "0.4 ms"),
+        (0.35, "350 ms"),
+        (1.7, "1.7 s"),
+        (59.6, "60 s"),
+        (240.0, "4 min"),
+        (5990.0, "1 h 40 min"),
+        (7260.0, "2 h 1 min"),
     ],
 )
 def test_durations(seconds, expected):
@@ -145,7 +150,8 @@ def test_results_are_the_same_to_the_bit_with_and_without_measuring(differentiat
             data, arguments = (dataset.take(4), None), {"validation_data": dataset.skip(4)}
         model = noisy_model()
         history = keras_fds.fit(
-            *(model, *data),
+            model,
+            *data,
             epochs=3,
             outer_steps=3,
             differentiation=differentiation,
