@@ -131,7 +131,9 @@ def differences(one, other):
 
 
 def main(_):
-    rng, kills, compared = random.Random(_SEED.value), [], []
+    rng = random.Random(_SEED.value)
+    kills = []
+    compared = []
     with tempfile.TemporaryDirectory() as folder:
         whole = pathlib.Path(folder) / "whole"
         begin = time.monotonic()

@@ -33,13 +33,16 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/quality", "Folder fo
 _SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the searches.")
 
 CONFIGS = {"digits": "digits", "mnist": "mnist_lenet", "fashion_mnist": "fashion_mnist_lenet"}
-RATES, DECAYS, MOMENTUM = (0.01, 0.03, 0.1, 0.3), (0.0, 5e-4, 1e-3), 0.9
+RATES = (0.01, 0.03, 0.1, 0.3)
+DECAYS = (0.0, 5e-4, 1e-3)
+MOMENTUM = 0.9
 GRID_SEEDS = 100, 101
 # How often what a seed gave is trained and tested: the test split of digits has 360 examples,
 # and trainings on MNIST differ the least.
 TRAININGS = {"digits": 6, "mnist": 2, "fashion_mnist": 4}
 # An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
-ADJOINT, DIVERGED = 4.0, 0.5
+ADJOINT = 4.0
+DIVERGED = 0.5
 
 
 def load_config(dataset):
@@ -58,7 +61,8 @@ def search(dataset, seed):
 def one_epoch(dataset, seed):
     """A search over one epoch."""
     config = load_config(dataset)
-    config.epochs, config.outer_steps = (1,), 9
+    config.epochs = (1,)
+    config.outer_steps = 9
     return searched(config, dataset, seed, "one_epoch")[1]
 
 

@@ -20,7 +20,9 @@ _STEPS = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
 _TRUSTED = 0.1
 _SMALLEST_VALUE = 0.1  # Coordinates below are moved as if they were this large.
 _SUSPECT = 1e-5
-_RIGHT, _WRONG, _NOT_SMOOTH = "right", "WRONG", "not smooth here"
+_RIGHT = "right"
+_WRONG = "WRONG"
+_NOT_SMOOTH = "not smooth here"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +219,8 @@ class _Runs:
 
         `None` when training breaks down at one of the points.
         """
-        slopes, bends = [], []
+        slopes = []
+        bends = []
         for size in (step, step / 2):
             moved = []
             for sign in (1, -1):

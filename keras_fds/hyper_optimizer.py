@@ -83,7 +83,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._multiplied = None
         # The search that `fit` runs, or ran last. What Keras saves meanwhile holds it too, as
         # arrays, and what is loaded then waits here for `fit`.
-        self.search, self.searching, self.loaded_search = None, False, None
+        self.search = None
+        self.searching = False
+        self.loaded_search = None
 
     # ------------------------------------------------------------------- learned values
     @property

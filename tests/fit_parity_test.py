@@ -317,7 +317,8 @@ def test_it_is_also_while_hypergradients_are_computed(name, differentiation):
 def test_a_look_at_the_first_batch_draws_no_other_order(differentiation):
     """Every pass over it draws another order; what is looked at is the pass that is trained on."""
     learned = [keras_fds.Hyperparameter("momentum", 2, 0.5)]
-    name, steps = "reshuffled dataset", {"validation_steps": 2}
+    name = "reshuffled dataset"
+    steps = {"validation_steps": 2}
     data, same = ({"validation_data": validation().shuffle(3, 2), **steps} for _ in range(2))
     received = ours(name, learned, differentiation=differentiation, **data)
     assert_alike(received, stock(name, **same))

@@ -109,7 +109,9 @@ class NumpyMode(keras_fds.differentiation.Mode):
 
     def validate(self, source, num_batches, training=False, at_batch=None):
         weight = self.weight.numpy().astype("float64")[:, 0]
-        losses, sizes, self.gradient = [], [], np.zeros(3)
+        losses = []
+        sizes = []
+        self.gradient = np.zeros(3)
         for first in range(num_batches):
             x, y, _ = get_batch(source, first)
             x, y = x.numpy().astype("float64"), y.numpy().astype("float64")[:, 0]

@@ -82,7 +82,8 @@ def test_models_are_saved_in_every_form(tmp_path):
 class Counting(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
-        self.train, self.test = [], []
+        self.train = []
+        self.test = []
 
     def on_train_batch_end(self, batch, logs=None):
         self.train.append(batch)

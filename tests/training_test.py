@@ -26,7 +26,11 @@ class Spy(keras.callbacks.Callback):
     """Records what a callback sees at the end of each outer step."""
 
     def __init__(self):
-        self.epochs, self.batches, self.schedules, self.weights, self.losses = [], [], [], [], []
+        self.epochs = []
+        self.batches = []
+        self.schedules = []
+        self.weights = []
+        self.losses = []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.weights.append(self.model.get_weights())
@@ -455,7 +459,8 @@ def test_own_compute_loss_is_what_is_differentiated():
 
 
 def test_steps_per_execution_sets_the_steps_a_call_and_changes_no_result():
-    losses, spies = [], []
+    losses = []
+    spies = []
     for steps in (1, 4):
         keras.utils.set_random_seed(0)
         model, spy = make_model(steps_per_execution=steps), Spy()

@@ -16,7 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from trainers import workdirs
 
-_BLUE, _RED, _GREEN = "#1f5fa8", "#c0392b", "#1e8449"
+_BLUE = "#1f5fa8"
+_RED = "#c0392b"
+_GREEN = "#1e8449"
 
 
 def draw_validation(rows):

@@ -58,7 +58,8 @@ def search(inner_loop, searcher, seed, budget):
         `(cost so far, observations, answer)` after every observation.
     """
     split, key = inner_loop.split(seed), jax.random.PRNGKey(seed)
-    observations, cost = [], 0.0
+    observations = []
+    cost = 0.0
     proposal = searcher.propose(observations)
     while proposal is not None:
         cost += proposal.cost(inner_loop.horizon)
@@ -107,11 +108,13 @@ def run_seed(task, inner_loop, name, seed, costs=COSTS):
     """The record of a search and its answers' tests."""
     start = time.monotonic()
     searcher = SEARCHERS[name](task.optimizer, inner_loop.horizon, seed)
-    steps, observations = [], []
+    steps = []
+    observations = []
     for cost, observations, answer in search(inner_loop, searcher, seed, max(costs)):  # noqa: B007
         steps.append((cost, answer))
     searched = time.monotonic()
-    tests, marks = {}, {}
+    tests = {}
+    marks = {}
     for limit, answer in zip(costs, answers_at(costs, steps)):
         if answer is None:
             marks[str(limit)] = None

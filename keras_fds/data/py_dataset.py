@@ -24,7 +24,9 @@ class PyDatasetPasses:
         self.py_dataset, self.what = py_dataset, what
         self.generator = None  # A `numpy.random.Generator` draws the order of every pass.
         self.error = None  # What the `PyDataset` raised.
-        self._lock, self._newest, self._is_open = threading.Lock(), None, False
+        self._lock = threading.Lock()
+        self._newest = None
+        self._is_open = False
 
     def cardinality(self):
         """Number of batches, or `tf.data.INFINITE_CARDINALITY`."""

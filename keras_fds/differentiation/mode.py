@@ -117,7 +117,8 @@ class Mode:
 
     def release(self):
         """Lets go of what only the present run needs."""
-        self.validation_gradients, self.step.in_use = None, False
+        self.validation_gradients = None
+        self.step.in_use = False
 
     # ------------------------------------------------------------------ what a search must know
     @property

@@ -148,7 +148,8 @@ class Reverse(Mode):
 
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):
-        done, ok = 0, True
+        done = 0
+        ok = True
         while done < count and ok:
             first = inner_step + done
             wanted = count - done

@@ -7,14 +7,34 @@ assigns are part of its state; what TensorFlow writes by itself would be written
 import warnings
 
 _PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
-_RANDOM = ("RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal")
-_RANDOM += ("RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial")
-_WRITING = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
-_WRITING += tuple(
-    f"ResourceScatter{kind}"
-    for kind in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Update", "NdUpdate", "NdAdd", "NdSub")
+_RANDOM = (
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "TruncatedNormal",
+    "RandomShuffle",
+    "RandomGamma",
+    "RandomPoissonV2",
+    "Multinomial",
 )
-_WRITING += ("ResourceStridedSliceAssign", "LookupTableInsertV2", "MutableDenseHashTableInsert")
+_WRITING = (
+    "AssignVariableOp",
+    "AssignAddVariableOp",
+    "AssignSubVariableOp",
+    "ResourceScatterAdd",
+    "ResourceScatterSub",
+    "ResourceScatterMul",
+    "ResourceScatterDiv",
+    "ResourceScatterMin",
+    "ResourceScatterMax",
+    "ResourceScatterUpdate",
+    "ResourceScatterNdUpdate",
+    "ResourceScatterNdAdd",
+    "ResourceScatterNdSub",
+    "ResourceStridedSliceAssign",
+    "LookupTableInsertV2",
+    "MutableDenseHashTableInsert",
+)
 
 
 def check_writes(model, graph):

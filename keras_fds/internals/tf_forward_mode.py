@@ -79,6 +79,7 @@ def _product_in_place(operation_type, attributes, inputs, outputs, tangents, use
 
 
 _HANDLES = (tf.resource, tf.variant)
-_lock, _open = threading.Lock(), []  # Accumulators in use, of all threads.
+_lock = threading.Lock()
+_open = []  # Accumulators in use, of all threads.
 
 IS_POSSIBLE = _is_possible()

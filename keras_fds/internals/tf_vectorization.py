@@ -24,7 +24,8 @@ except ImportError:
     _ops = _control_flow = _pfor = None
 
 _RULES = {}
-_lock, _open = threading.Lock(), []
+_lock = threading.Lock()
+_open = []  # The stock rules, once for each map that is being traced.
 
 
 @contextlib.contextmanager

@@ -82,7 +82,8 @@ class OuterLoop:
     def run(self, initial_epoch, search):
         """Runs the outer steps of a search, or of the one a callback restores; the history."""
         model, optimizer, logs = self.model, self.optimizer, {}
-        model.stop_training, model._initial_epoch = False, None
+        model.stop_training = False
+        model._initial_epoch = None
         last = self.restored()
         search.rule_state = optimizer.outer.initial_state(
             optimizer.coordinates, self.buckets.first_steps()

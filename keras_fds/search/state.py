@@ -12,7 +12,8 @@ import numpy as np
 
 _VERSION = 4
 SEARCH_ENTRY = "search"
-MEASURED, BROKE_DOWN = "measured", "broke_down"
+MEASURED = "measured"
+BROKE_DOWN = "broke_down"
 
 
 @dataclasses.dataclass
@@ -129,7 +130,8 @@ class Search:
         self.start, self.resample = start, resample
         self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.position, self.partial = Position(), None
-        self.records, self.best = [], None
+        self.records = []
+        self.best = None
         self.rule_state = {}
 
     def randomness(self, outer_step):

@@ -67,7 +67,9 @@ class Remember(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.logs, self.schedules, self.hypergradients = [], [], []
+        self.logs = []
+        self.schedules = []
+        self.hypergradients = []
 
     def on_epoch_end(self, epoch, logs=None):
         self.logs.append(dict(logs))

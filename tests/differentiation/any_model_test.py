@@ -11,7 +11,9 @@ from keras_fds.data.datasets import DatasetBatches
 from tests.differentiation import reference
 
 pytestmark = pytest.mark.usefixtures("float64")
-HORIZON, BATCH, NUM_EXAMPLES = 5, 4, 40
+HORIZON = 5
+BATCH = 4
+NUM_EXAMPLES = 40
 rng = np.random.default_rng(1)
 FEATURES = rng.normal(size=(NUM_EXAMPLES, 5))
 TOKENS = np.concatenate([rng.integers(1, 7, (NUM_EXAMPLES, 4)), np.zeros((NUM_EXAMPLES, 2))], 1)

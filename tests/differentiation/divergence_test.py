@@ -29,7 +29,9 @@ class Runner:
     def __call__(self, losses, steps_a_call=1000):
         """`(steps done, whether the run was not given up)`."""
         self.detector.reset(self.factor)
-        losses, done, ok = tf.constant(losses, "float32"), 0, True
+        losses = tf.constant(losses, "float32")
+        done = 0
+        ok = True
         while ok and done < len(losses):
             count = tf.constant(min(steps_a_call, len(losses) - done), "int64")
             steps, ok = self.call(losses, tf.constant(done, "int64"), count)

@@ -14,7 +14,8 @@ from keras_fds.differentiation.forward import Forward
 from tests.differentiation import reference
 
 pytestmark = pytest.mark.usefixtures("float64")
-HORIZON, NUM_CLASSES = 5, 3
+HORIZON = 5
+NUM_CLASSES = 3
 
 
 def relative_error(value, reference_value):

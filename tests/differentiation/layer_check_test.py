@@ -18,8 +18,12 @@ from keras_fds.internals import keras_layers, tf_second_derivatives
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
 BOUND = 1e-6
-EXACT, CORRECTED, ONE_BY_ONE = "exact", "exact, corrected", "exact, one by one"
-DATA, STOPS, UNCHECKED = "exact on data", "stops gradients", "not checked"
+EXACT = "exact"
+CORRECTED = "exact, corrected"
+ONE_BY_ONE = "exact, one by one"
+DATA = "exact on data"
+STOPS = "stops gradients"
+UNCHECKED = "not checked"
 VERDICTS = (EXACT, CORRECTED, ONE_BY_ONE, DATA, STOPS, UNCHECKED)
 
 L = keras.layers

@@ -10,7 +10,8 @@ from keras_fds.data.arrays import ArrayBatches, as_arrays
 from keras_fds.differentiation.forward import Forward
 from tests.differentiation import reference
 
-HORIZON, BATCH = 12, 16
+HORIZON = 12
+BATCH = 16
 
 
 @pytest.fixture

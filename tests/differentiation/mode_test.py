@@ -13,7 +13,8 @@ from keras_fds.data import ArrayBatches, as_arrays
 from keras_fds.differentiation import Forward, Reverse
 from tests import numpy_mode
 
-BATCH, HORIZON = 10, 5
+BATCH = 10
+HORIZON = 5
 MODES = {
     "forward": Forward,
     "forward in chunks": lambda: Forward(tangent_chunk_size=2),

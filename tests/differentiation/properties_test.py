@@ -1,7 +1,7 @@
 """What holds for hypergradients of any network, optimizer, horizon and number of buckets.
 
 Each example compiles an unroll, which takes seconds: `KERAS_FDS_EXAMPLES=50 pytest
-tests/properties_test.py` looks at more of them.
+tests/differentiation/properties_test.py` looks at more of them.
 """
 
 import os
@@ -18,7 +18,8 @@ from keras_fds.differentiation.forward import Forward
 from tests.differentiation import reference
 
 pytestmark = pytest.mark.usefixtures("float64")
-BATCH, NUM_VALIDATION = 4, 12
+BATCH = 4
+NUM_VALIDATION = 12
 OPTIMIZERS = {
     "paper_sgd": (lambda: keras_fds.optimizers.SGD(clipvalue=0.2), {"momentum": 0.5}),
     "nesterov": (lambda: keras.optimizers.SGD(nesterov=True), {"momentum": 0.5}),

@@ -25,7 +25,9 @@ def quadratic_hypergradients(hessian, centre, start, validation, schedules, hori
     n = len(start)
     identity, zeros = np.eye(n), np.zeros((n, n))
     bucket = {k: [len(v) * t // horizon for t in range(horizon)] for k, v in schedules.items()}
-    state, maps, sources = np.concatenate([start, np.zeros(n)]), [], []
+    state = np.concatenate([start, np.zeros(n)])
+    maps = []
+    sources = []
     for t in range(horizon):
         a, b, x = (
             schedules[name][bucket[name][t]]
@@ -104,7 +106,9 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches):
                 )
             losses = []
             for training in (False, True):
-                loss, number, after = 0.0, 0, counters
+                loss = 0.0
+                number = 0
+                after = counters
                 for batch in validation_batches:
                     part, _, _, after = model.validation_loss(
                         weights, statistics, after, batch, training

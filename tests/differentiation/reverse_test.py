@@ -216,7 +216,9 @@ def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
     model = unroll.step.model.model
     train, validation = forward_test.data()
     adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
-    again, kept, alive = adjoint._run_again, [], []
+    again = adjoint._run_again
+    kept = []
+    alive = []
 
     def run_again(*arguments):
         alive.append(sum(reference() is not None for reference in kept))

@@ -15,7 +15,8 @@ from keras_fds import BucketedSchedule, export
 from tests import small_problem
 
 ROOT = pathlib.Path(__file__).parents[2]
-BATCH_SIZE, EPOCHS = 10, 2
+BATCH_SIZE = 10
+EPOCHS = 2
 STEPS_AN_EPOCH = small_problem.NUM_EXAMPLES // BATCH_SIZE
 
 LEARNED = {"learning_rate": [0.3, 0.1, 0.2, 0.05], "momentum": [0.0, 0.8], "weight_decay": [0.01]}

@@ -8,7 +8,8 @@ import keras_fds
 from keras_fds.export.snippet import ScheduledNumber, piecewise_constant
 from tests import small_problem
 
-EPOCHS, BATCH_SIZE = 3, 10
+EPOCHS = 3
+BATCH_SIZE = 10
 HORIZON = EPOCHS * small_problem.NUM_EXAMPLES // BATCH_SIZE
 
 # Name of a class, its arguments, values of buckets.

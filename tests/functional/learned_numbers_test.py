@@ -135,7 +135,8 @@ class Mixing(keras.Model):
         super().__init__()
         self.hidden = keras.layers.Dense(5, activation="tanh")
         self.head = keras.layers.Dense(3)
-        self.second_source, self.temperature = 1.0, 1.0
+        self.second_source = 1.0
+        self.temperature = 1.0
 
     def call(self, inputs):
         return self.head(self.hidden(inputs["features"])) / self.temperature

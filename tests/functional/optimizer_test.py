@@ -20,10 +20,13 @@ from keras_fds.functional.optimizer import StatelessOptimizer, build_optimizer
 from tests.differentiation import reference
 
 TABLE = pathlib.Path(__file__).parents[2] / "docs" / "optimizers.md"
-STEPS, HORIZON = 100, 6
+STEPS = 100
+HORIZON = 6
 COMMON = {"learning_rate", "weight_decay", "clipvalue", "clipnorm", "global_clipnorm"}
 # An active threshold for the gradients of the model below.
-BY_VALUE, BY_NORM, BY_GLOBAL_NORM = {"clipvalue": 0.05}, {"clipnorm": 0.1}, {"global_clipnorm": 0.1}
+BY_VALUE = {"clipvalue": 0.05}
+BY_NORM = {"clipnorm": 0.1}
+BY_GLOBAL_NORM = {"global_clipnorm": 0.1}
 
 
 def _adam(**clip):

@@ -11,7 +11,8 @@ from keras_fds.internals import tf_compilation
 from tests.differentiation import reference
 from trainers import networks
 
-HORIZON, BATCH = 60, 128
+HORIZON = 60
+BATCH = 128
 
 
 @pytest.mark.sweep()

@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from keras_fds.internals import tf_forward_mode, tf_products
 
-IMAGE, KERNEL = (2, 6, 6, 2), (3, 3, 2, 4)
+IMAGE = (2, 6, 6, 2)
+KERNEL = (3, 3, 2, 4)
 raw = tf.raw_ops
 WINDOWS = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}
 CONVOLUTION = {"strides": [1, 1, 1, 1], "padding": "VALID"}

@@ -203,7 +203,8 @@ def test_state_and_arguments_are_not_changed(rule, search):
     ranges = linear_ranges(np.full(len(values), -1.0), np.full(len(values), 1.0))
     values, step_sizes = np.array(values), np.array(step_sizes)
     state = rule.initial_state(values, step_sizes)
-    values[:], step_sizes[:] = 9.0, 9.0
+    values[:] = 9.0
+    step_sizes[:] = 9.0
     assert not np.any(state["values"] == 9.0)
     assert not np.any(state["step_sizes"] == 9.0)
     for hypergradients, loss in zip(measured, losses):
@@ -218,7 +219,8 @@ def test_state_and_arguments_are_not_changed(rule, search):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_state_keeps_its_keys_shapes_and_dtypes(rule):
-    measured, losses = [[1.0, np.nan], [1.0, 1.0], [1.0, 0.0]], [1.0, 2.0, np.inf]
+    measured = [[1.0, np.nan], [1.0, 1.0], [1.0, 0.0]]
+    losses = [1.0, 2.0, np.inf]
     ranges = linear_ranges([0.0] * 2, [np.inf] * 2)
     states = run(rule(), [0.5, 0.5], [0.1, 0.1], measured, losses, ranges)
     forms = [{key: (v.shape, v.dtype) for key, v in state.items()} for state in states]

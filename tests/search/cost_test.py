@@ -144,10 +144,12 @@ def test_results_are_the_same_to_the_bit_with_and_without_measuring(differentiat
     for verbose in (0, 2):
         keras.utils.set_random_seed(3)
         x, y = arrays()
-        data, arguments = (x, y), {"validation_split": 0.2, "batch_size": 10}
+        data = (x, y)
+        arguments = {"validation_split": 0.2, "batch_size": 10}
         if form == "dataset":
             dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(60).batch(10)
-            data, arguments = (dataset.take(4), None), {"validation_data": dataset.skip(4)}
+            data = (dataset.take(4), None)
+            arguments = {"validation_data": dataset.skip(4)}
         model = noisy_model()
         history = keras_fds.fit(
             model,

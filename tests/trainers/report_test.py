@@ -49,7 +49,10 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.pictures, self.rows, self.text = [], [], [], ""
+        self.open = []
+        self.pictures = []
+        self.rows = []
+        self.text = ""
         self.feed(text)
         assert self.open == []
 

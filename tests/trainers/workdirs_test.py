@@ -105,7 +105,8 @@ def test_a_search_goes_on_with_more_outer_steps_and_with_nothing_else(config, tm
     assert not workdirs.holds_search(tmp_path, config)
     workdirs.begin_search(tmp_path, config, going_on=False)
     (tmp_path / "history.csv").write_text("outer_step\n1\n")
-    config.outer_steps, config.train_seeds = 99, 1
+    config.outer_steps = 99
+    config.train_seeds = 1
     assert workdirs.holds_search(tmp_path, config)
     workdirs.begin_search(tmp_path, config, going_on=True)
     assert (tmp_path / "history.csv").exists()
