@@ -40,8 +40,9 @@ GRID_SEEDS = 100, 101
 # How often what a seed gave is trained and tested: the test split of digits has 360 examples,
 # and trainings on MNIST differ the least.
 TRAININGS = {"digits": 6, "mnist": 2, "fashion_mnist": 4}
-# An inner step of adjoint mode in plain training steps, and a diverged training's accuracy.
-ADJOINT = 4.0
+# An inner step of reverse mode, in plain training steps.
+REVERSE_COST = 4.0
+# A training with a lower test accuracy has diverged.
 DIVERGED = 0.5
 
 
@@ -103,7 +104,7 @@ def searched(config, dataset, seed, part):
     return folder, {
         **{column: [float(row[column]) for row in rows] for column in columns},
         "schedules": {name: each.values.tolist() for name, each in schedules.items()},
-        "plain_epochs": ADJOINT * sum(epochs_run(config, len(rows))),
+        "plain_epochs": REVERSE_COST * sum(epochs_run(config, len(rows))),
     }
 
 

@@ -17,7 +17,7 @@ from benchmarks import report, turns
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often every kind of step is timed.")
 
-KERAS_FDS = ("forward", "adjoint")
+KERAS_FDS = ("forward", "reverse")
 MODES = (*KERAS_FDS, "checkpoints")
 LENET = {"network": "lenet", "batch": 128, "horizon": 140, "steps_a_call": 10}
 WIDE_RESNET = {"network": "wrn_16_1", "batch": 64, "horizon": 28, "steps_a_call": 2}
@@ -75,9 +75,9 @@ def tangents():
         # As many calls with every bucket open, however short the buckets are.
         horizon = 10 * 2 * max(number - 2, 5)
         problem = {**LENET, "num_rate_buckets": number - 2, "horizon": horizon}
-        problems[number] = problem, KERAS_FDS if number < 81 else ("adjoint",)
+        problems[number] = problem, KERAS_FDS if number < 81 else ("reverse",)
     horizon = {"horizon": 900, "num_rate_buckets": 898}
-    problems[900] = {**LENET, **horizon}, ("adjoint",)
+    problems[900] = {**LENET, **horizon}, ("reverse",)
     return compared(problems)
 
 
@@ -121,7 +121,7 @@ def memory_horizons():
             engine: turns.ask(**problem, engine=engine, passes=horizon // 100)
             for engine in ("plain", *MODES)
             # All states of the longest horizons would need more than reverse mode may keep.
-            if engine != "adjoint" or horizon <= 1000
+            if engine != "reverse" or horizon <= 1000
         }
         for horizon in (100, 300, 1000, 3000, 10000)
     }

@@ -1,9 +1,9 @@
 """One engine in a process of its own: measures one thing and prints it as JSON.
 
-    python -m benchmarks.worker --engine=adjoint --network=lenet --batch=128 --num_rate_buckets=7
+    python -m benchmarks.worker --engine=reverse --network=lenet --batch=128 --num_rate_buckets=7
 
 Engines: `stock` (`model.fit` with keras_fds' SGD), `plain` (`keras_fds.fit` with nothing to
-learn), `forward`, `adjoint`, `checkpoints` (reverse mode from √T checkpoints), and the peers
+learn), `forward`, `reverse`, `checkpoints` (reverse mode from √T checkpoints), and the peers
 `pytorch` and `jax`. What is measured: `turns`, for every line on standard input the seconds that a
 step takes (in forward mode with every tangent open, in reverse mode of a whole outer step);
 `hypergradients` in float64; `start`, the seconds to the end of the first compiled call; `again`,
@@ -91,15 +91,15 @@ def held_schedules():
 
 def mode(problem, engine, bytes_of_batches=0):
     """Arguments of keras_fds's functions for an engine, where datasets of batches are kept."""
+    import keras_fds
+
+    if engine == "reverse":
+        return {"differentiation": "reverse"}
     if engine == "checkpoints":
         # 2.5 √T copies of the state: weights and velocities, moving statistics, counters.
         state = 2.1 * sum(w.nbytes for w in problems.keras_model(problem).get_weights())
         memory = 2.5 * state * (problem.horizon * _PASSES.value) ** 0.5
-        return {"differentiation": "reverse", "adjoint_memory": memory + bytes_of_batches}
-    if engine == "adjoint":
-        return {"differentiation": "reverse"}
-    import keras_fds
-
+        return {"differentiation": keras_fds.differentiation.Reverse(memory + bytes_of_batches)}
     return {"differentiation": keras_fds.differentiation.Forward(_CHUNK_SIZE.value)}
 
 
@@ -178,7 +178,7 @@ def take_turns(problem, engine):
 
         def on_epoch_end(self, epoch, logs=None):
             seconds = (time.perf_counter() - self.times[0]) / (problem.horizon * _PASSES.value)
-            if engine not in ("adjoint", "checkpoints") and not _WHOLE.value:
+            if engine not in ("reverse", "checkpoints") and not _WHOLE.value:
                 last = self.times[-max(3, len(self.times) // _NUM_RATE_BUCKETS.value) :]
                 seconds = statistics.median(np.diff(last)) / _STEPS_A_CALL.value
             if epoch:
@@ -222,7 +222,8 @@ def measure_again(problem, engine):
         return call
 
     arguments = mode(problem, engine, x.nbytes + y.nbytes)
-    bound_class = getattr(keras_fds.differentiation, {"adjoint": "Reverse"}.get(engine, "Forward"))
+    modes = keras_fds.differentiation
+    bound_class = modes.Reverse if engine == "reverse" else modes.Forward
     for name in ("run", "validate", "hypergradients"):
         setattr(bound_class, name, timed(getattr(bound_class, name)))
     calls = []
