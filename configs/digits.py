@@ -37,7 +37,7 @@ def get_config():
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
     config.differentiation = "auto"  # Or "forward", "reverse".
-    config.adjoint_memory = config_dict.placeholder(int)  # Bytes; None: 1 GiB.
+    config.reverse_memory = config_dict.placeholder(int)  # Bytes; None: 1 GiB.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "initial": 0.0, "step_size": 0.03},
         {"name": "momentum", "num_buckets": 1, "initial": 0.0, "step_size": 0.5},

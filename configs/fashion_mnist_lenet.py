@@ -41,7 +41,7 @@ def get_config():
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "global_clipnorm": 1.0}
     config.tangent_clipvalue = config_dict.placeholder(float)  # None: exact hypergradients.
     config.differentiation = "auto"
-    config.adjoint_memory = 2**31  # Bytes: enough for the states of five epochs.
+    config.reverse_memory = 2**31  # Bytes: enough for the states of five epochs.
     config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 28, "initial": 0.0, "step_size": 0.02},
         {

@@ -37,10 +37,11 @@ def fit(
     resample_validation=None,
     initial_weights="fresh",
     differentiation="auto",
-    adjoint_memory=None,
+    reverse_memory=None,
     seed=None,
     divergence_factor=20.0,
     resplit=None,
+    adjoint_memory=None,
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
@@ -81,7 +82,7 @@ def fit(
             any number of buckets, but it keeps states and the batches of a dataset. `"auto"` takes
             the cheaper one that fits. Or a mode with options, such as
             `keras_fds.differentiation.Forward(tangent_chunk_size=10)`. Defaults to `"auto"`.
-        adjoint_memory: Bytes that reverse mode may keep, the `memory` of
+        reverse_memory: Bytes that reverse mode may keep, the `memory` of
             `keras_fds.differentiation.Reverse`. Defaults to 1 GiB.
         seed: The validation split, shuffling, fresh weights and dropout of every outer step derive
             from it; a whole number of at least 0. Defaults to one drawn from `numpy.random`.
@@ -90,6 +91,7 @@ def fit(
             run that starts from trained weights, or a loss of your own that may grow. Defaults to
             `20.0`.
         resplit: Deprecated; `True` is `resample_validation="outer_step"`.
+        adjoint_memory: Deprecated; the older name of `reverse_memory`.
 
     An interrupted search goes on, and ends as if it had not been interrupted, when `fit` is called
     again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore` on a model and data
@@ -119,6 +121,7 @@ def fit(
     arguments.check_callbacks(callbacks)
     arguments.check_validation_freq(validation_freq)
     arguments.check_targets(model, x, y)
+    memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
     resample = arguments.resampling(resample_validation, resplit, validation_split, validation_data)
     factor = number("divergence_factor", divergence_factor, above=1, optional=True)
     data = split_data_of(
@@ -135,7 +138,7 @@ def fit(
     )
     horizons = arguments.horizons(epochs, outer_steps, data.num_batches)
     arguments.check_data(model, data, horizons)
-    mode, reason = choose_mode(model, data.train, max(horizons), differentiation, adjoint_memory)
+    mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
     initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
     settings = {
         "divergence_factor": divergence_factor,
@@ -197,9 +200,10 @@ def hypergradients(
     validation_data,
     validation_training=False,
     differentiation="forward",
-    adjoint_memory=None,
+    reverse_memory=None,
     per_step=False,
     dtype=None,
+    adjoint_memory=None,
 ):
     """The hypergradients of one unroll from the model's current weights.
 
@@ -214,7 +218,7 @@ def hypergradients(
             without the penalties of regularizers.
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
-        differentiation, adjoint_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
+        differentiation, reverse_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
             to `"reverse"` with `per_step`.
         per_step: Whether to return the hypergradient of every single inner step, as if each were a
             bucket of its own; in reverse mode it costs nothing more. Defaults to `False`.
@@ -222,6 +226,7 @@ def hypergradients(
             type: in float32, long unrolls through batch normalisation lose digits. (Float64
             tangents of a float32 model would not help: the digits are lost in the products.)
             Defaults to `None`, the model's own type.
+        adjoint_memory: Deprecated; the older name of `reverse_memory`.
 
     Returns:
         `{name: float64 array [num_buckets]}`, derivatives by the hyperparameters' coordinates; a
@@ -238,7 +243,8 @@ def hypergradients(
     arguments.check_compiled(model)
     if per_step and differentiation == "forward":
         differentiation = "reverse"
-    options = validation_training, differentiation, adjoint_memory, per_step
+    memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
+    options = validation_training, differentiation, memory, per_step
     if dtype is None:
         return _hypergradients(model, *_datasets(train_data, validation_data), *options)
     if dtype != "float64":
@@ -249,11 +255,11 @@ def hypergradients(
 
 
 def _hypergradients(
-    model, train, validation, validation_training, differentiation, adjoint_memory, per_step
+    model, train, validation, validation_training, differentiation, memory, per_step
 ):
     horizon, buckets = train.num_batches, model.optimizer.buckets
     arguments.check_buckets(model.optimizer, horizon)
-    mode, _ = choose_mode(model, train, horizon, differentiation, adjoint_memory)
+    mode, _ = choose_mode(model, train, horizon, differentiation, memory)
     variables = [*model.variables, *mode.outside_variables, *model.optimizer.variables]
     saved = [variable.numpy() for variable in variables]
     try:

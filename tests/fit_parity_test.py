@@ -303,8 +303,8 @@ def test_one_outer_step_is_model_fit(name):
     assert_alike(ours(name), stock(name), epochs)
 
 
-@pytest.mark.sweep("a metric updated in call-forward", "several outputs-adjoint")
-@pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+@pytest.mark.sweep("a metric updated in call-forward", "several outputs-reverse")
+@pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 @pytest.mark.parametrize("name", ["several outputs", "a metric updated in call", "stateful LSTM"])
 def test_it_is_also_while_hypergradients_are_computed(name, differentiation):
     learned = [keras_fds.Hyperparameter("momentum", 2, 0.5)]
@@ -313,7 +313,7 @@ def test_it_is_also_while_hypergradients_are_computed(name, differentiation):
 
 
 @pytest.mark.sweep("forward")
-@pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+@pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 def test_a_look_at_the_first_batch_draws_no_other_order(differentiation):
     """Every pass over it draws another order; what is looked at is the pass that is trained on."""
     learned = [keras_fds.Hyperparameter("momentum", 2, 0.5)]

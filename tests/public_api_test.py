@@ -45,14 +45,15 @@ SUBMODULES = {
 ADDED_TO_FIT = {
     "differentiation": "forward or reverse mode",
     "seed": "what outer steps derive from, so that one can be run again",
-    "adjoint_memory": "what reverse mode may keep",
+    "reverse_memory": "what reverse mode may keep",
     "divergence_factor": "a run that diverges is given up",
     "model": "a function, not a method",
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",
     "initial_weights": "every outer step restarts",
     "resample_validation": "what is held out may be drawn, once or in every outer step",
-    "resplit": "its old name",
+    "resplit": "the old name of resample_validation",
+    "adjoint_memory": "the old name of reverse_memory",
 }
 LEFT_OUT_OF_FIT = {}
 
@@ -206,8 +207,8 @@ def test_fit_takes_what_model_fit_takes():
         (
             "hypergradients",
             "(model, train_data, validation_data, validation_training=False, "
-            "differentiation='forward', adjoint_memory=None, per_step=False, "
-            "dtype=None)",
+            "differentiation='forward', reverse_memory=None, per_step=False, "
+            "dtype=None, adjoint_memory=None)",
         ),
         (
             "check_hypergradients",

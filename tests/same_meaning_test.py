@@ -214,12 +214,12 @@ def test_custom_gradients_are_warned_of_once_and_mean_the_same_in_both_modes(lay
     with pytest.warns(UserWarning, match=r"layer 'odd'.*its own gradient") as caught:
         fit(model, outer_steps=2)
     assert len([w for w in caught if "its own gradient" in str(w.message)]) == 1
-    forward, adjoint = (
+    forward, reverse = (
         keras_fds.hypergradients(model, *data(), differentiation=mode)["learning_rate"]
-        for mode in ("forward", "adjoint")
+        for mode in ("forward", "reverse")
     )
     assert np.abs(forward).max() > 1e-5
-    np.testing.assert_allclose(forward, adjoint, rtol=1e-3)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-3)
 
 
 def test_a_loss_with_a_custom_gradient_is_warned_of():
@@ -253,8 +253,8 @@ def test_ctc_is_exact_in_both_modes():
     both = batches.take(2), batches.skip(2)
     check = keras_fds.check_hypergradients(model, *both, verbose=False)
     assert check.passed, check
-    adjoint = keras_fds.hypergradients(model, *both, dtype="float64", differentiation="adjoint")
-    np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
+    reverse = keras_fds.hypergradients(model, *both, dtype="float64", differentiation="reverse")
+    np.testing.assert_allclose(reverse["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
 
 
 def test_a_loss_without_a_second_derivative_is_named_before_training():
@@ -396,10 +396,10 @@ def test_a_variable_that_a_callback_anneals_is_right_in_forward_mode_and_refused
     difference = (measured(0.051)[0] - measured(0.049)[0]) / 0.002 / 5
     assert found == pytest.approx(difference, rel=1e-2)
     with pytest.raises(ValueError, match=r"callback assigns '.*scale'.*'forward'"):
-        fit(scaled(), differentiation="adjoint", callbacks=[Annealing()])
+        fit(scaled(), differentiation="reverse", callbacks=[Annealing()])
 
 
-@pytest.mark.parametrize("mode", ["forward", "adjoint"])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_weights_that_a_callback_assigns_between_steps_are_refused(mode):
     with pytest.raises(ValueError, match="callback assigns 'scaling.*dense.*kernel'"):
         fit(scaled(), differentiation=mode, callbacks=[Shrinking()])
@@ -458,10 +458,10 @@ def test_what_is_assigned_and_then_used_is_constant_to_the_step_and_moves_with_t
     learning = make(sgd(keras_fds.Hyperparameter("learning_rate", 2, 0.1)))
     check = keras_fds.check_hypergradients(learning, *data(), verbose=False)
     assert check.passed, check
-    adjoint = keras_fds.hypergradients(
-        learning, *data(), dtype="float64", differentiation="adjoint"
+    reverse = keras_fds.hypergradients(
+        learning, *data(), dtype="float64", differentiation="reverse"
     )
-    np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
+    np.testing.assert_allclose(reverse["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
 
 
 @pytest.mark.sweep("loss1")

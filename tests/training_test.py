@@ -379,7 +379,7 @@ class Enlarging(keras.layers.Layer):
         return tf.raw_ops.ResizeBicubic(images=inputs, size=[8, 8])
 
 
-@pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+@pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 def test_an_operation_without_second_gradient_names_its_layer(differentiation):
     model = keras.Sequential(
         [

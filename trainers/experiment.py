@@ -40,7 +40,7 @@ _FIELDS = (
     "optimizer",
     "tangent_clipvalue",
     "differentiation",
-    "adjoint_memory",
+    "reverse_memory",
     "hyperparameters",
     "outer",
     "train_epochs",
@@ -66,8 +66,8 @@ def check_config(config):
         raise ValueError(f"The config has no {', '.join(missing)}.")
     for name in _COUNTS:
         _check_count(name, config[name])
-    if config.adjoint_memory is not None:
-        _check_count("adjoint_memory", config.adjoint_memory)
+    if config.reverse_memory is not None:
+        _check_count("reverse_memory", config.reverse_memory)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
         raise ValueError(
             f"`seed` must be a whole number from 0 to 2^32 - 1. Received: seed={config.seed!r}"

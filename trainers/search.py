@@ -86,7 +86,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         validation_training=config.validation_training,
         resample_validation=config.resample_validation,
         differentiation=experiment.differentiation(config),
-        adjoint_memory=config.adjoint_memory,
+        reverse_memory=config.reverse_memory,
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),

@@ -35,7 +35,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         ValueError: Reverse mode cannot do what is asked for.
     """
     if memory is not None:
-        number("adjoint_memory", memory, above=0)
+        number("reverse_memory", memory, above=0)
     optimizer = model.optimizer
     forward = Forward(optimizer.tangents_per_pass, optimizer.tangent_clipvalue)
     reverse = Reverse() if memory is None else Reverse(memory)
@@ -46,8 +46,8 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         asked_for = differentiation
         if memory is not None:
             raise ValueError(
-                "`adjoint_memory` goes with differentiation='reverse' or 'auto'; a mode has its "
-                f"`memory`. Received: adjoint_memory={memory}, differentiation={differentiation!r}"
+                "`reverse_memory` goes with differentiation='reverse' or 'auto'; a mode has its "
+                f"`memory`. Received: reverse_memory={memory}, differentiation={differentiation!r}"
             )
     else:
         raise ValueError(

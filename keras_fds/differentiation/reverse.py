@@ -130,7 +130,7 @@ class Reverse(Mode):
             states, _ = self.states_kept(horizon)
             raise ValueError(
                 f"Reverse mode over {horizon} steps keeps {states} copies of the state, "
-                f"{needed} bytes, beside the batches of datasets. Allow it more (`adjoint_memory`, "
+                f"{needed} bytes, beside the batches of datasets. Allow it more (`reverse_memory`, "
                 "or differentiation=keras_fds.differentiation.Reverse(memory=...)), or use "
                 f"differentiation='forward'. Left for states: {max(allowed, 0):.0f} bytes"
             )

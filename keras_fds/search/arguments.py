@@ -204,6 +204,14 @@ def resampling(resample_validation, resplit, validation_split, validation_data):
     return resample_validation
 
 
+def memory_of_reverse_mode(reverse_memory, adjoint_memory):
+    """`reverse_memory`, also where the old `adjoint_memory` gives it."""
+    if adjoint_memory is None:
+        return reverse_memory
+    warnings.warn("`adjoint_memory` is now `reverse_memory`.", DeprecationWarning, stacklevel=3)
+    return adjoint_memory
+
+
 def check_passes(train, horizon):
     """Raises a `ValueError` where Keras would cut an epoch short, at the end of the data."""
     left = train.pass_length % train.num_batches

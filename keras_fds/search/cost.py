@@ -97,7 +97,7 @@ def ways_to_cut(mode, reason, horizons, steps_per_epoch):
         if few == mode.goes_back:
             found.append("differentiation='auto'")
     if mode.goes_back and mode.cost(max(horizons)) > mode.cost(1):
-        found.append("a greater `adjoint_memory`")
+        found.append("a greater `reverse_memory`")
     found.append("fewer `epochs`" if max(horizons) > steps_per_epoch else "fewer `steps_per_epoch`")
     return [*found, "fewer `outer_steps`"] if len(horizons) > 1 else found
 

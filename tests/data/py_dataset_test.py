@@ -10,7 +10,7 @@ from keras_fds.data.datasets import DatasetBatches
 from keras_fds.data.sources import get_batch
 from tests.small_problem import arrays, make_model
 
-MODES = pytest.mark.parametrize("differentiation", ["forward", "adjoint"])
+MODES = pytest.mark.parametrize("differentiation", ["forward", "reverse"])
 
 
 class Slices(keras.utils.PyDataset):
@@ -80,7 +80,7 @@ def assert_equal(actual, expected, tolerance=1e-10):
 
 
 # ------------------------------------------------------------------------------- hypergradients
-@pytest.mark.sweep("True-adjoint")
+@pytest.mark.sweep("True-reverse")
 @MODES
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gives_the_hypergradients_of_the_same_arrays(float64, differentiation, weighted):
@@ -100,7 +100,7 @@ def test_gives_the_hypergradients_of_the_same_arrays(float64, differentiation, w
     assert_equal(fitted(Slices(*data), validation_data=validation, **arguments), expected)
 
 
-@pytest.mark.sweep("adjoint")
+@pytest.mark.sweep("reverse")
 @MODES
 def test_reshuffling_at_the_end_of_a_pass_is_replayed(float64, differentiation):
     x, y, _ = own_arrays()
@@ -228,7 +228,7 @@ def test_axes_may_vary_in_forward_mode(capsys):
     assert "forward: batches whose shapes may differ" in " ".join(capsys.readouterr().out.split())
     assert np.isfinite(model.optimizer.hypergradients["learning_rate"]).all()
     with pytest.raises(ValueError, match="cannot be joined.*differentiation='forward'"):
-        keras_fds.hypergradients(model, data, data, differentiation="adjoint")
+        keras_fds.hypergradients(model, data, data, differentiation="reverse")
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -244,7 +244,7 @@ class Changing(Slices):
         return self.other(x, y) if index == 4 else (x, y)
 
 
-@pytest.mark.sweep("shape-forward", "dict-adjoint")
+@pytest.mark.sweep("shape-forward", "dict-reverse")
 @MODES
 @pytest.mark.parametrize(
     "other",

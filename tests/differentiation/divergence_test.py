@@ -125,11 +125,11 @@ def search(rates, num_learned=1, steps_per_execution=1, **arguments):
     "arguments",
     [
         {"differentiation": "forward"},
-        {"differentiation": "adjoint"},
-        {"differentiation": "adjoint", "adjoint_memory": 160000},
+        {"differentiation": "reverse"},
+        {"differentiation": "reverse", "reverse_memory": 160000},
         {"differentiation": "forward", "num_learned": 0, "rates": (100.0, 100.0)},
     ],
-    ids=["forward", "adjoint", "checkpoints", "nothing to learn"],
+    ids=["forward", "reverse", "checkpoints", "nothing to learn"],
 )
 def test_a_diverging_run_ends_early_whatever_the_calls(arguments):
     ends = []

@@ -21,19 +21,19 @@ ALL, CHECKPOINTS = 2**30, 1
 
 
 def backward(model, train, validation, memory, training=False, counts=(1, 3, 1)):
-    adjoint = Reverse(memory).bind(model, train.spec)
-    adjoint.reset(HORIZON)
+    reverse = Reverse(memory).bind(model, train.spec)
+    reverse.reset(HORIZON)
     if memory == CHECKPOINTS:
-        adjoint.keeps_all = False
+        reverse.keeps_all = False
     source, done = train.start(), 0
     for count in counts:
-        steps, finite = adjoint.run(source, done, done, count)
+        steps, finite = reverse.run(source, done, done, count)
         assert (steps, finite) == (count, True)
         done += steps
     loss, hypergradients = reference.measured(
-        adjoint, validation.start(), validation.num_batches, training
+        reverse, validation.start(), validation.num_batches, training
     )
-    return adjoint, loss, hypergradients
+    return reverse, loss, hypergradients
 
 
 @pytest.mark.sweep("paper_sgd-True")
@@ -46,8 +46,8 @@ def test_equals_forward_mode(kind, training):
     for memory in (ALL, CHECKPOINTS):
         restart()
         model = unroll.step.model.model
-        adjoint, loss, hypergradients = backward(model, train, validation, memory, training)
-        assert adjoint.keeps_all == (memory == ALL)
+        reverse, loss, hypergradients = backward(model, train, validation, memory, training)
+        assert reverse.keeps_all == (memory == ALL)
         assert loss == pytest.approx(forward_loss, rel=1e-12)
         assert forward_test.relative_error(hypergradients, forward) <= 1e-8
         for variable, expected in zip(model.variables, after):
@@ -160,9 +160,9 @@ def test_batches_of_a_dataset_are_replayed_even_when_it_shuffles_anew():
     ).apply(tf.data.experimental.assert_cardinality(len(batches)))
     before = model.get_weights()
     forward = keras_fds.hypergradients(model, fixed, validation)
-    adjoint = keras_fds.hypergradients(model, fixed, validation, differentiation="adjoint")
+    reverse = keras_fds.hypergradients(model, fixed, validation, differentiation="reverse")
     for name, expected in forward.items():
-        np.testing.assert_allclose(adjoint[name], expected, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(reverse[name], expected, rtol=1e-8, atol=1e-12)
     assert len(batches) == 7
     assert len(batches[-1][0]) == 1
     per_step = keras_fds.hypergradients(model, fixed, validation, per_step=True)
@@ -172,15 +172,28 @@ def test_batches_of_a_dataset_are_replayed_even_when_it_shuffles_anew():
         np.testing.assert_allclose(means, forward[name], rtol=1e-8, atol=1e-12)
     for variable, expected in zip(model.get_weights(), before):
         np.testing.assert_array_equal(variable, expected)
-    shuffled = keras_fds.hypergradients(model, train, validation, differentiation="adjoint")
+    shuffled = keras_fds.hypergradients(model, train, validation, differentiation="reverse")
     assert all(np.isfinite(values).all() for values in shuffled.values())
 
 
 @pytest.mark.sweep()
+def test_older_names_of_reverse_mode_still_work():
+    model = scalar_model()
+    with pytest.warns(DeprecationWarning, match="is now `reverse_memory`"):
+        older = keras_fds.hypergradients(
+            model, *datasets(), differentiation="adjoint", adjoint_memory=2**20
+        )
+    newer = keras_fds.hypergradients(
+        model, *datasets(), differentiation="reverse", reverse_memory=2**20
+    )
+    for name, expected in newer.items():
+        np.testing.assert_array_equal(older[name], expected)
+
+
 def test_searches_are_the_same_in_either_mode(capsys):
     x, y, _ = forward_test.data()[0].data
     losses = {}
-    for differentiation in ("forward", "adjoint", "auto"):
+    for differentiation in ("forward", "reverse", "auto"):
         keras.utils.set_random_seed(1)
         history = keras_fds.fit(
             scalar_model(),
@@ -195,7 +208,7 @@ def test_searches_are_the_same_in_either_mode(capsys):
         losses[differentiation] = history.history["val_loss"]
         why = "plain training steps" if differentiation == "auto" else "as asked for"
         assert why in capsys.readouterr().out
-    assert losses["adjoint"] == pytest.approx(losses["forward"], rel=1e-6)
+    assert losses["reverse"] == pytest.approx(losses["forward"], rel=1e-6)
     assert losses["auto"] == pytest.approx(losses["forward"], rel=1e-6)
 
 
@@ -205,9 +218,9 @@ def test_short_calls_share_checkpoints():
     restart()
     model = unroll.step.model.model
     train, validation = forward_test.data()
-    adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
-    assert [len(block.pieces) for block in adjoint.blocks] == [3, 2]
-    assert all(not piece.states for block in adjoint.blocks for piece in block.pieces)
+    reverse, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
+    assert [len(block.pieces) for block in reverse.blocks] == [3, 2]
+    assert all(not piece.states for block in reverse.blocks for piece in block.pieces)
 
 
 def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
@@ -215,8 +228,8 @@ def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
     restart()
     model = unroll.step.model.model
     train, validation = forward_test.data()
-    adjoint, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
-    again = adjoint._run_again
+    reverse, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
+    again = reverse._run_again
     kept = []
     alive = []
 
@@ -226,8 +239,8 @@ def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
         kept.extend(weakref.ref(state) for state in result[2])
         return result
 
-    monkeypatch.setattr(adjoint, "_run_again", run_again)
-    reference.measured(adjoint, validation.start(), validation.num_batches)
+    monkeypatch.setattr(reverse, "_run_again", run_again)
+    reference.measured(reverse, validation.start(), validation.num_batches)
     assert alive == [0, 0]
 
 
@@ -236,23 +249,23 @@ def test_checkpoints_are_about_twice_the_root_of_the_horizon():
     spec = forward_test.data()[0].spec
     spec = (spec[0], tf.TensorSpec([None, 3], "float64"), None)
     size = size_in_bytes(Reverse().bind(model, spec).step.variables)
-    adjoint = Reverse(1000 * size).bind(model, spec)
-    assert adjoint.states_kept(1000) == (1000, True)
-    assert adjoint.states_kept(10000) == (200, False)
+    reverse = Reverse(1000 * size).bind(model, spec)
+    assert reverse.states_kept(1000) == (1000, True)
+    assert reverse.states_kept(10000) == (200, False)
     batches = forward_test.data()[0]
-    adjoint.check_memory(batches, 10000)
+    reverse.check_memory(batches, 10000)
     with pytest.raises(ValueError, match="2000 copies of the state"):
-        adjoint.check_memory(batches, 1000000)
+        reverse.check_memory(batches, 1000000)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"differentiation": "backward"}, "'auto', 'forward', 'reverse'"),
-        ({"adjoint_memory": 0}, "`adjoint_memory` must be a number above 0"),
+        ({"reverse_memory": 0}, "`reverse_memory` must be a number above 0"),
         (
-            {"differentiation": "adjoint", "adjoint_memory": 2000},
-            r"Allow it more \(`adjoint_memory`",
+            {"differentiation": "reverse", "reverse_memory": 2000},
+            r"Allow it more \(`reverse_memory`",
         ),
     ],
 )
@@ -265,5 +278,5 @@ def test_clipped_tangents_need_forward_mode():
     model = scalar_model()
     model.optimizer.tangent_clipvalue = 1.0  # As an older program passes it.
     with pytest.raises(ValueError, match="`tangent_clipvalue`.*differentiation='forward'"):
-        keras_fds.hypergradients(model, *datasets(), differentiation="adjoint")
+        keras_fds.hypergradients(model, *datasets(), differentiation="reverse")
     keras_fds.hypergradients(model, *datasets(), differentiation="auto")

@@ -60,7 +60,7 @@ class Fading(keras.layers.Layer):
         return x * self.hidden["strength"]
 
 
-@pytest.mark.parametrize("mode", ["forward", "adjoint"])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_a_variable_outside_of_the_model_is_state_and_starts_over_every_outer_step(mode):
     strength = keras.Variable(1.0, trainable=False, name="strength")
     model = compiled(Fading(strength), keras.layers.Dense(1))
@@ -74,8 +74,8 @@ def test_what_is_assigned_outside_of_the_model_is_as_before_after_hypergradients
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
     forward = keras_fds.hypergradients(model, data.take(4), data.skip(4))
     assert strength.numpy() == 1.0
-    adjoint = keras_fds.hypergradients(model, data.take(4), data.skip(4), differentiation="adjoint")
-    np.testing.assert_allclose(forward["learning_rate"], adjoint["learning_rate"], rtol=1e-4)
+    reverse = keras_fds.hypergradients(model, data.take(4), data.skip(4), differentiation="reverse")
+    np.testing.assert_allclose(forward["learning_rate"], reverse["learning_rate"], rtol=1e-4)
 
 
 def test_hypergradients_of_a_stateful_layer_are_exact_in_both_modes():
@@ -93,7 +93,7 @@ def test_hypergradients_of_a_stateful_layer_are_exact_in_both_modes():
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
     check = keras_fds.check_hypergradients(model, data.take(3), data.skip(3), verbose=False)
     assert check.passed, check
-    adjoint = keras_fds.hypergradients(
-        model, data.take(3), data.skip(3), dtype="float64", differentiation="adjoint"
+    reverse = keras_fds.hypergradients(
+        model, data.take(3), data.skip(3), dtype="float64", differentiation="reverse"
     )
-    np.testing.assert_allclose(adjoint["learning_rate"], check.forward["learning_rate"], rtol=1e-8)
+    np.testing.assert_allclose(reverse["learning_rate"], check.forward["learning_rate"], rtol=1e-8)

@@ -29,11 +29,11 @@ def test_loops_of_more_than_205_megabytes_can_be_called_again():
     x = np.zeros((BATCH * HORIZON, 28, 28, 1), "float32")
     data = as_arrays(x, np.zeros(len(x), "int64"), None)
     batches = ArrayBatches(data, BATCH)
-    adjoint = Reverse(memory=1).bind(model, batches.spec)
-    adjoint.reset(HORIZON)
-    adjoint.run(batches.start(), 0, 0, HORIZON)
-    assert len(adjoint.blocks) > 2
-    loss, hypergradients = reference.measured(adjoint, batches.start(), 1)
+    reverse = Reverse(memory=1).bind(model, batches.spec)
+    reverse.reset(HORIZON)
+    reverse.run(batches.start(), 0, 0, HORIZON)
+    assert len(reverse.blocks) > 2
+    loss, hypergradients = reference.measured(reverse, batches.start(), 1)
     assert np.isfinite([loss, *hypergradients]).all()
 
 

@@ -206,8 +206,8 @@ def test_a_silent_search_prints_nothing(capsys):
         ({"differentiation": "forward"}, "fewer buckets", "differentiation="),
         ({"differentiation": "reverse"}, "differentiation='auto'", "buckets"),
         (
-            {"differentiation": "reverse", "adjoint_memory": 20000, "epochs": 20},
-            "a greater `adjoint_memory`, fewer `epochs`, fewer `outer_steps`",
+            {"differentiation": "reverse", "reverse_memory": 20000, "epochs": 20},
+            "a greater `reverse_memory`, fewer `epochs`, fewer `outer_steps`",
             "buckets",
         ),
         ({"outer_steps": 1}, "fewer `steps_per_epoch`", "outer_steps"),

@@ -28,10 +28,10 @@ def test_check_config_names_what_is_missing_and_numbers_below_one(config):
     with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1"):
         experiment.check_config(config)
     config.batch_size = 1
-    config.adjoint_memory = 0
-    with pytest.raises(ValueError, match="`adjoint_memory` must be a whole number of at least 1"):
+    config.reverse_memory = 0
+    with pytest.raises(ValueError, match="`reverse_memory` must be a whole number of at least 1"):
         experiment.check_config(config)
-    config.adjoint_memory = 2**20
+    config.reverse_memory = 2**20
     experiment.check_config(config)
     config.seed = -1
     with pytest.raises(ValueError, match="`seed` must be a whole number from 0.*seed=-1"):

@@ -150,7 +150,7 @@ def test_wrong_input_leaves_an_empty_workdir(tmp_path, digits_dir):
         "more buckets than the horizon": {"batch_size": 1438},
         "`validation_split` between 0 and 1": {"validation_split": 1.5},
         "`differentiation` must be 'auto'": {"differentiation": "backward"},
-        r"Allow it more \(`adjoint_memory`": {"differentiation": "reverse", "adjoint_memory": 1000},
+        r"Allow it more \(`reverse_memory`": {"differentiation": "reverse", "reverse_memory": 1000},
     }.items():
         with pytest.raises(ValueError, match=message):
             search.search(small_config(digits_dir, **field), tmp_path, verbose=0)
