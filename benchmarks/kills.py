@@ -51,7 +51,8 @@ def half_written(workdir):
 
 def outer_steps(workdir):
     """How many outer steps the newest checkpoint holds."""
-    names = [path.stem for path in (workdir / "checkpoints").glob("outer_step_*.npz")]
+    paths = (workdir / "checkpoints").glob("outer_step_*.npz")
+    names = [path.stem for path in paths if ".partial" not in path.name]
     return max((int(name.split("_")[2]) for name in names), default=0)
 
 

@@ -10,7 +10,8 @@ import tempfile
 def replacement(path):
     """A path to write to, whose file becomes `path` in one move once it is on the disk.
 
-    Whatever interrupts the writing, `path` is the older file or the newer one.
+    Whatever interrupts the writing, `path` is the older file or the newer one. The path to write to
+    has the ending of `path`.
 
     Example:
 
@@ -18,7 +19,7 @@ def replacement(path):
     ...     partial.write_text("outer_step\\n")
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         yield partial
         with open(partial, "rb") as file:

@@ -10,7 +10,7 @@ def test_a_file_is_replaced_in_one_move(tmp_path):
     path.write_text("old")
     with replacement(path) as partial:
         partial.write_text("new")
-        assert partial.name == "result.txt.partial"
+        assert partial.name == "result.partial.txt"
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

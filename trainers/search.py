@@ -54,7 +54,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
     import keras
 
     import keras_fds
-    from keras_fds import callbacks
+    from keras_fds import callbacks, files
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
@@ -96,7 +96,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         ],
         seed=config.seed,
     )
-    with workdirs.replacement(workdir / "model.keras") as path:
+    with files.replacement(workdir / "model.keras") as path:
         model.save(path)
     return history
 

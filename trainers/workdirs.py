@@ -4,9 +4,7 @@ import contextlib
 import csv
 import json
 import math
-import os
 import pathlib
-import tempfile
 
 # What a search does not depend on, or may be changed to go on with it.
 _NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
@@ -29,15 +27,9 @@ def check_workdir(workdir, overwrite=False):
     Raises:
         ValueError: It cannot be written to, or holds something and `overwrite` is not set.
     """
-    path = pathlib.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"The workdir cannot be written to: {error.strerror}. Received: workdir={workdir}"
-        ) from error
+    from keras_fds import files
+
+    path = files.writable_directory(workdir, "workdir")
     if not (overwrite or _is_empty(path)):
         raise ValueError(
             "The workdir is not empty. Choose another one, or pass --overwrite to remove older "
@@ -115,22 +107,11 @@ def write_config(workdir, config):
     write_json(workdir / "config.json", config.to_dict())
 
 
-@contextlib.contextmanager
-def replacement(path):
-    """A path to write to, whose file becomes `path` once it is on the disk; its ending stays."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_text(path, text):
     """Writes a text file."""
-    with replacement(path) as partial:
+    from keras_fds import files
+
+    with files.replacement(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

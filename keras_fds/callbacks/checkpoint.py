@@ -75,7 +75,7 @@ class Checkpoint(keras.callbacks.Callback):
         check_searching(self)
         self.model.optimizer.search.settings["config"] = self.config
         writable_directory(self.directory, "directory")
-        for partial in self.directory.glob("*.partial"):
+        for partial in self.directory.glob("*.partial*"):
             partial.unlink()
         for path in reversed(self._files()):
             try:

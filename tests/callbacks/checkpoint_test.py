@@ -361,7 +361,7 @@ def test_a_truncated_checkpoint_is_passed_over(uninterrupted, checkpoints, part,
     content = newest.read_bytes()
     newest.write_bytes(content[: int(part * len(content))])
     (folder / "outer_step_000003_mine.npz").write_bytes(content)
-    (folder / "outer_step_000004.npz.partial").write_bytes(content[:99])
+    (folder / "outer_step_000004.partial.npz").write_bytes(content[:99])
     with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged. The search goes on"):
         checkpoint = Checkpoint(folder, {"batch_size": 10})
         found = results(*search([checkpoint], model_seed=1, differentiation=REVERSE))

@@ -199,7 +199,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(program, tmp_path, digits_di
     workdirs.begin_search(workdir, small_config(digits_dir), going_on=False)
     process = start(workdir, small(digits_dir))
     checkpoints = workdir / "checkpoints"
-    wait_for(process, lambda: list(checkpoints.glob("*.partial")) or kills.outer_steps(workdir))
+    wait_for(process, lambda: list(checkpoints.glob("*.partial*")) or kills.outer_steps(workdir))
     process.kill()
     process.communicate()
     assert not (workdir / "report.html").exists()
@@ -244,7 +244,7 @@ def test_an_interrupt_leaves_what_is_finished(tmp_path, digits_dir):
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows and all(None not in row.values() for row in rows)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_report_is_of_this_config_only(searched, digits_dir):

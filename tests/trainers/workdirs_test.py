@@ -38,7 +38,7 @@ def test_begin_workdir_removes_only_what_the_programs_write(config, tmp_path):
 
 def test_workdirs_that_cannot_be_made_are_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="The workdir cannot be written to: Not a directory"):
+    with pytest.raises(ValueError, match="`workdir` must be a directory that .*: Not a directory"):
         workdirs.check_workdir(tmp_path / "file" / "run")
 
 
@@ -94,9 +94,6 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path):
     workdirs.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         workdirs.write_json(path, {"a": object()})
-    with pytest.raises(KeyboardInterrupt), workdirs.replacement(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
