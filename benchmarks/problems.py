@@ -25,7 +25,8 @@ class Problem:
         network: a key of `IMAGES`.
         batch: examples in a batch.
         horizon: number of inner steps, each with a batch of its own.
-        schedules: `{name: values}` of learning_rate, momentum and weight_decay, one value a bucket.
+        schedules: `{name: values}` of learning_rate, momentum and weight_decay, one value per
+            bucket.
     """
 
     network: str

@@ -49,14 +49,14 @@ def ask(**arguments):
 
 
 def alternate(kinds, rounds):
-    """Times every kind of step once a round.
+    """Times every kind of step once per round.
 
     Args:
         kinds: `{name: arguments of a worker}`.
         rounds: How often.
 
     Returns:
-        `{name: [seconds a step in each round]}`.
+        `{name: [seconds per step in each round]}`.
     """
     workers = {}
     try:

@@ -29,7 +29,7 @@ def get_config():
     config.data_dir = config_dict.placeholder(str)  # None is TFDS's own.
     config.network = "lenet"
 
-    # The search. An outer step trains for `epochs` epochs: one number an outer step, of which the
+    # The search. An outer step trains for `epochs` epochs: one number per outer step, of which the
     # last is for all that follow.
     config.batch_size = 128
     config.epochs = (0.2, 0.2, 0.5, 0.5, 2.5, 5)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved in one step."""
+"""Files that are complete or absent: written beside their place, then moved in one step."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ import tempfile
 
 @contextlib.contextmanager
 def replacement(path):
-    """A path to write to, whose file becomes `path` in one move once it is on the disk.
+    """A path to write to. Its file becomes `path` in one move once it is on the disk.
 
-    Whatever interrupts the writing, `path` is the older file or the newer one. The path to write to
-    has the ending of `path`.
+    When the writing is interrupted, `path` keeps the older file. The path to write to has the
+    ending of `path`.
 
     Example:
 
@@ -33,7 +33,7 @@ def writable_directory(directory, argument):
     """The directory as a `pathlib.Path`, made when it does not exist.
 
     Raises:
-        ValueError: It cannot be made or written to; `argument` is how the message calls it.
+        ValueError: It cannot be made or written to. The message calls it `argument`.
     """
     path = pathlib.Path(directory)
     try:

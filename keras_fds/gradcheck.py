@@ -1,4 +1,4 @@
-"""`check_hypergradients`: hypergradients against finite differences, and who is at fault."""
+"""`check_hypergradients`: hypergradients against finite differences, and the layer at fault."""
 
 import dataclasses
 import warnings
@@ -13,12 +13,12 @@ from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
 from keras_fds.search import check_buckets, check_compiled
 
-# Relative steps, tried one after another while a bucket has not passed: small ones for bends and
-# kinks, large ones for what computes in float32.
+# Relative steps, tried in this order until a bucket passes: small ones for curvature and kinks,
+# large ones for layers that compute in float32.
 _STEPS = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
-# A difference tells a wrong hypergradient when its uncertainty is below this share of it.
+# A difference proves a hypergradient wrong when its uncertainty is below this share of it.
 _TRUSTED = 0.1
-_SMALLEST_VALUE = 0.1  # Coordinates below are moved as if they were this large.
+_SMALLEST_VALUE = 0.1  # Smaller coordinates are moved as if they were this large.
 _SUSPECT = 1e-5
 _RIGHT = "right"
 _WRONG = "WRONG"
@@ -27,7 +27,7 @@ _NOT_SMOOTH = "not smooth here"
 
 @dataclasses.dataclass(frozen=True)
 class HypergradientCheck:
-    """What `check_hypergradients` found; printed, it is a table.
+    """What `check_hypergradients` found; prints as a table.
 
     Args:
         passed: Whether every bucket is right.
@@ -75,8 +75,8 @@ class HypergradientCheck:
         lines = []
         if _NOT_SMOOTH in verdicts:
             lines.append(
-                "Where it is not smooth, finite differences cannot tell: try other batches, fewer "
-                "of them, or other values."
+                "Where the loss is not smooth, finite differences cannot tell: try other batches, "
+                "fewer batches, or other values."
             )
         if _WRONG in verdicts and not self.suspects:
             lines.append(
@@ -85,9 +85,9 @@ class HypergradientCheck:
             )
         for suspect, error in self.suspects.items():
             lines.append(
-                f"At fault: the {suspect}; its derivatives are off by {error:.1e}. Look in "
-                "it for tf.stop_gradient, tf.custom_gradient, rounding and the like, and write "
-                "it without, or move it in front of the trainable layers."
+                f"At fault: the {suspect}; its derivatives are off by {error:.1e}. Look in it for "
+                "tf.stop_gradient, tf.custom_gradient or rounding. Write it without them, or move "
+                "it in front of the trainable layers."
             )
         return lines
 
@@ -103,17 +103,17 @@ def check_hypergradients(
 ):
     """Checks a model's hypergradients against finite differences, as torch's `gradcheck` does.
 
-    A layer whose second derivative is wrong makes hypergradients wrong without a word; this
-    finds out, and names the layer. All is computed in float64 on a twin of the model: the
-    model itself, its optimizer, Keras's dtype settings and random seeds stay as they are.
-    Training starts from the present weights and schedules, with fresh optimizer slots, and
-    costs some four to twelve unrolls a bucket: a few batches are enough.
+    A layer with a wrong second derivative makes hypergradients silently wrong. The check finds and
+    names such a layer. It computes in float64 on a twin of the model: the model itself, its
+    optimizer, Keras's dtype settings and random seeds stay unchanged. Training starts from the
+    present weights and schedules, with fresh optimizer slots. It costs four to twelve unrolls per
+    bucket: a few batches are enough.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`. If it is not built
-            yet, newly drawn weights are checked.
-        train_data: A finite `tf.data.Dataset` of batches, such as `dataset.take(5)`; their
-            number is the horizon.
+            yet, it is checked with newly drawn weights.
+        train_data: A finite `tf.data.Dataset` of batches, such as `dataset.take(5)`. The number
+            of batches is the horizon.
         validation_data: A finite `tf.data.Dataset` of batches.
         make_model: A function that returns a newly made model, compiled or not, for a model
             that Keras cannot rebuild from its config. It is called while Keras's default dtype
@@ -141,7 +141,7 @@ def check_hypergradients(
     if not model.optimizer.hyperparameters:
         raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
     with float64(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
+        warnings.filterwarnings("ignore", ".* stops gradients")  # The check measures their effect.
         train, validation = (
             DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
             for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
@@ -210,7 +210,7 @@ class _Runs:
             variable.assign(value)
 
     def hypergradients(self):
-        """Those of the last call, means over the steps of each bucket."""
+        """The hypergradients of the last call, means over the steps of each bucket."""
         derivatives = self.buckets.derivatives(self.optimizer.coordinates)
         return self.mode.hypergradients() * derivatives / self.lengths
 
@@ -239,16 +239,16 @@ class _Runs:
 
 
 def _compared(runs, tolerance):
-    """`(forward, differences, errors, verdicts)`, one entry a bucket each."""
+    """`(forward, differences, errors, verdicts)`, one entry per bucket each."""
     loss = runs(runs.coordinates)
     forward = runs.hypergradients()
     if loss is None:
         raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
     buckets = range(len(forward))
-    # Rounding alone makes differences of this size uncertain by more than the tolerance.
+    # Below this size rounding alone exceeds the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
-    # Of hypergradients alone: a difference across a kink can be of any size.
+    # Taken from the hypergradients: a difference across a kink can have any size.
     scales = np.concatenate(
         [
             np.full(len(piece), max(np.nanmax(piece, initial=0.0), rounding))
@@ -265,7 +265,7 @@ def _compared(runs, tolerance):
                 if abs(found[0] - forward[k]) <= tolerance * scales[k]:
                     break
         if not tried:
-            differences[k] = errors[k] = np.nan  # Training breaks down beside this value.
+            differences[k] = errors[k] = np.nan  # Training breaks down next to this value.
             verdicts.append(_NOT_SMOOTH)
             continue
         differences[k], _ = min(tried, key=lambda each: abs(each[0] - forward[k]))
@@ -282,7 +282,7 @@ def _compared(runs, tolerance):
 
 # ------------------------------------------------------------------------------ who is at fault
 def _suspects(model, batch):
-    """`{description: error}` of what has wrong second derivatives by itself."""
+    """`{description: error}` of the layers, regularizers and losses with wrong derivatives."""
     batch = keras.utils.unpack_x_y_sample_weight(batch)
     generator = np.random.default_rng(0)
     calls, outputs = _recorded_calls(model, batch[0])

@@ -31,14 +31,14 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` to wrap.
-        hyperparameters: List of `keras_fds.Hyperparameter`, names all different.
+        hyperparameters: List of `keras_fds.Hyperparameter` with different names.
         outer: The outer update rule. Defaults to `keras_fds.outer.TrustRegionDescent()`.
         tangent_clipvalue, tangents_per_pass: Deprecated; see `keras_fds.differentiation.Forward`.
         name: Defaults to `"hyper_optimizer"`.
 
     Raises:
-        ValueError: When a hyperparameter is unknown to the wrapped optimizer or named twice,
-            or the wrapped optimizer uses something that cannot be differentiated through.
+        ValueError: When a hyperparameter is named twice or cannot be learned with the wrapped
+            optimizer, or the optimizer uses something that cannot be differentiated.
 
     Example:
 
@@ -81,8 +81,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
         self._multiplied = None
-        # The search that `fit` runs, or ran last. What Keras saves meanwhile holds it too, as
-        # arrays, and what is loaded then waits here for `fit`.
+        # The search that `fit` runs, or ran last. Keras saves a running search with the optimizer,
+        # as arrays; `loaded_search` holds such arrays for the next `fit`.
         self.search = None
         self.searching = False
         self.loaded_search = None
@@ -99,14 +99,14 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         return int(self._horizon.numpy())
 
     def begin_schedules(self, horizon, elapsed=0):
-        """Lets the schedules start over, stretched to a horizon.
+        """Starts the schedules over, stretched to a horizon.
 
-        `keras_fds.fit` and `model.fit` do so whenever they are called; a training loop of your own
-        calls it before its first step.
+        `keras_fds.fit` and `model.fit` call it themselves. A training loop of your own calls it
+        before its first step.
 
         Args:
             horizon: Training steps over which the schedules stretch, a positive int.
-            elapsed: How many of them are done already. Defaults to `0`.
+            elapsed: Number of steps that are done already. Defaults to `0`.
 
         Example:
 
@@ -146,7 +146,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def schedules(self):
-        """`{name: BucketedSchedule}` over the present horizon. Settable from the same form."""
+        """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary."""
         return {name: BucketedSchedule(v, self.horizon) for name, v in self.values.items()}
 
     @schedules.setter
@@ -155,8 +155,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             schedule = schedules.get(hyperparameter.name)
             if schedule is None or schedule.num_buckets != hyperparameter.num_buckets:
                 raise ValueError(
-                    f"The schedules must hold {hyperparameter.num_buckets} bucket(s) of "
-                    f"{hyperparameter.name!r}. Received: {schedules}"
+                    f"`schedules` must hold {hyperparameter.num_buckets} bucket(s) of "
+                    f"{hyperparameter.name!r}. Received: schedules={schedules}"
                 )
         self.coordinates = self.buckets.coordinates(
             {name: schedules[name].values for name in self.names}
@@ -206,15 +206,15 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         if not self._trainable_variables:
             raise ValueError(
-                "This optimizer was built for no weights, as Keras builds it when it loads a model "
+                "This optimizer was built without weights, as Keras does when it loads a model "
                 "from an HDF5 file. Call model.compile(optimizer=keras_fds.HyperOptimizer(...)) "
-                "anew, or save models as '.keras'."
+                "again, or save models as '.keras'."
             )
         values = self.present_values(self._trainable_variables[0].dtype)
         if self._multiplied is None and any(map(is_multiplier, self.names)):
             raise ValueError(
-                "Factors on the learning rates of layers are known in `model.fit` and "
-                "`keras_fds.fit` only: they tell the optimizer its model."
+                "A learned `learning_rate_multiplier` needs `model.fit` or `keras_fds.fit`, which "
+                "tell the optimizer its model."
             )
         multipliers = [(v, values[name]) for name, v in (self._multiplied or {}).items()]
         own = {name: values[name] for name in self._optimizer_names}
@@ -239,7 +239,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def learning_rate(self, learning_rate):
         if "learning_rate" in self.names:
             raise TypeError(
-                "The learning rate of this optimizer is a learned schedule, hence not settable. "
+                "The learning rate of this optimizer is a learned schedule and cannot be set. "
                 "Set `optimizer.schedules`, or do not learn 'learning_rate'."
             )
         self.optimizer.learning_rate = learning_rate
@@ -253,7 +253,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def set_weights(self, weights):
         """Assigns values to `variables`, in their order, as HDF5 files hold them.
 
-        Keras builds an optimizer that it loads from such a file without slots: the rest is left.
+        Keras builds an optimizer without slots when it loads it from such a file; values beyond the
+        existing variables are ignored.
         """
         for variable, value in zip(self.variables, weights):
             variable.assign(value)
@@ -271,7 +272,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         elif len(own) > len(self.variables):
             raise ValueError(
                 "The model was saved by an older keras_fds, whose HyperOptimizer kept the state of "
-                "its outer rule. Build the model anew, load its weights by `load_weights`, and "
+                "its outer rule. Build the model anew, then load its weights by `load_weights` and "
                 "its schedules from schedules.json."
             )
         super().load_own_variables(own)

@@ -1,4 +1,4 @@
-"""Hyperparameters, and the vector of the values that they have in the buckets of a horizon.
+"""Hyperparameters, and the vector of their values in the buckets of a horizon.
 
 Source: Micaelli & Storkey, "Gradient-based Hyperparameter Optimization Over Long
 Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_fds.numbers import number
 from keras_fds.outer import Ranges
 
-# Upper ends of the ranges that exponential averages have; everything else is unbounded.
+# The upper end of the range of exponential averages; all other ranges are unbounded.
 _LARGEST_DECAY = 0.999
 _DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum", "adam_beta_1", "adam_beta_2")
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
@@ -34,7 +34,7 @@ class Hyperparameter:
     Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`.
 
     Args:
-        name: What the wrapped optimizer calls it (`"learning_rate"`, `"momentum"`,
+        name: Its name in the wrapped optimizer (`"learning_rate"`, `"momentum"`,
             `"weight_decay"`, `"beta_1"`, …), or where the model or its loss keeps it:
             `"dense.kernel_regularizer.l2"` (attributes of the layer `dense`; `*` and `?` in the
             layer's name match several layers, which then share the value),
@@ -42,32 +42,31 @@ class Hyperparameter:
             weights), `"loss.label_smoothing"` (a number of the compiled loss;
             `"loss.<output>.label_smoothing"` with several outputs), `"loss_weights.<output>"`,
             or `"model.<attribute>"` (any number that a subclassed model uses in `call` or
-            `compute_loss`). Numbers of the model and its loss are replaced in training steps
-            only; validation uses those that the model was compiled with.
-        num_buckets: Number of buckets the horizon is cut into. Defaults to `1`.
-        initial: Start value: one number, or one number a bucket. Defaults to `0.0`.
-        step_size: How far the first outer update moves a value that stands at an end of its range,
-            in the hyperparameter's own unit. From elsewhere the default rule's steps are factors,
-            of 2 at most, on the linear scale; on the others the first one is a factor of at most
-            `exp(step_size)`, and they grow to 2. For `SignDescent`, the first step of every
-            coordinate. Defaults to `0.1`.
+            `compute_loss`). Numbers of the model and its loss are replaced only in training
+            steps; validation uses those that the model was compiled with.
+        num_buckets: Number of buckets of the horizon. Defaults to `1`.
+        initial: Start value: one number, or one number per bucket. Defaults to `0.0`.
+        step_size: How far the first outer step moves a value at an end of its range, in the
+            hyperparameter's own unit. Elsewhere the default rule's steps are factors: of at most 2
+            on the linear scale; on the others of at most `exp(step_size)` at first, and they grow
+            to 2. For `SignDescent` it is the first step of every coordinate. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
             `beta_2`, `adam_beta_1`, `adam_beta_2`, `rho` and `ema_momentum`, to `1.0` for all
-            others on the logit scale, and else to no bound.
+            others on the logit scale, and otherwise to no bound.
         scale: The coordinate in which the outer rule moves a value λ and in which its
             hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
             or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can
             a value start at 0. Defaults to `"linear"`.
-        smoothing_window: Part of the horizon, at most 1, over which the default outer rule puts
-            slopes together where buckets are shorter: they are then learned as fast as one of that
+        smoothing_window: A part of the horizon, at most 1. The default outer rule averages the
+            slopes of shorter buckets over it, so they are learned as fast as one bucket of that
             length, and smoothly. Defaults to `1 / 7`.
         breadth: Deprecated; the older name of `smoothing_window`.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
-            length than `num_buckets`, a step size that is not positive, an empty range, a
-            range or start value that the scale does not have, or a smoothing_window outside (0, 1].
+            length than `num_buckets`, a step size that is not positive, an empty range, a range
+            or start value outside of the scale, or a `smoothing_window` outside (0, 1].
 
     Example:
 
@@ -141,7 +140,7 @@ class Hyperparameter:
         if values.ndim > 1 or (values.ndim == 1 and len(values) != self.num_buckets):
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
-                f"one a bucket. Received: initial={self.initial!r}"
+                f"one per bucket. Received: initial={self.initial!r}"
             )
         in_range = (values >= self.min_value) & (values <= self.max_value) & np.isfinite(values)
         if not np.all(in_range):
@@ -201,7 +200,7 @@ class Hyperparameter:
             "initial": self.initial,
             "step_size": self.step_size,
             "min_value": self.min_value,
-            # The default may be infinite, which JSON has no word for.
+            # The default may be infinite, which JSON cannot hold.
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
             "smoothing_window": self.smoothing_window,
@@ -219,16 +218,16 @@ class Hyperparameter:
 class Buckets:
     """The vector of all bucket values of all hyperparameters.
 
-    Bucket k of the vector belongs to one hyperparameter. The sharing matrix B of a horizon says
-    which bucket an inner step falls in: λ(t) = Σ_k B_k(t) λ_k. The outer rule moves coordinates u
-    of the values, see `Hyperparameter`.
+    Each bucket of the vector belongs to one hyperparameter. The sharing matrix B of a horizon
+    tells which buckets an inner step falls in: λ(t) = Σ_k B_k(t) λ_k. The outer rule moves
+    coordinates u of the values, see `Hyperparameter`.
 
     Args:
         hyperparameters: List of `Hyperparameter`, in the order of the vector.
 
     Attributes:
-        names: Of the hyperparameters.
-        size: Length of the vector, `[total_buckets]`.
+        names: The names of the hyperparameters.
+        size: The length of the vector, total_buckets.
         owners: The number of the hyperparameter that each bucket belongs to, `[total_buckets]`.
 
     Example:
@@ -251,7 +250,7 @@ class Buckets:
         return dict(zip(self.names, np.split(vector, self._firsts[1:-1]))) if self.names else {}
 
     def join(self, parts):
-        """The vector of parts, one a hyperparameter, in their order or by name."""
+        """The vector of parts, one per hyperparameter, in their order or by name."""
         if isinstance(parts, dict):
             parts = [parts[name] for name in self.names]
         return np.concatenate([np.zeros(0), *parts])
@@ -302,7 +301,7 @@ class Buckets:
         }
 
     def sums(self, per_step):
-        """Bᵀ of what belongs to single steps, float64 `[horizon, hyperparameters]`."""
+        """Bᵀ times values of single steps, float64 `[horizon, hyperparameters]`."""
         steps, horizon = np.arange(len(per_step)), len(per_step)
         return self.join(
             np.bincount(h.bucket(steps, horizon), of_steps, h.num_buckets)
@@ -310,14 +309,14 @@ class Buckets:
         )
 
     def at_steps(self, vector, horizon):
-        """B of a vector, `{name: [horizon]}`."""
+        """B times a vector, `{name: [horizon]}`."""
         parts, steps = self.split(vector), np.arange(horizon)
         return {h.name: parts[h.name][h.bucket(steps, horizon)] for h in self.hyperparameters}
 
     def means(self, derivatives, horizon):
         """Derivatives by buckets as means over their steps, `{name: float64 [num_buckets]}`.
 
-        So the paper reports hypergradients: for any horizon they are of the same size.
+        The paper reports hypergradients in this way: their size does not depend on the horizon.
         """
         return self.split(derivatives / self.lengths(horizon))
 

@@ -9,14 +9,14 @@ def number(
     """The value as a float or an int.
 
     Args:
-        name: The argument, as messages call it.
+        name: The argument's name in messages.
         value: What was passed.
-        least, above, most, below: Bounds; `least` and `most` belong to the range themselves.
+        least, above, most, below: Bounds. `least` and `most` are in the range, the others not.
         whole: Whether it must be a whole number. Defaults to `False`.
         optional: Whether `None` is allowed, and returned. Defaults to `False`.
 
     Raises:
-        ValueError: It is no finite number in the range.
+        ValueError: It is not a finite number in the range.
 
     Example:
 

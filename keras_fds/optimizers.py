@@ -13,9 +13,9 @@ class SGD(keras.optimizers.Optimizer):
         v ← momentum · v + g + weight_decay · w
         w ← w − learning_rate · v
 
-    This is the form of the paper (and of PyTorch). Stock `keras.optimizers.SGD` scales the
-    velocity by the learning rate and decouples the decay: the two differ as soon as the
-    learning rate changes in time.
+    This is the form of the paper and of PyTorch. Stock `keras.optimizers.SGD` scales the velocity
+    by the learning rate and decouples the decay: the two differ when the learning rate changes in
+    time.
 
     Args:
         learning_rate: A float or a `LearningRateSchedule`. Defaults to `0.01`.

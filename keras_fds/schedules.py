@@ -15,14 +15,14 @@ _VERSION = 1
 
 @keras.saving.register_keras_serializable("keras_fds")
 class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that is constant over each of a few equal stretches of the horizon.
+    """A schedule that is constant over each of a few equal parts of the horizon.
 
-    `schedule(t) = values[floor(num_buckets * t / horizon)]`; steps at and after the horizon
-    keep the last value. It is a stock Keras `LearningRateSchedule`, so any Keras optimizer
-    takes it as its `learning_rate`.
+    `schedule(t) = values[floor(num_buckets * t / horizon)]`. From the horizon on, steps keep the
+    last value. It is a Keras `LearningRateSchedule`, so any Keras optimizer takes it as its
+    `learning_rate`.
 
     Args:
-        values: One number a bucket.
+        values: One number per bucket.
         horizon: Number of inner steps that the buckets divide.
 
     Raises:
@@ -50,7 +50,7 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         is_number = isinstance(horizon, (int, float, np.number))
         if not is_number or not 1 <= horizon < 2**63 or int(horizon) != horizon:
             raise ValueError(
-                f"`horizon` must be a whole number of inner steps, at least 1. "
+                "`horizon` must be a whole number of inner steps, at least 1. "
                 f"Received: horizon={horizon!r}"
             )
         self.horizon = int(horizon)

@@ -49,8 +49,8 @@ def fit(
     measures the hypergradients of the validation loss, and moves the schedules. To Keras's
     callbacks and progress bar an outer step is an epoch and an inner step is a batch.
     Afterwards the model holds the best outer step's weights and schedules, and its optimizer fresh
-    slots. The outer rule says which one is best: by default the latest one over the last horizon
-    whose validation loss is within the noise of the lowest, and whose training was stable.
+    slots. The outer rule decides which outer step is best: by default the latest one over the last
+    horizon whose validation loss is within the noise of the lowest and whose training was stable.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
@@ -59,52 +59,54 @@ def fit(
             validation_batch_size: As in `model.fit`. `x` is arrays (or a nest of them), a
             `tf.data.Dataset` of batches, or a `keras.utils.PyDataset`, whose batches are made in
             one thread, whatever its `workers`. One of `validation_split` and `validation_data` is
-            required. `verbose="auto"` is a progress bar in a terminal or a notebook, and a line an
-            outer step elsewhere. A callback that overrides a hook of batches is called for every
-            batch, which takes longer for small models; none may set the learning rate.
-        epochs: Epochs of training in an outer step, which may be a fraction; or a list, one number
-            an outer step: a search may begin with short horizons. Defaults to `1`.
-        initial_epoch: The outer step to begin at, as in `model.fit`. Defaults to `0`.
+            required. `verbose="auto"` is a progress bar in a terminal or a notebook, and one line
+            per outer step elsewhere. A callback that overrides a batch hook is called for every
+            batch, which takes longer for small models. No callback may set the learning rate.
+        epochs: Epochs of training in an outer step, which may be a fraction; or a list with one
+            number per outer step: a search may begin with short horizons. Defaults to `1`.
+        initial_epoch: The outer step to begin at, as in `model.fit`. If the model's last search
+            has made as many outer steps, that search continues, and neither settings nor data are
+            compared. Defaults to `0`.
         validation_freq: Only `1`: every outer step is validated.
-        outer_steps: Number of outer steps, fewer when the search converges. Defaults to `10`.
+        outer_steps: Number of outer steps; the search ends earlier when it converges. Defaults to
+            `10`.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
         resample_validation: Which examples `validation_split` holds out: `None` the last ones, as
-            in Keras; `"once"` some that are drawn at random, the same in every outer step;
-            `"outer_step"` others in every outer step, as in the paper. Defaults to `None`.
-        initial_weights: `"fresh"` draws new weights each outer step from the model's
-            initialisers; `"same"` restarts from the present weights; a function is called
-            and must return a newly made model. Frozen weights are kept. Defaults to
+            in Keras; `"once"` random ones, the same in every outer step; `"outer_step"` other
+            random ones in every outer step, as in the paper. Defaults to `None`.
+        initial_weights: `"fresh"` draws new weights for each outer step from the model's
+            initialisers; `"same"` restarts from the present weights; a function must return a
+            newly made model, whose weights are taken. Frozen weights are kept. Defaults to
             `"fresh"`.
-        differentiation: How hypergradients are computed. All modes give the same ones. `"forward"`
-            carries a tangent for each bucket: time grows with their number, memory does not grow
-            with the horizon. `"reverse"` goes back over the steps: about four plain trainings for
-            any number of buckets, but it keeps states and the batches of a dataset. `"auto"` takes
-            the cheaper one that fits. Or a mode with options, such as
+        differentiation: How hypergradients are computed. All modes compute the same ones.
+            `"forward"` carries one tangent per bucket: time grows with the number of buckets,
+            memory does not grow with the horizon. `"reverse"` goes back over the steps: it costs
+            about four plain trainings for any number of buckets, but keeps states and the batches
+            of a dataset. `"auto"` takes the cheaper one that fits. Or a mode with options, such as
             `keras_fds.differentiation.Forward(tangent_chunk_size=10)`. Defaults to `"auto"`.
         reverse_memory: Bytes that reverse mode may keep, the `memory` of
-            `keras_fds.differentiation.Reverse`. Defaults to 1 GiB.
+            `keras_fds.differentiation.Reverse`. Defaults to `None`, 1 GiB.
         seed: The validation split, shuffling, fresh weights and dropout of every outer step derive
-            from it; a whole number of at least 0. Defaults to one drawn from `numpy.random`.
-        divergence_factor: An outer step is given up after ten inner steps in a row with more than
-            this many times the loss of the first ones. `None` stops only on NaN or infinity, for a
-            run that starts from trained weights, or a loss of your own that may grow. Defaults to
-            `20.0`.
+            from this whole number of at least 0. Defaults to one drawn from `numpy.random`.
+        divergence_factor: An outer step is given up when ten losses in a row exceed this many times
+            the loss of its first steps. `None` stops only on NaN or infinity: for a run that starts
+            from trained weights, or a loss that may grow. Defaults to `20.0`.
         resplit: Deprecated; `True` is `resample_validation="outer_step"`.
         adjoint_memory: Deprecated; the older name of `reverse_memory`.
 
-    An interrupted search goes on, and ends as if it had not been interrupted, when `fit` is called
-    again with `keras_fds.callbacks.Checkpoint` or Keras's `BackupAndRestore` on a model and data
-    made as before. The interrupted outer step is run again, or, in forward mode, goes on from a
-    checkpoint within it. A dataset that shuffles must have a seed. What it draws with `tf.random`
-    in `map` cannot be replayed, nor, in reverse mode, an endless dataset after a training loss that
-    was not finite.
+    To resume an interrupted search, call `fit` again with `keras_fds.callbacks.Checkpoint` or
+    Keras's `BackupAndRestore` on a model and data made as before. It ends as if it had not been
+    interrupted. The interrupted outer step runs again, or, in forward mode, continues from a
+    checkpoint within it. A dataset that shuffles must have a seed. Two things cannot be replayed:
+    what a dataset draws with `tf.random` in `map`, and, in reverse mode, an endless dataset after a
+    training loss that was not finite.
 
     Returns:
-        A `keras.callbacks.History`, one entry an outer step, those before an interrupt included.
-        `val_loss` is the validation loss whose hypergradients are taken: that of `model.evaluate`
-        without the penalties of regularizers (of weights and of activities). What layers add by
-        `add_loss` counts.
+        A `keras.callbacks.History` with one entry per outer step, also for those before an
+        interrupt. `val_loss` is the validation loss whose hypergradients are taken: that of
+        `model.evaluate` without the penalties of weight and activity regularizers. What layers add
+        by `add_loss` counts.
 
     Raises:
         ValueError: Before any training, when model, data or horizon do not fit together.
@@ -166,7 +168,7 @@ def fit(
         resample=resample == "outer_step",
         settings=settings,
     )
-    # Also when it is silent: datasets are looked at, and may share their randomness.
+    # Also without output: it looks at datasets, which may share their randomness.
     timing_batches = data.timing_batches()
     progress = None
     if verbose:
@@ -207,25 +209,24 @@ def hypergradients(
 ):
     """The hypergradients of one unroll from the model's current weights.
 
-    Trains with the current schedules, with fresh optimizer slots, over the batches of
-    `train_data` in the order given; their number is the horizon. Weights, optimizer and
-    schedules are as before when it returns.
+    Trains with the current schedules and fresh optimizer slots over the batches of `train_data`, in
+    their order; their number is the horizon. Then weights, optimizer and schedules are restored.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
         train_data: A finite `tf.data.Dataset` or `keras.utils.PyDataset` of batches.
-        validation_data: Another one; the validation loss is what `model.evaluate` says of it
-            without the penalties of regularizers.
+        validation_data: Another one. The validation loss is that of `model.evaluate` without the
+            penalties of regularizers.
         validation_training: Whether the model is in training mode for the validation loss.
             Defaults to `False`.
         differentiation, reverse_memory: As in `fit`. `differentiation` defaults to `"forward"`, or
             to `"reverse"` with `per_step`.
         per_step: Whether to return the hypergradient of every single inner step, as if each were a
-            bucket of its own; in reverse mode it costs nothing more. Defaults to `False`.
-        dtype: `"float64"` trains and differentiates a float64 twin of the model, whatever its own
-            type: in float32, long unrolls through batch normalisation lose digits. (Float64
-            tangents of a float32 model would not help: the digits are lost in the products.)
-            Defaults to `None`, the model's own type.
+            bucket of its own, at no further cost in reverse mode. Defaults to `False`.
+        dtype: `"float64"` trains and differentiates a float64 twin of the model: in float32, long
+            unrolls through batch normalisation lose digits. (Float64 tangents of a float32 model
+            would not help: the digits are lost in the products.) Defaults to `None`, the model's
+            own dtype.
         adjoint_memory: Deprecated; the older name of `reverse_memory`.
 
     Returns:
@@ -279,7 +280,7 @@ def _hypergradients(
             if unknown and ok:
                 warnings.warn(
                     f"The hypergradients of {', '.join(map(repr, unknown))} are not a number. "
-                    "check_hypergradients finds the layer or the loss.",
+                    "keras_fds.check_hypergradients finds the layer or the loss.",
                     stacklevel=3,
                 )
             return found

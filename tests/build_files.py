@@ -1,4 +1,4 @@
-"""The BUILD files: one a folder, one target a file, with the dependencies that its imports name.
+"""The BUILD files: one per folder, one target per file, with the dependencies it imports.
 
     python -m tests.build_files
 

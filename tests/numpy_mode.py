@@ -1,8 +1,8 @@
 """A mode made of NumPy: the contract of the modes, without TensorFlow tracing anything.
 
 It trains linear least squares by gradient descent with momentum, as `keras_fds.optimizers.SGD`
-does, and carries one tangent a bucket. With it, whatever uses a mode (the outer loop, checkpoints,
-callbacks, the table of costs) is tested in milliseconds.
+does, and carries one tangent per bucket. What uses a mode (the outer loop, checkpoints, callbacks,
+the table of costs) is tested with it in milliseconds.
 """
 
 import keras

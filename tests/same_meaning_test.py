@@ -150,7 +150,7 @@ def data():
 
 
 def test_a_shared_regularizer_is_refused_by_one_name_with_all_its_places():
-    with pytest.raises(ValueError, match=r"L2 object of 'a' is also that of 'b'.*pattern"):
+    with pytest.raises(ValueError, match=r"'a' shares its L2 object with 'b'.*pattern"):
         keras_fds.hypergradients(regularized(True, "a.kernel_regularizer.l2"), *data())
 
 

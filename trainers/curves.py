@@ -75,7 +75,7 @@ def draw_validation(rows):
 
 
 def draw_hypergradients(rows):
-    """Hypergradients of every bucket over outer steps, one panel a hyperparameter."""
+    """Hypergradients of every bucket over outer steps, one panel per hyperparameter."""
     columns = bucket_columns(rows, "hypergradient/")
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
@@ -108,7 +108,7 @@ def draw_hypergradients(rows):
 
 
 def draw_training(rows, seeds):
-    """Training loss over epochs, a line a seed; each seed's rows begin at epoch 0."""
+    """Training loss over epochs, one line per seed; each seed's rows begin at epoch 0."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     panel = figure.subplots()
     colors = _colors(len(seeds))

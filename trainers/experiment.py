@@ -79,7 +79,7 @@ def check_config(config):
         )
     if config.tangent_clipvalue is not None and config.differentiation not in ("auto", "forward"):
         raise ValueError(
-            "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only. "
+            "`tangent_clipvalue` clips tangents, which exist in forward mode only. "
             f"Received: differentiation={config.differentiation!r}"
         )
 
@@ -260,7 +260,7 @@ def summarise(results):
     """The means of test metrics over seeds, and how far the mean accuracy can be trusted.
 
     Args:
-        results: `[{"seed": …, "loss": …, "accuracy": …}, …]`, one a seed.
+        results: `[{"seed": …, "loss": …, "accuracy": …}, …]`, one per seed.
 
     Returns:
         `{"loss", "accuracy", "accuracy_interval", "seeds"}`: two means; the 95% confidence interval

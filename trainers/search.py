@@ -2,13 +2,13 @@
 
     python -m trainers.search --config=configs/digits.py --workdir=runs/digits
 
-Any field of the config can be changed: --config.outer_steps=3. The folder --workdir ends up with
+Any field of the config can be changed: --config.outer_steps=3. The folder --workdir then holds
 config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
-(a row an outer step), schedules.png, tensorboard/ and checkpoints/; then schedules.py, which makes
-the optimizer with its schedules in programs without keras_fds, and report.html.
+(one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
+the optimizer with its schedules in programs without keras_fds; and report.html.
 
-Interrupted or killed, it goes on when the same command is started again, and ends as if it had not
-been; a finished search goes on with a greater --config.outer_steps.
+To resume a search that was interrupted or killed, start the same command again. It ends as if it
+had not been interrupted. A finished search continues with a greater --config.outer_steps.
 """
 
 import contextlib

@@ -5,9 +5,9 @@
 
 Trains on the whole training split with stock `model.fit`, the schedules stretched to
 `config.train_epochs` epochs, and evaluates on the test split once, at the end. The folder --workdir
-ends up with config.json, schedules.json (stretched), schedules.png, history.csv (a row an epoch),
-model.keras (the first seed's), test.json and tensorboard/, and report.html, which tells of the
-search too.
+then holds config.json, schedules.json (stretched), schedules.png, history.csv (one row per epoch),
+model.keras (the first seed's), test.json, tensorboard/, and report.html, which also shows the
+search.
 """
 
 import pathlib

@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """What a training gave, arrays of one number a training."""
+    """What a training gave, arrays of one number per training."""
 
     validation_loss: np.ndarray
     test_loss: np.ndarray

@@ -1,4 +1,4 @@
-"""The paper's recursion in PyTorch: products with the Hessian by double backward, one a tangent.
+"""The paper's recursion in PyTorch: products with the Hessian by double backward, one per tangent.
 
 With velocity v, tangents Z of the weights w and C of the velocity, and the Hessian H:
 

@@ -1,7 +1,7 @@
 """Callbacks that show and keep what `keras_fds.fit` learns, and the picture they share.
 
-Outer steps count from 1 here, as in Keras's progress bar. What is shown is written from the records
-of the search, so one that goes on shows the outer steps before an interrupt as well, once each.
+Outer steps are counted from 1 here, as in Keras's progress bar. Callbacks write from the records of
+the search, so a resumed search shows every outer step once, also those before the interrupt.
 """
 
 from keras_fds.callbacks.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Checkpoints from which a search goes on."""
+"""Checkpoints from which a search is resumed."""
 
 import json
 import pathlib
@@ -30,30 +30,30 @@ DAMAGE = (
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps a search so that it can go on after any interrupt; for `keras_fds.fit`.
+    """Saves a search so that it can be resumed after any interrupt; for `keras_fds.fit`.
 
-    At the end of an outer step, and within one that takes long, it writes the model, its optimizer
-    and the whole search into one file, in one move. A `fit` that is called again with a model and
-    data made as before goes on after the newest of them, and ends as if it had not been
-    interrupted: with the same history, schedules and weights. (On a GPU, as far as its operations
-    are deterministic.) A damaged file is passed over, with a warning, in favour of the one before.
-    A finished search is left as it is, or goes on when there are more `outer_steps` now. When a
-    file cannot be written, as on a full disk, it warns, and the search goes on.
+    After an outer step, and within a long one, it writes the model, its optimizer and the whole
+    search into one file, in one move. To resume, call `fit` again with a model and data made as
+    before: the search continues from the newest file and ends with the same history, schedules and
+    weights as without the interrupt. (On a GPU, as far as its operations are deterministic.) A
+    damaged file is skipped with a warning, and the one before it is used. A finished search
+    continues when `outer_steps` is greater now. When a file cannot be written, as on a full disk,
+    the callback warns and the search continues.
 
     Args:
-        directory: Made when it does not exist. The last two checkpoints stay there, also at the
-            end of the search.
-        config: What the search depends on, such that JSON can hold it: a checkpoint of another
-            `config` is refused. Defaults to `None`.
+        directory: Folder for the checkpoints; made when it does not exist. The last two
+            checkpoints stay there, also after the search.
+        config: What else the search depends on; JSON must be able to hold it. A checkpoint of
+            another `config` is refused. Defaults to `None`.
         every: Outer steps from one checkpoint to the next. Defaults to `1`.
-        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode: it
-            holds the tangents too. (In reverse mode an outer step that was interrupted is run
-            again.) `None` keeps none. Defaults to `10.0`.
+        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode; such
+            a checkpoint also holds the tangents. (Reverse mode runs an interrupted outer step
+            again.) `None` writes none within an outer step. Defaults to `10.0`.
 
     Raises:
-        ValueError: When `every` is not a whole number of at least 1, or `minutes` not a number from
-            0; at the beginning of training, when `directory` cannot be written to, the model's
-            optimizer is no `HyperOptimizer`, or the checkpoint is of another `config` or model.
+        ValueError: When `every` is not a whole number of at least 1, or `minutes` is not a number
+            of at least 0; at the beginning of training, when `directory` cannot be written to, the
+            model's optimizer is not a `HyperOptimizer`, or the checkpoint is of another search.
 
     Example:
 
@@ -82,8 +82,8 @@ class Checkpoint(keras.callbacks.Callback):
                 entries = _read(path)
             except DAMAGE as error:
                 warnings.warn(
-                    f"The checkpoint {str(path)!r} is damaged. The search goes on from the one "
-                    f"before it, or begins anew where there is none. Reason: {error}",
+                    f"The checkpoint {str(path)!r} is damaged. The search resumes from the one "
+                    f"before it, or begins anew when there is none. Reason: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -110,7 +110,7 @@ class Checkpoint(keras.callbacks.Callback):
         search = self.model.optimizer.search
         entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
         entries.update(search.to_arrays())
-        # NumPy's files know no bfloat16; as float32 it is the same number.
+        # NumPy's files have no bfloat16; float32 holds the same numbers.
         entries = {k: a.astype("float32") if a.dtype.kind == "V" else a for k, a in entries.items()}
         try:
             path = self.directory / f"outer_step_{len(search.records):06d}{within}.npz"
@@ -121,8 +121,8 @@ class Checkpoint(keras.callbacks.Callback):
                 each.unlink()
         except OSError as error:
             warnings.warn(
-                f"No checkpoint could be written to {str(self.directory)!r}, and the search goes "
-                f"on; the one before it stays. Reason: {error}",
+                f"No checkpoint could be written to {str(self.directory)!r}. The search "
+                f"continues, and the last checkpoint stays. Reason: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -137,7 +137,7 @@ class Checkpoint(keras.callbacks.Callback):
         return of_model + self.model.optimizer.variables
 
     def _restore(self, path, entries):
-        """Takes over the search of a checkpoint; a `ValueError` when it is another one."""
+        """Takes over the search of a checkpoint; a `ValueError` when it is another search."""
         search, now = Search.taken_out_of(entries), self.model.optimizer.search
         try:
             search.check_same(now)
@@ -156,7 +156,7 @@ def _read(path):
     Raises:
         One of `DAMAGE`.
     """
-    with np.load(path) as file:  # Which holds a checksum of every entry.
+    with np.load(path) as file:  # The archive holds a checksum of every entry.
         entries = dict(file)
     if SEARCH_ENTRY not in entries:
         raise ValueError("It holds no search.")

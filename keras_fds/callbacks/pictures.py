@@ -4,7 +4,7 @@ import numpy as np
 
 
 def draw_schedules(schedules, outer_steps=None, best=None):
-    """Draws schedules, one panel a hyperparameter: old ones pale, the best one dark.
+    """Draws schedules, one panel per hyperparameter: old ones pale, the best one dark.
 
     Args:
         schedules: List of `{name: BucketedSchedule}`, oldest first, all with the same names.

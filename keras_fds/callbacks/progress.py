@@ -1,4 +1,4 @@
-"""What a search costs, told before it begins, and how much time is left."""
+"""Prints what a search will cost, then the remaining time."""
 
 import time
 
@@ -8,20 +8,20 @@ from keras_fds.search import cost_of, cost_table, duration, measure_seconds
 
 
 class SearchProgress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar of an outer step, under a line with the time left.
+    """Keras's progress bar of an outer step, under a line with the remaining time.
 
-    Before the first outer step it measures and tells what the search will cost; from that it tells
-    the time left at first. Later it goes by the last outer step, but not by the first, which
-    compiles.
+    Before the first outer step it measures a few steps and prints what the search will cost. The
+    remaining time is estimated from that at first, then from the last outer step. (The first outer
+    step does not count: it includes compilation.)
 
     Args:
         mode: The bound mode of differentiation.
         reason: Why it is used, a sentence.
         batches: `(train, validation)` batches like those of the search.
-        horizons: Numbers of inner steps, one an outer step.
-        steps_per_epoch: How many of them are an epoch.
+        horizons: Numbers of inner steps, one per outer step.
+        steps_per_epoch: Inner steps in an epoch.
         validation_training: Whether the model is in training mode for the validation loss.
-        begin: When the search was asked for, by `time.monotonic`. Defaults to now.
+        begin: When `fit` was called, by `time.monotonic`. Defaults to now.
     """
 
     acts_between_calls = True

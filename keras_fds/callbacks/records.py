@@ -9,7 +9,7 @@ from keras_fds.schedules import BucketedSchedule
 
 
 class ByRecords(keras.callbacks.Callback):
-    """Catches up with the search's records whenever there may be new ones."""
+    """Calls `_catch_up` whenever the search may have new records."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._catch_up()
@@ -23,8 +23,8 @@ class ByRecords(keras.callbacks.Callback):
 
 def warn_of_unwritten(directory, error):
     warnings.warn(
-        f"What the search has found so far could not be written to {str(directory)!r}, and the "
-        f"search goes on; the next outer step tries again. Reason: {error}",
+        f"The results so far could not be written to {str(directory)!r}. The search continues, "
+        f"and the next outer step tries again. Reason: {error}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -11,29 +11,29 @@ from keras_fds.search import check_searching
 
 
 class ScheduleExport(ByRecords):
-    """Keeps a search's results in a directory; for `keras_fds.fit`.
+    """Writes a search's results into a directory; for `keras_fds.fit`.
 
-    After each outer step it writes
+    After each outer step it writes:
 
     - `schedules.json`: the schedules of the best outer step so far, by the outer rule, for
-      `keras_fds.load_schedules`; not there until an outer step had a finite validation loss;
-    - `history.csv`: a row an outer step: `outer_step`, `horizon`, losses and metrics, the standard
-      error `val_loss_error` of the validation loss over its batches, whether the outer rule
-      `accepted` the point and whether it was the `best` so far (1 or 0), then the value of every
-      bucket (`learning_rate[0]`, …) and its hypergradient (`hypergradient/learning_rate[0]`, …);
-      what is not a number is written as it is;
+      `keras_fds.load_schedules`. It is missing until an outer step has a finite validation loss.
+    - `history.csv`: one row per outer step, with `outer_step`, `horizon`, losses and metrics;
+      `val_loss_error`, the standard error of the validation loss over its batches; `accepted` and
+      `best`, the outer rule's verdict (1 or 0); the value of every bucket (`learning_rate[0]`, …)
+      and its hypergradient (`hypergradient/learning_rate[0]`, …). NaN and infinities stay as they
+      are.
     - `schedules.png`: a picture of all schedules so far.
 
-    Each replaces its older version in one move, so an interrupt leaves no half file. A `fit` that
-    goes on with a search (`Checkpoint`, or Keras's `BackupAndRestore`) writes those of all its
-    outer steps. When they cannot be written, as on a full disk, it warns, and the search goes on.
+    Each file replaces its older version in one move, so an interrupt leaves no partial file. A
+    resumed search (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps. When a
+    file cannot be written, as on a full disk, the callback warns and the search continues.
 
     Args:
-        directory: Made when it does not exist.
+        directory: Folder for the files; made when it does not exist.
 
     Raises:
         ValueError: When `directory` cannot be written to; at the beginning of training, when the
-            model's optimizer is no `HyperOptimizer`.
+            model's optimizer is not a `HyperOptimizer`.
 
     Example:
 
@@ -83,7 +83,7 @@ def _row(record):
 
 
 def _write_csv(path, rows):
-    """Writes rows of unlike keys under one header: losses and metrics first, buckets last."""
+    """Writes rows of different keys under one header: losses and metrics first, buckets last."""
     keys = dict.fromkeys(key for row in rows for key in row)
     ordered = sorted(keys, key=lambda key: 2 if key.startswith("hypergradient/") else "[" in key)
     with open(path, "w", newline="") as file:

@@ -12,9 +12,9 @@ from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, war
 from keras_fds.files import writable_directory
 from keras_fds.search import check_searching
 
-# TensorBoard keeps every point of a curve of this length.
+# TensorBoard keeps every point of a curve of up to this length.
 _MOST_POINTS = 400
-# Where event files are that a search replaces, and how their names end.
+# The runs whose event files a search replaces, and how their names end.
 _RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
 _SUFFIX = ".keras_fds"
 
@@ -31,11 +31,11 @@ class TensorBoard(ByRecords):
       outer steps, and a picture of all schedules so far: run `search`.
     - `epoch_loss` and the metrics over outer steps: runs `train` and `validation`.
 
-    The beginning writes the optimizer's configuration and `config` as text, and an entry of the
-    HParams table: the start values, to be compared by the best validation loss. A search's files
-    take the place of this callback's older ones in the folder; a `fit` that goes on with a search
-    (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps anew. When they cannot
-    be written, as on a full disk, it warns, and the search goes on.
+    At the beginning it writes the optimizer's configuration and `config` as text, and an entry of
+    the HParams table: the start values, compared by the best validation loss. A search replaces the
+    files that this callback wrote into the folder before. A resumed search (`Checkpoint`, or
+    Keras's `BackupAndRestore`) writes all its outer steps anew. When a file cannot be written, as
+    on a full disk, the callback warns and the search continues.
 
     Args:
         log_dir: Folder for the event files; made when it does not exist. Defaults to `"logs"`.
@@ -44,7 +44,7 @@ class TensorBoard(ByRecords):
 
     Raises:
         ValueError: At the beginning of training, when `log_dir` cannot be written to or the
-            model's optimizer is no `HyperOptimizer`.
+            model's optimizer is not a `HyperOptimizer`.
 
     Example:
 
@@ -126,7 +126,7 @@ class TensorBoard(ByRecords):
 
     @contextlib.contextmanager
     def _run(self, name):
-        """Where `tf.summary` writes to the run of that name; flushed at the end."""
+        """While open, `tf.summary` writes to the run of that name; flushed at the end."""
         if name not in self._writers:
             folder = str(self.log_dir / name)
             self._writers[name] = tf.summary.create_file_writer(folder, filename_suffix=_SUFFIX)

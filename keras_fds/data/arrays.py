@@ -13,18 +13,18 @@ class ArrayBatches:
 
     Args:
         data: `(x, y, sample_weight)`, structures of arrays of equal length; `None` allowed.
-        batch_size: Examples a batch; the last batch may be smaller.
+        batch_size: Examples per batch; the last batch may be smaller.
         examples: Positions to use, an int array. Defaults to all.
-        generator: A `numpy.random.Generator` that shuffles every pass, or `None` for order.
-        steps: How many batches of a pass are used. Defaults to `None`, all.
+        generator: A `numpy.random.Generator` that shuffles every pass. `None` keeps the order.
+        steps: Number of batches used in a pass. Defaults to `None`, all.
         shuffle: `"batch"` shuffles within batches only. Defaults to `True`.
 
     Attributes:
         num_batches: How many batches are used.
-        pass_length: How many there are.
+        pass_length: Number of batches in a pass over the arrays.
     """
 
-    bytes_to_keep = 0  # To replay a batch takes no more memory.
+    bytes_to_keep = 0  # Replaying a batch takes no extra memory.
 
     def __init__(self, data, batch_size, examples=None, generator=None, steps=None, shuffle=True):
         self.data = data
@@ -47,11 +47,11 @@ class ArrayBatches:
         return ArrayBatches(self.data, size, examples, generator, self.steps, shuffle)
 
     def timing_batches(self):
-        """Batches of the same kind and number, which to use changes nothing."""
+        """Batches of the same kind and number; using them changes nothing."""
         return self.subset(self.examples)
 
     def shuffled(self, generator, shuffle=True):
-        """The same, in an order that a generator draws every pass."""
+        """The same arrays, in an order that a generator draws for every pass."""
         return self.subset(self.examples, generator=generator, shuffle=shuffle)
 
     def start(self):
@@ -70,7 +70,7 @@ class ArrayBatches:
         return np.concatenate([self.generator.permutation(batch) for batch in batches])
 
     def replay(self, taken):
-        """Begins passes of which so many batches each are taken; the last one's source."""
+        """Begins one pass for each of the numbers of batches taken; the last one's source."""
         return [self.start() for _ in taken][-1] if taken else None
 
 
@@ -144,8 +144,8 @@ def _tensor(array):
     tensor = tf.convert_to_tensor(array)
     if tensor.shape.rank == 0:
         raise ValueError(
-            "Data must be arrays with one entry an example; turn lists of numbers into arrays with "
-            f"numpy.asarray. Received: {array!r}"
+            "Data must be arrays with one entry per example; turn lists of numbers into arrays "
+            f"with numpy.asarray. Received: {array!r}"
         )
     return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
 

@@ -15,19 +15,19 @@ from keras_fds.numbers import number
 
 @contextlib.contextmanager
 def telling_of_the_end(argument):
-    """Says in a `ValueError` which argument asked for more batches than a dataset held."""
+    """Raises a `ValueError` that names the argument which asked for too many batches."""
     try:
         yield
     except (tf.errors.OutOfRangeError, StopIteration) as error:
         raise ValueError(
-            f"The dataset ended early: it holds fewer batches than {argument} says. Lower "
+            f"The dataset ended early: it holds fewer batches than {argument}. Lower "
             f"{argument}, or repeat the dataset."
         ) from error
 
 
 @contextlib.contextmanager
 def raising_errors_of(*batches):
-    """Raises what a `PyDataset` raised, where TensorFlow raises an error of its own instead."""
+    """Raises the error of a `PyDataset` in place of the one that TensorFlow makes of it."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -42,15 +42,15 @@ class DatasetBatches:
 
     Args:
         dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
-        num_batches: How many batches are used; by default the dataset's cardinality.
-        what: How messages call it, with the argument that gives its length.
+        num_batches: Number of batches used in a pass. Defaults to the dataset's cardinality.
+        what: What messages call the dataset, and the argument that gives its length.
         class_weight: As in `model.fit`.
-        continues: Whether what a pass leaves is used before the next one begins, as in training;
-            in validation every pass begins anew. Defaults to `True`.
+        continues: Whether a pass over an endless dataset begins where the last one ended, as in
+            training. In validation every pass begins anew. Defaults to `True`.
 
     Attributes:
-        num_batches: How many batches are used.
-        pass_length: How many a pass has.
+        num_batches: Number of batches in an epoch.
+        pass_length: Number of batches in a pass over the dataset.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class DatasetBatches:
 
     @functools.cached_property
     def first(self):
-        """The first element; the pass that begins with it is the one that `start` begins next."""
+        """The first element. `start` next begins the pass that it belongs to."""
         if not self.passes:
             self._looked_into = iter(self.dataset)
             return next(self._looked_into)
@@ -103,11 +103,11 @@ class DatasetBatches:
 
     @property
     def bytes_to_keep(self):
-        """Memory of a batch that is kept to be replayed, by the first one."""
+        """Memory of one batch that is kept for replay, estimated from the first."""
         return size_in_bytes(self.first)
 
     def timing_batches(self):
-        """Batches of the same kind and number, all like `first`: no pass is begun."""
+        """Batches of the same kind and number, copies of `first`; no pass is begun."""
         first = self.first  # Looked at now, whether or not anything is timed.
         repeated = tf.data.Dataset.from_generator(
             lambda: itertools.repeat(first), output_signature=self.dataset.element_spec
@@ -115,13 +115,13 @@ class DatasetBatches:
         return DatasetBatches(repeated, self.num_batches)
 
     def shuffled(self, generator, shuffle=True):
-        """The same; a `PyDataset`'s batches come in an order drawn every pass, as in Keras."""
+        """The same. The batches of a `PyDataset` come in a new order every pass, as in Keras."""
         if self.passes:
             self.passes.generator = generator
         return self
 
     def start(self):
-        """A source for one pass; an endless dataset may go on where the last pass ended."""
+        """A source for one pass; an endless dataset may continue where the last pass ended."""
         if self._looked_into:
             signature = self.dataset.element_spec
             self._iterator = LookedInto(self.first, self._looked_into, signature)
@@ -131,7 +131,7 @@ class DatasetBatches:
         return self._iterator
 
     def replay(self, taken):
-        """Begins passes of which so many batches each are taken; the last one's source."""
+        """Begins one pass for each of the numbers of batches taken; the last one's source."""
         with telling_of_the_end(f"`{self.what[1]}`"):
             for count in taken:
                 iterator = self.start()

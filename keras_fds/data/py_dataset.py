@@ -17,7 +17,7 @@ class PyDatasetPasses:
 
     Args:
         py_dataset: Batches `x`, `(x, y)` or `(x, y, sample_weight)`.
-        what: How messages call it.
+        what: What messages call it.
     """
 
     def __init__(self, py_dataset, what):
@@ -34,7 +34,7 @@ class PyDatasetPasses:
         return tf.data.INFINITE_CARDINALITY if number is None else number
 
     def dataset(self, num_batches):
-        """A `tf.data.Dataset` of `num_batches` a pass; where they are endless, of all passes."""
+        """A `tf.data.Dataset` of `num_batches` batches; of an endless one, of all passes."""
         self.num_batches = num_batches
         self.specs = None
         first = self._batch(0)
@@ -42,7 +42,7 @@ class PyDatasetPasses:
         self.specs = tf.nest.map_structure(
             lambda array: tf.TensorSpec([None] * array.ndim, array.dtype), first
         )
-        # As in Keras, the second batch tells which axes may vary.
+        # As in Keras, the second batch shows which axes may vary.
         second = first if self.cardinality() == 1 else self._batch(1)
         self.specs = tf.nest.map_structure(_common_spec, first, second)
         return tf.data.Dataset.from_generator(self._batches, output_signature=self.specs)
@@ -52,7 +52,7 @@ class PyDatasetPasses:
         for number in itertools.count():
             position = number % self.num_batches
             with self._lock:
-                if self._newest is not mine:  # This pass was given up, another one has begun.
+                if self._newest is not mine:  # Another pass has begun.
                     return
                 try:
                     if position == 0:
@@ -88,7 +88,7 @@ class PyDatasetPasses:
         self._is_open = False
 
     def _batch(self, index):
-        """Batch number `index`, a copy, without what is `None`; floats become `floatx`."""
+        """A copy of batch number `index`, without parts that are `None`; floats become `floatx`."""
         batch = keras.utils.unpack_x_y_sample_weight(self.py_dataset[int(index)])
         x, y, sample_weight = map(keras.tree.lists_to_tuples, batch)
         if y is None and sample_weight is not None:
@@ -104,8 +104,8 @@ class PyDatasetPasses:
             return tf.nest.map_structure(_fitted, self.specs, arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.what} must have batches of one structure, of arrays that differ in their "
-                "number of examples only (and in axes in which the first two batches differ). "
+                f"{self.what} must have batches of one structure, whose arrays differ only in "
+                "their number of examples (and in axes in which the first two batches differ). "
                 f"Expected: {self.specs}. Received: {tf.nest.map_structure(_spec, arrays)} as "
                 f"batch {index}"
             ) from error
@@ -115,7 +115,7 @@ class PyDatasetPasses:
         array = None if is_sparse else np.array(value)
         if is_sparse or array.ndim == 0:
             raise ValueError(
-                f"{self.what} must have batches of arrays with one entry an example; sparse and "
+                f"{self.what} must have batches of arrays with one entry per example; sparse and "
                 f"ragged ones must come as a tf.data.Dataset. Received: {value!r}"
             )
         return array.astype(keras.config.floatx()) if _kind(array).is_floating else array

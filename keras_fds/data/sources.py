@@ -1,4 +1,4 @@
-"""Where compiled loops take batches from."""
+"""The sources that compiled loops take batches from."""
 
 import itertools
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class MaterializedSource(NamedTuple):
 
 
 class LookedInto:
-    """A pass over a dataset whose first element was looked at, and is given back.
+    """A pass over a dataset whose first element was looked at; it comes first again.
 
     Args:
         first: That element.
@@ -55,7 +55,7 @@ def in_graph(source):
 
 
 def is_streamed(source):
-    """Whether batches of a source come one after the other, and once."""
+    """Whether the batches of a source come one after the other, each once."""
     return isinstance(source, (tf.data.Iterator, LookedInto))
 
 
@@ -77,7 +77,7 @@ def get_batch(source, position):
 
 
 def materialize(iterator, count):
-    """The next `count` batches of an iterator as a `KeptSource`, from which they can be replayed.
+    """The next `count` batches of an iterator as a `MaterializedSource`, which can be replayed.
 
     Raises:
         ValueError: When the batches are sparse or ragged, or of shapes that cannot be joined.
@@ -90,7 +90,7 @@ def materialize(iterator, count):
         )
     if len({tuple(t if t is None else tuple(t.shape[1:]) for t in each) for each in flat}) > 1:
         raise ValueError(
-            "Batches that differ in more than their number of examples cannot be joined, to be "
+            "Batches that differ in more than their number of examples cannot be joined and "
             "replayed. Use differentiation='forward'."
         )
     joined = [None if t[0] is None else tf.concat(t, 0) for t in zip(*flat)]

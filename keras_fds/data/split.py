@@ -54,17 +54,17 @@ class SplitData:
         return train.shuffled(generator if shuffles else None, self.shuffle), validation
 
     def timing_batches(self):
-        """`(train, validation)` batches like those of `draw`, which to use changes nothing."""
+        """`(train, validation)` batches like those of `draw`; using them changes nothing."""
         return self.train.timing_batches(), self.validation.timing_batches()
 
     def replay(self, taken):
-        """Leaves the datasets as passes do of which so many batches each were taken."""
+        """Takes these numbers of batches from one pass after the other of each dataset."""
         for batches, of_passes in zip((self.train, self.validation), taken):
             if isinstance(batches, DatasetBatches):
                 batches.replay(of_passes)
 
 
-_TRAINING = ("The training data", "steps_per_epoch")  # How messages call it, and its length.
+_TRAINING = ("The training data", "steps_per_epoch")  # What messages call it and its length.
 
 
 def split_data_of(
@@ -84,7 +84,7 @@ def split_data_of(
 
     Args:
         train: `(x, y, sample_weight)`.
-        resample: Which part is held out, see `resample_validation` of `fit`.
+        resample: As `resample_validation` of `fit`.
 
     Raises:
         ValueError: When data are missing, empty, or fewer than asked for.
@@ -102,17 +102,17 @@ def split_data_of(
             shuffle,
         )
     if isinstance(train[0], (tf.data.Dataset, keras.utils.PyDataset)):
-        raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
+        raise ValueError("`validation_split` needs arrays. With a dataset pass `validation_data`.")
     held_out_data = arrays_of(train, None, _TRAINING)
     number = next(len(a) for a in tf.nest.flatten(held_out_data) if a is not None)
     first = int(np.floor(number * (1.0 - validation_split)))
     if not 0 < first < number:
         raise ValueError(
-            f"`validation_split`={validation_split} of {number} examples leaves nothing to train "
-            "or to validate on."
+            f"`validation_split` leaves no examples to train or to validate on. Received: "
+            f"validation_split={validation_split} of {number} examples"
         )
     weighed = held_out_data
-    if class_weight is not None:  # It weighs what is trained on, not what is held out.
+    if class_weight is not None:  # Class weights weigh training examples only.
         weights = tf.constant(weights_of_classes(train[1], train[2], class_weight))
         weighed = (held_out_data[0], held_out_data[1], weights)
     every = np.arange(number)
@@ -135,9 +135,9 @@ def make_batches(data, batch_size, steps, what, class_weight=None, continues=Tru
 
     Args:
         data: `(x, y, sample_weight)`.
-        batch_size: Examples a batch of arrays; `None` is Keras's 32, or what `steps` makes it.
+        batch_size: Examples per batch of arrays; `None` is Keras's 32, or what `steps` makes it.
         steps: Batches to use, or `None` for all.
-        what: How messages call the data, and the argument that gives `steps`.
+        what: What messages call the data, and the argument that gives `steps`.
         class_weight: As in `model.fit`.
         continues: See `DatasetBatches`.
 

@@ -2,7 +2,7 @@
 
 `"auto"` goes by the number of tangents, the horizon, the size of the state and the memory allowed,
 with costs as measured in docs/benchmarks.md. It does not time the model at hand: the modes differ
-in the last digits, and by a stopwatch two searches of one seed could take different ones.
+in the last digits, so with a stopwatch two searches of one seed could end differently.
 """
 
 import tensorflow as tf
@@ -13,7 +13,7 @@ from keras_fds.numbers import number
 
 _MEBIBYTE = 2**20
 _NOT_JOINABLE = (
-    "batches whose shapes may differ cannot be joined, to be replayed; where they do not, "
+    "batches whose shapes may differ cannot be joined and replayed. If they do not differ, "
     "differentiation='reverse' is possible."
 )
 
@@ -24,15 +24,15 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     Args:
         model: A model compiled with a `HyperOptimizer`.
         batches: The training data's `ArrayBatches` or `DatasetBatches`.
-        horizon: Number of inner steps, the greatest one if there are several.
+        horizon: Number of inner steps; the greatest one of several.
         differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
-        memory: Bytes that reverse mode may keep. Defaults to `None`, what the mode says.
+        memory: Bytes that reverse mode may keep. Defaults to `None`, the default of `Reverse`.
 
     Returns:
-        `(mode, reason)`, the latter a sentence that says why.
+        `(mode, reason)`; the reason is a sentence.
 
     Raises:
-        ValueError: Reverse mode cannot do what is asked for.
+        ValueError: The mode asked for cannot be used.
     """
     if memory is not None:
         number("reverse_memory", memory, above=0)
@@ -46,7 +46,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         asked_for = differentiation
         if memory is not None:
             raise ValueError(
-                "`reverse_memory` goes with differentiation='reverse' or 'auto'; a mode has its "
+                "`reverse_memory` is for differentiation='reverse' or 'auto'; a mode has its own "
                 f"`memory`. Received: reverse_memory={memory}, differentiation={differentiation!r}"
             )
     else:
@@ -84,8 +84,8 @@ def _cheaper(forward, reverse, batches, horizon):
     needed, allowed = reverse.memory_needed(batches, horizon)
     if needed > allowed:
         return forward, (
-            f"Forward mode: reverse mode would keep {needed / _MEBIBYTE:.0f} MiB of "
-            f"{allowed / _MEBIBYTE:.0f} that its `memory` allows."
+            f"Forward mode: reverse mode would keep {needed / _MEBIBYTE:.0f} MiB, and its `memory` "
+            f"allows {allowed / _MEBIBYTE:.0f}."
         )
     better, worse = sorted([reverse, forward], key=lambda mode: mode.cost(horizon))
     return better, (

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# As many steps tell what the loss is at the start, and as many high losses in a row end a run: a
+# The first `PATIENCE` steps tell the loss at the start. As many high losses in a row end a run; a
 # spike of a few batches does not.
 PATIENCE = 10
 
@@ -22,12 +22,12 @@ class DivergenceDetector:
     """Ends a run after `PATIENCE` high losses in a row, or one that is not finite.
 
     A loss is high when it is more than `factor` times the greatest of the first `PATIENCE` losses
-    that were not high themselves. When one of these is not positive no loss is high. What was
-    seen lives in variables, so that the number of steps a compiled call runs does not matter.
+    that were not high themselves. When one of these is not positive, no loss is high. The losses
+    seen are remembered in variables, so the number of steps in a compiled call does not matter.
 
     Attributes:
-        factor: A variable; infinite, which it is at first, means that only losses that are not
-            finite end a run.
+        factor: A variable. When it is infinite, as at first, only NaN and infinite losses end a
+            run.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class DivergenceDetector:
         self.write(LossHistory(0.0, 0.0, 0.0))
 
     def read(self):
-        """What was seen, as tensors."""
+        """The history so far, as tensors."""
         return LossHistory(
             steps=self.seen.steps.read_value(),
             start=self.seen.start.read_value(),
@@ -52,13 +52,13 @@ class DivergenceDetector:
         )
 
     def write(self, seen):
-        """Keeps what was seen for the next call."""
+        """Keeps a history for the next call."""
         for variable, value in zip(self.seen, seen):
             variable.assign(value)
 
     def goes_on(self, loss, seen):
-        """`(whether the run goes on, what was seen now)` after a step; in a graph."""
-        loss = tf.reduce_mean(tf.cast(loss, "float64"))  # One value an example, perhaps.
+        """`(whether the run continues, the new history)` after a step; in a graph."""
+        loss = tf.reduce_mean(tf.cast(loss, "float64"))  # One value per example, perhaps.
         is_high = (seen.start > 0) & (loss > self.factor * seen.start)
         start = tf.where(loss > 0, tf.maximum(seen.start, loss), np.inf)
         counts = (seen.steps < PATIENCE) & ~is_high
@@ -71,7 +71,7 @@ class DivergenceDetector:
 
     @property
     def reason(self):
-        """Why a run was given up, the predicate of a sentence about its training loss."""
+        """Why a run was given up: the predicate of a sentence about its training loss."""
         if self.seen.high < PATIENCE:
             return "stopped being finite"
         factor, start = float(self.factor), float(self.seen.start)
@@ -85,7 +85,7 @@ def steps_while_ok(count, one_step, *carried, detector=None):
     """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
 
     Args:
-        detector: The `DivergenceDetector` of the losses; `None` when they are known to be fine.
+        detector: The `DivergenceDetector` of the losses; `None` when they were checked before.
 
     Returns:
         `(steps, ok, *carried)`.

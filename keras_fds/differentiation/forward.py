@@ -1,8 +1,8 @@
 """The compiled inner loop of forward mode: state and tangents carried forward.
 
-State and tangents live in variables between calls, so that a run can be stopped, saved and
-continued after any call. One inner step has two stages, as in Keras's own optimizers: the
-loss gradient and its Jacobian-vector products; then the optimizer's update and its own.
+State and tangents are kept in variables between calls, so a run can be stopped, saved and
+continued after any call. An inner step has two stages, as in Keras: the loss gradient, with its
+Jacobian-vector products; then the optimizer's update, with its own.
 """
 
 import keras
@@ -22,13 +22,13 @@ from keras_fds.numbers import number
 class Forward(Mode):
     """Forward mode: a tangent for each bucket is carried along with the state.
 
-    Its time grows with the number of buckets; its memory does not grow with the horizon. Tangent k
-    belongs to one bucket. Tangents are ordered by the step at which their bucket opens, so that
-    those open at a step are a prefix; the others are zero and skipped.
+    Time and memory grow with the number of buckets; memory does not grow with the horizon. Each
+    tangent belongs to one bucket. Tangents are ordered by the step at which their bucket opens, so
+    the tangents that are open at a step are a prefix. The others are zero and are skipped.
 
     Args:
-        tangent_chunk_size: How many buckets' tangents are pushed through a training step at once;
-            fewer need less memory and more time. Defaults to `None`, all.
+        tangent_chunk_size: Number of tangents that are pushed through a training step at once.
+            Fewer need less memory and more time. Defaults to `None`, all.
         tangent_clipvalue: When set, the gradient's tangents (the products H·Z of the paper) are
             clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no longer
             exact. Defaults to `None`. (The gradient itself is clipped by the wrapped optimizer's
@@ -61,9 +61,9 @@ class Forward(Mode):
         return self.tangent_chunk_size, self.tangent_clipvalue
 
     def must_be_used(self, batches):
-        """Why no other mode can do what is asked for: a sentence, empty where one can."""
+        """Why only forward mode can do what is asked for: a sentence, or an empty string."""
         if self.tangent_clipvalue is not None:
-            return "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
+            return "`tangent_clipvalue` clips tangents, which exist in forward mode only."
         return ""
 
     def build(self):
@@ -75,8 +75,8 @@ class Forward(Mode):
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
 
     def cost(self, horizon):
-        # A tangent costs 1.3 to 2.2 plain steps: 1.6 with three of them on a small network, about
-        # the number at which the modes cost the same (docs/benchmarks.md).
+        # A tangent costs 1.3 to 2.2 plain steps; 1.6 with three tangents on a small network, where
+        # the modes cost about the same (docs/benchmarks.md).
         return 1.0 + 1.6 * float(np.sum(1.0 - self.buckets.opening_steps(horizon) / horizon))
 
     def work(self, horizon):
@@ -116,7 +116,7 @@ class Forward(Mode):
 
     @property
     def protected_variables(self):
-        # It is right about what carries no derivative, wherever that comes from.
+        # Forward mode is right about values that carry no derivative, whoever assigns them.
         state = {id(v) for v in tf.nest.flatten(self.step.variables.differentiable)}
         model = self.step.model.model
         return [v for v in (*model.variables, *self.outside_variables) if id(v.value) in state]
@@ -180,7 +180,7 @@ class Forward(Mode):
         return jacobian_vector_products(function, primals, tangents, size)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
-        """`{name: [moving]}`, one-hot: the bucket that the step falls in moves by itself."""
+        """`{name: [moving]}`, one-hot: one for the bucket that the step falls in."""
         positions = self.buckets.positions(inner_step, horizon)
         order, dtype = tf.gather(self._order, moving), self.step.dtype
         return {name: tf.cast(order == position, dtype) for name, position in positions.items()}

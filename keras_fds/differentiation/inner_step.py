@@ -1,7 +1,7 @@
-"""One step of training as pure functions, and the state that it moves.
+"""One training step as pure functions, and the state that it changes.
 
-What forward and reverse mode share: both differentiate the two stages of this step, and both
-take the gradient of this validation loss.
+Forward and reverse mode share it: both differentiate the two stages of this step, and both take the
+gradient of this validation loss.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ class State(NamedTuple):
 
 
 class InnerStep:
-    """The training step of a model that is tf_compilation.compiled with a `HyperOptimizer`.
+    """The training step of a model that is compiled with a `HyperOptimizer`.
 
     Args:
-        model: A compiled model; it is built here.
+        model: A compiled model. It is built here.
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
     """
 
@@ -81,7 +81,7 @@ class InnerStep:
         return self.hyper_optimizer.values_at(inner_step, horizon, self.dtype)
 
     def by_stage(self, hyperparameters):
-        """Those of the gradient stage, and those of the update stage."""
+        """Splits `{name: value}` into the gradient stage's part and the update stage's."""
         names = self.hyper_optimizer.model_names
         rest = {name: v for name, v in hyperparameters.items() if name not in names}
         return {name: hyperparameters[name] for name in names}, rest
@@ -127,12 +127,12 @@ class InnerStep:
         """The `Validation` of batches at the present state.
 
         Args:
-            source: Where batches come from, see `get_batch`.
-            num_batches: How many.
+            source: The source of batches, see `get_batch`.
+            num_batches: Number of batches.
             training: Whether the model runs in training mode.
-            at_batch: A context manager, entered with the numbers of the first and the last batch of
-                each compiled call, which is as long as the model's `steps_per_execution`; by
-                default all batches are one call.
+            at_batch: A context manager that is entered with the numbers of the first and the last
+                batch of each compiled call. A call then has `steps_per_execution` batches. Defaults
+                to `None`: all batches are one call.
         """
         source, validation = in_graph(source), self.validation_start()
         size = num_batches if at_batch is None else self.model.model.steps_per_execution
@@ -147,7 +147,7 @@ class InnerStep:
                     validation = self._validate_batches(source, *numbers, training, validation)
                 if at_batch is not None and self.model.model.stop_evaluating:
                     break
-        if at_batch is not None and at_once != size:  # Batches in order are told of afterwards.
+        if at_batch is not None and at_once != size:  # One call ran them all.
             for first in range(0, num_batches, size):
                 with at_batch(first, first + size - 1):
                     pass
@@ -167,13 +167,13 @@ class InnerStep:
         """Adds the loss and its gradient on some batches at the present state; in a graph.
 
         Args:
-            source: Where batches come from, see `get_batch`.
-            first, count: Int64 scalars: the first batch, and how many.
+            source: The source of batches, see `get_batch`.
+            first, count: Int64 scalars: the first batch and the number of batches.
             training: Whether the model runs in training mode.
             validation: The `Validation` so far.
 
         Returns:
-            The `Validation` with them.
+            The `Validation` with these batches.
         """
         state = [v.read_value() for v in self.model.weights + self.model.statistics]
         validate = self._in_order if self.model.evaluates_in_order else self._one_by_one
@@ -189,7 +189,7 @@ class InnerStep:
         )
 
     def _one_by_one(self, source, first, count, training, state, counters):
-        """Batches that do not depend on each other; a gradient each."""
+        """Batches that do not depend on each other: one gradient per batch."""
 
         def one_batch(i, arrays, sums, counters):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -217,7 +217,7 @@ class InnerStep:
         return sums, counters, losses, weights
 
     def _in_order(self, source, first, count, training, state, counters):
-        """Batches that change the statistics of the next one; one gradient of all."""
+        """Batches that change the statistics for the next one: one gradient of their sum."""
         num_weights = len(self.model.weights)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(state)
@@ -248,21 +248,21 @@ class InnerStep:
         return gradients, counters, losses, weights
 
     def _validation_loss(self, source, position, training, state, counters):
-        """`(loss, weight, statistics, counters)` on a batch, which is also fed to the metrics."""
+        """`(loss, weight, statistics, counters)` on a batch; also updates the metrics."""
         model, number = self.model, len(self.model.weights)
         batch = get_batch(source, position)
         loss, outputs, statistics, counters = model.validation_loss(
             state[:number], state[number:], counters, batch, training
         )
         model.update_metrics(batch, loss, outputs)
-        # As Keras's loss tracker weighs a batch.
+        # The weight of a batch is that of Keras's loss tracker.
         return tf.reduce_mean(loss), keras_models.batch_size(batch[0]), statistics, counters
 
 
 class Validation(NamedTuple):
-    """The validation loss of some batches, and its gradient; sums and lists over them.
+    """The validation losses of some batches, and the sum of their gradients.
 
-    A batch weighs what it weighs in `model.evaluate`: its number of examples.
+    A batch is weighted by its number of examples, as in `model.evaluate`.
     """
 
     gradients: list  # By weights and statistics: sums of weighted gradients.
@@ -271,7 +271,7 @@ class Validation(NamedTuple):
     weights: tf.Tensor  # Float64 `[batches]`.
 
     def loss_and_error(self):
-        """`(loss, error)`: the weighted mean, and its standard error or `None` for one batch."""
+        """`(loss, error)`: the weighted mean and its standard error, `None` for one batch."""
         losses, shares = self.losses.numpy(), self.weights.numpy() / self.weights.numpy().sum()
         loss, number = np.sum(shares * losses), len(losses)
         if number < 2:

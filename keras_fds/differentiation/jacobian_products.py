@@ -17,14 +17,15 @@ def jacobian_vector_products(function, primals, tangents, chunk_size=None):
 
     With `outputs, extra = function(*primals)` and J the Jacobian of `outputs`:
     `products[k] = J · tangents[k]`. The computation of `function` is shared by all tangents,
-    and K may be unknown when a `tf.function` is traced. They are computed together in forward
-    mode, or one by one in reverse mode where TensorFlow's forward mode cannot: equally exact.
+    and K may be unknown when a `tf.function` is traced. The products are computed together in
+    forward mode. Where TensorFlow's forward mode fails, they are computed one by one in reverse
+    mode, equally exact.
 
     Args:
         function: Takes `*primals`, returns `(outputs, extra)`, two structures of tensors.
         primals: Tuple of structures of floating-point tensors.
         tangents: The same structure, each tensor with one more leading axis of length K.
-        chunk_size: How many tangents are pushed at once, which bounds the memory for
+        chunk_size: Number of tangents that are pushed at once. It bounds the memory of
             intermediate results. Defaults to `None`, all.
 
     Returns:
@@ -44,8 +45,8 @@ def jacobian_vector_products(function, primals, tangents, chunk_size=None):
     except keras_layers.NotTwiceDifferentiable:
         raise
     except Exception as error:
-        # The function itself has just run: what failed is TensorFlow's forward mode, or its
-        # vectorisation, which know no loops (`tf.while_loop`, recurrent layers) nor `tf.cond`.
+        # The function itself has just run, so TensorFlow's forward mode or its vectorisation
+        # failed: they support neither loops (`tf.while_loop`, recurrent layers) nor `tf.cond`.
         try:
             products = _one_by_one(function, primals, tangents, outputs)
         except LookupError:
@@ -57,10 +58,10 @@ def jacobian_vector_products(function, primals, tangents, chunk_size=None):
 
 
 def with_fixed_rng(function):
-    """The function, with the same draws of Python's and NumPy's random numbers in every call.
+    """The function, with the same random numbers of Python and NumPy in every call.
 
-    They are drawn when it is traced, and tangents need what the outputs had: Keras's AugMix
-    chooses its augmentations so. What others draw afterwards does not depend on when it is traced.
+    Such numbers are drawn when the function is traced, as by Keras's AugMix, and tangents need the
+    same ones as the outputs. The state of both generators is restored after every call.
     """
     states = random.getstate(), np.random.get_state()
 
@@ -79,13 +80,13 @@ def with_fixed_rng(function):
 
 def _forward(function, primals, tangent):
     """One product in forward mode."""
-    # Every primal a tensor of its own: an accumulator knows tensors by identity.
+    # Every primal becomes a tensor of its own: an accumulator knows tensors by identity.
     fresh = tf.nest.map_structure(tf.identity, primals)
     accumulator = tf.autodiff.ForwardAccumulator(tf.nest.flatten(fresh), tf.nest.flatten(tangent))
     with accumulator, tf_forward_mode.in_place(accumulator):
         outputs, _ = function(*fresh)
     return tf.nest.map_structure(
-        # A dense tensor, where the product of an embedding's gradient is sparse.
+        # The product of an embedding's gradient is sparse; this makes it dense.
         lambda output: tf.convert_to_tensor(accumulator.jvp(output, tf.UnconnectedGradients.ZERO)),
         outputs,
     )
@@ -114,9 +115,9 @@ def _in_groups(one_product, outputs, tangents, size):
 
 
 def _one_by_one(function, primals, tangents, outputs):
-    """The products in reverse mode only, which TensorFlow has for loops as well.
+    """The products by two reverse passes, which TensorFlow also has for loops.
 
-    The product of the transposed Jacobian with a cotangent is linear in the cotangent; the
+    The product of the transposed Jacobian with a cotangent is linear in the cotangent, and the
     transpose of that linear map is the Jacobian. The value of the cotangent does not matter.
     """
 

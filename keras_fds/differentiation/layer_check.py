@@ -1,4 +1,4 @@
-"""Measures whether TensorFlow differentiates one layer twice and rightly.
+"""Measures whether TensorFlow's first and second derivatives of one layer are right.
 
 The Hessian-vector products that an unroll would compute are compared with central finite
 differences of the gradient, and the gradient with those of the value, in float64.
@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.internals import keras_layers
 
-# Among these steps is one at which neither rounding nor a kink nearby rules the difference.
+# At one of these steps neither rounding nor a nearby kink dominates the difference.
 _STEPS = (1e-4, 1e-5, 1e-6)
 _NUM_TANGENTS = 2
 
@@ -24,13 +24,13 @@ def layer_error(layer, *inputs, training=True, seed=0, **keywords):
 
     Args:
         layer: A built `keras.layers.Layer` that computes in float64.
-        *inputs, **keywords: What it is called with; structures of arrays. Floating-point
-            arrays become float64, all others are constants.
+        *inputs, **keywords: The arguments of its call, structures of arrays. Floating-point
+            arrays become float64; all others are constants.
         training: The mode it is called in, if it has modes. Defaults to `True`.
-        seed: Of the random directions and c. Defaults to `0`.
+        seed: Seed of the random directions and of c. Defaults to `0`.
 
     Returns:
-        The greater error, a float; of the products relative to their largest component.
+        The greater of both errors, a float, relative to the largest component.
     """
     keywords = {**keras_layers.training_argument(layer, training), **keywords}
     generator = np.random.default_rng(seed)

@@ -8,21 +8,20 @@ from keras_fds.data import size_in_bytes
 from keras_fds.differentiation.inner_step import InnerStep
 from keras_fds.functional import kept_with
 
-_MOST_KEPT = 8  # Modes and steps, of as many forms of batches, that a model keeps.
+_MOST_KEPT = 8  # Bound modes and inner steps that a model keeps.
 
 
 class Mode:
     """How hypergradients are computed: options, and, bound to a model, an unroll of its training.
 
     A mode is passed to `fit` as `differentiation=`. There it is bound to the model, which keeps
-    what is compiled for it: a second search or unroll with batches of the same form compiles
-    nothing. All that is public here is the contract of the modes; whoever uses one asks for
-    nothing else.
+    the compiled functions: a second search or unroll with batches of the same form compiles
+    nothing. The public names here are the contract of the modes; callers use nothing else.
 
     Attributes:
-        name: What messages and checkpoints call it.
+        name: The mode's name in messages and checkpoints.
         goes_back: Whether `hypergradients` goes back over all steps of a run.
-        horizon: Inner steps of the present run.
+        horizon: Number of inner steps of the present run.
     """
 
     name = None
@@ -31,14 +30,14 @@ class Mode:
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
         step = inner_step_of(model, spec)
-        if step.in_use:  # By a search whose callback asks for hypergradients.
+        if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
             return self._bound(model, InnerStep(model, spec))
         key = type(self), self.compiled_options, str(spec)
         return _kept(model, key, lambda: self._bound(model, step))
 
     @property
     def compiled_options(self):
-        """The options that what is compiled depends on, a tuple."""
+        """The options that the compiled functions depend on, a tuple."""
         return ()
 
     def _bound(self, model, step):
@@ -52,7 +51,7 @@ class Mode:
         """Makes variables and functions, once `step`, `hyper_optimizer` and `buckets` are there."""
 
     def supports(self, batches):
-        """What keeps the mode from being used with batches: a sentence, or nothing."""
+        """Why the mode cannot be used with batches: a sentence, or an empty string."""
         return ""
 
     def check_memory(self, batches, horizon):
@@ -63,7 +62,7 @@ class Mode:
         raise NotImplementedError
 
     def work(self, horizon):
-        """How the time of steps differs within a run: the numbers of what moves, `[horizon]`."""
+        """The relative time of every step of a run, such as the number of tangents, `[horizon]`."""
         raise NotImplementedError
 
     def memory(self, horizon):
@@ -85,10 +84,10 @@ class Mode:
         """Runs `count` inner steps, or fewer when the run is given up.
 
         Args:
-            source: Where batches come from, see `get_batch`.
+            source: The source of batches, see `get_batch`.
             position: Number of the first batch in the source.
             inner_step: The first inner step, counted from the start of the horizon.
-            count: How many steps.
+            count: Number of steps.
 
         Returns:
             `(steps, ok)`: steps done, and whether the run was not given up.
@@ -105,35 +104,35 @@ class Mode:
         return validation.loss_and_error()
 
     def hypergradients(self):
-        """The derivatives of the last validation loss by all values, float64 `[total_buckets]`."""
+        """Derivatives of the last validation loss by all bucket values, `[total_buckets]`."""
         raise NotImplementedError
 
     def per_step(self):
-        """Its derivatives by the values of single steps, float64 `[horizon, hyperparameters]`."""
+        """Its derivatives by the values at single steps, float64 `[horizon, hyperparameters]`."""
         raise ValueError(
-            f"In {self.name} mode the hypergradients of single steps are not known. Use "
+            f"{self.name.capitalize()} mode has no hypergradients of single steps. Use "
             "differentiation='reverse'."
         )
 
     def release(self):
-        """Lets go of what only the present run needs."""
+        """Frees what only the present run needs."""
         self.validation_gradients = None
         self.step.in_use = False
 
     # ------------------------------------------------------------------ what a search must know
     @property
     def checkpoint_variables(self):
-        """What a run changes beside model and optimizer; `None` if it cannot be gone on with."""
+        """What a run changes beside model and optimizer; `None` if it cannot be resumed."""
         return list(self.step.detector.seen)
 
     @property
     def protected_variables(self):
-        """The model's variables that nobody else may assign between the steps of a run."""
+        """The model's variables that callbacks must not assign between the steps of a run."""
         raise NotImplementedError
 
     @property
     def outside_variables(self):
-        """Variables that a step assigns and that are not among the model's."""
+        """Variables that a step assigns and that the model does not track."""
         return self.step.model.outside
 
     @property
@@ -143,7 +142,7 @@ class Mode:
 
     @property
     def break_down_reason(self):
-        """Why a run was given up, the predicate of a sentence about its training loss."""
+        """Why a run was given up: the predicate of a sentence about its training loss."""
         return self.step.detector.reason
 
     def check_trainable(self):

@@ -1,9 +1,9 @@
-"""Reverse mode: the same hypergradients backwards, at a cost that no number of buckets changes.
+"""Reverse mode: the same hypergradients, at a cost that does not depend on the number of buckets.
 
-The forward run keeps the state at every step, or, when that needs too much memory, at about √T
-of the T steps. The sweep then goes back from the validation loss, by one vector-Jacobian product
-of the inner step a step; between kept states it first runs forward again. It yields the
-derivative by the hyperparameters of every single step, which buckets only sum up.
+The forward run keeps the state at every step, or, when that needs too much memory, at about √T of
+the T steps. The sweep then goes back from the validation loss, with one vector-Jacobian product per
+inner step. Between kept states it first runs forward again. It yields the derivatives by the
+hyperparameters of every single step; buckets only sum them up.
 
 Reference: Griewank & Walther, "Evaluating Derivatives" (2008), chapter 12 (checkpointing).
 """
@@ -31,11 +31,11 @@ class _Piece(NamedTuple):
     position: int
     inner_step: int
     count: int
-    states: list  # At every step, `[count, …]` each, where they are kept.
+    states: list  # The states at every step, `[count, …]` each, if they are kept.
 
 
 class _Block(NamedTuple):
-    """Steps between two checkpoints, or, where all states are kept, those of one call."""
+    """The steps between two checkpoints; if all states are kept, the steps of one call."""
 
     checkpoint: list | None  # The state at the first step.
     pieces: list
@@ -45,9 +45,9 @@ class _Block(NamedTuple):
 class Reverse(Mode):
     """Reverse mode (the adjoint method): one sweep back over the steps of a run.
 
-    It costs about four plain trainings for any number of buckets, and keeps states (and the batches
-    of a dataset) to do so: all of them, or, where they need more memory than allowed, about twice
-    the root of their number, which takes a third longer.
+    It costs about four plain trainings for any number of buckets. It keeps the states of all steps
+    (and the batches of a dataset). When they need more memory than allowed, it keeps about 2 √T
+    states for T steps, and takes a third longer.
 
     Args:
         memory: Bytes that it may keep. Defaults to 1 GiB.
@@ -111,20 +111,20 @@ class Reverse(Mode):
         return [variable for variable in watched if id(variable) not in metrics]
 
     def states_kept(self, horizon):
-        """`(number, all)`: the most states in memory at once, and whether it is every step's."""
+        """`(number, all)`: the most states in memory at once, and whether all steps' are kept."""
         stride = int(np.ceil(np.sqrt(horizon)))
         size = size_in_bytes(self.step.variables)
         keeps_all = size * horizon <= self.allowed_for_states or horizon <= 2 * stride
         return (horizon if keeps_all else 2 * stride), keeps_all
 
     def memory_needed(self, batches, horizon):
-        """`(needed, allowed)`: bytes for states, and what batches leave for them."""
+        """`(needed, allowed)`: bytes for states, and bytes that the batches leave for them."""
         self.allowed_for_states = self.allowed - batches.bytes_to_keep * horizon
         states, _ = self.states_kept(horizon)
         return states * size_in_bytes(self.step.variables), self.allowed_for_states
 
     def check_memory(self, batches, horizon):
-        """Raises a `ValueError` when even the fewest states need more memory than allowed."""
+        """Raises a `ValueError` when the states need more memory than allowed."""
         needed, allowed = self.memory_needed(batches, horizon)
         if needed > allowed:
             states, _ = self.states_kept(horizon)
@@ -136,7 +136,7 @@ class Reverse(Mode):
             )
 
     def reset(self, horizon, divergence_factor=None):
-        """Begins a run with nothing kept; see `Mode`."""
+        """Begins a run without kept states; see `Mode`."""
         super().reset(horizon, divergence_factor)
         _, self.keeps_all = self.states_kept(horizon)
         self.stride = int(np.ceil(np.sqrt(horizon)))
@@ -163,7 +163,7 @@ class Reverse(Mode):
         with telling_of_the_end("`steps_per_epoch`"):
             if is_streamed(source):
                 source, position = materialize(source, count), 0
-        # Calls may be shorter than the stride: one checkpoint serves several of them.
+        # Calls may be shorter than the stride: then one checkpoint serves several calls.
         if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
             state = None if self.keeps_all else tf.nest.flatten(self.step.read())
             self.blocks.append(_Block(state, []))
@@ -193,7 +193,7 @@ class Reverse(Mode):
         return steps, ok, []
 
     def _run_keeping_in_graph(self, source, position, inner_step, count, horizon, again=False):
-        """Also returns the state at every step; run again, it leaves the metrics alone."""
+        """Also returns the state at every step. With `again` it does not update the metrics."""
 
         def one_step(i, arrays):
             arrays = self._written(arrays, i)
@@ -235,9 +235,9 @@ class Reverse(Mode):
         return per_step
 
     def _sweep_block(self, block, cotangents, per_step):
-        """Cotangents at the start of a block, whose derivatives are written into `per_step`.
+        """The cotangents at the start of a block; writes its derivatives into `per_step`.
 
-        States that were computed again are gone when it returns: those of one block at a time.
+        States that were computed again are freed on return, so one block's exist at a time.
         """
         pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
         while pieces:
@@ -250,7 +250,7 @@ class Reverse(Mode):
         return cotangents
 
     def _kept_again(self, block):
-        """The pieces of a block with all their states, computed again from its checkpoint."""
+        """The pieces of a block with all states, computed again from its checkpoint."""
         self.step.assign(tf.nest.pack_sequence_as(self.step.variables, block.checkpoint))
         return [
             piece._replace(states=self._run_again(piece.source, *self._numbers(piece), True)[2])
@@ -300,7 +300,7 @@ class Reverse(Mode):
     def _name_the_layer(self, state, hyperparameters, batch):
         """Raises the `ValueError` that names the layer without a second derivative.
 
-        Forward mode meets the missing derivative while it calls the layer.
+        Forward mode meets the missing derivative during the call of the layer.
         """
         of_model, _ = self.step.by_stage(hyperparameters)
         primals = (state.weights, state.statistics, of_model)

@@ -1,6 +1,6 @@
 """Learned schedules for programs that have Keras but not keras_fds.
 
-Schedules belong to the optimizer they were learned with: to another update rule the same numbers
+Schedules belong to the optimizer they were learned with. In another update rule the same numbers
 mean something else. `keras_fds.optimizers.SGD` and `keras.optimizers.SGD` are two such rules.
 """
 

@@ -10,34 +10,34 @@ from keras_fds.export.snippet import ScheduledNumber, piecewise_constant, tensor
 
 _HEADER = '''"""{name} with learned schedules, for Keras without keras_fds.
 
-    model.compile(make_optimizer(horizon=epochs * batches_an_epoch), loss=...)
+    model.compile(make_optimizer(horizon=epochs * batches_per_epoch), loss=...)
 
-The schedules stretch to any horizon. They belong to this optimizer and mean something else to
-any other. To train a saved and loaded model further, compile it with this optimizer again.
+The schedules stretch to any horizon. They belong to this optimizer; in any other they mean
+something else. To train a saved and loaded model further, compile it with this optimizer again.
 """'''
 
 
 def python_snippet(schedules, optimizer):
     """Python code that makes the optimizer with its learned schedules and needs only Keras.
 
-    The code defines `make_optimizer(horizon)`, by default over the schedules' own horizon. A
-    schedule of one bucket is a plain number there. Numbers that change in time are computed from
-    the optimizer's iteration inside the compiled training step, so they are right whatever
-    `steps_per_execution`, and in training loops of your own. `exclude_from_weight_decay` must be
-    called on what it returns, if it was on the optimizer.
+    The code defines `make_optimizer(horizon)`; `horizon` defaults to the schedules' own. A schedule
+    of one bucket becomes a plain number. Numbers that change in time are computed from the
+    optimizer's iteration inside the compiled training step, so they are right with any
+    `steps_per_execution` and in training loops of your own. If `exclude_from_weight_decay` was
+    called on the optimizer, call it on the new one too.
 
     Args:
         schedules: `{name: BucketedSchedule}`, all with the same horizon.
         optimizer: The Keras optimizer that they were learned with, a stock one or
-            `keras_fds.optimizers.SGD`; of a `HyperOptimizer`, its `optimizer`. Its other
+            `keras_fds.optimizers.SGD`. Of a `HyperOptimizer` pass its `optimizer`. Its other
             arguments are kept.
 
     Returns:
         The code, a string.
 
     Raises:
-        ValueError: When the optimizer is of another class, a schedule is not of one of its
-            numbers, or the horizons differ.
+        ValueError: When the optimizer is of another class, a name is not one of its numbers, or
+            the horizons differ.
 
     Example:
 
@@ -128,7 +128,7 @@ def _imports(code):
 
 
 def _definitions(code):
-    """What the code uses, as source."""
+    """The definitions that the code uses, as source."""
     used = [optimizers.SGD] if " SGD(" in code else []
     if "piecewise_constant(" in code:
         used.append(piecewise_constant)
@@ -138,7 +138,7 @@ def _definitions(code):
 
 
 def _cut(source):
-    # The documentation of arguments stays here: its example imports keras_fds.
+    # Leaves out the arguments' documentation: its example imports keras_fds.
     source = re.sub(r'\n\n *Args:\n.*?(?=\n *""")', "", source, flags=re.DOTALL).strip()
-    # A name of its own: where the code is run beside keras_fds, the original stays registered.
+    # Another name: when the code is run beside keras_fds, the original stays registered.
     return source.replace('serializable("keras_fds")', 'serializable("exported")')

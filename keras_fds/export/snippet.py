@@ -1,4 +1,4 @@
-"""Definitions that `keras_fds.export` copies into its code, so they lean on Keras only."""
+"""Definitions that `keras_fds.export` copies into its code; they need only Keras."""
 
 import operator
 
@@ -25,9 +25,9 @@ def tensor_operator(function):
 class ScheduledNumber(float):
     """A number of a Keras optimizer that follows a schedule.
 
-    A compiled training step computes with its value at the optimizer's iteration. Python sees
-    the last value, which is what a saved model keeps, and is told that the number is not zero:
-    Keras makes no slots for a momentum that is.
+    A compiled training step computes with its value at the optimizer's iteration. Python code sees
+    the last value, which a saved model keeps. Compared with zero it is always greater: Keras makes
+    no slots for a momentum of zero.
     """
 
     def __new__(cls, schedule, optimizer):

@@ -6,8 +6,8 @@ from keras_fds.export.snippet import piecewise_constant
 def keras_schedules(schedules):
     """Learned schedules as schedules of stock Keras.
 
-    Any Keras optimizer takes one as its `learning_rate`; its other numbers do not change in
-    time, in stock Keras: see `python_snippet`.
+    Any Keras optimizer takes one as its `learning_rate`. Its other numbers cannot change in time
+    in stock Keras; see `python_snippet`.
 
     Args:
         schedules: `{name: BucketedSchedule}`, such as `optimizer.schedules`.

@@ -1,4 +1,4 @@
-"""A float64 model beside the user's, which stays as it is."""
+"""A float64 twin of the user's model, which stays unchanged."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from keras_fds.internals import keras_layers, keras_models
 
 @contextlib.contextmanager
 def float64():
-    """Float64 by default, and the state of Python's and NumPy's generators put back after."""
+    """While open, float64 is the default; then the random state of Python and NumPy is restored."""
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     states = random.getstate(), np.random.get_state()
     try:
@@ -32,7 +32,7 @@ def float64():
 
 
 def in_float64(dataset):
-    """A dataset whose floats are float64; those of a `PyDataset` become `floatx` anyway."""
+    """A dataset whose floats are float64. A `PyDataset` stays: its floats become `floatx` later."""
     if isinstance(dataset, keras.utils.PyDataset):
         return dataset
 
@@ -48,10 +48,10 @@ def float64_twin(model, make_model, batches):
     Args:
         model: A compiled `keras.Model`.
         make_model: A function that makes the twin; `None` lets Keras rebuild it.
-        batches: `DatasetBatches` in float64; on the first one both are compared.
+        batches: `DatasetBatches` in float64. Both models are compared on the first batch.
 
     Raises:
-        ValueError: The twin cannot be made, or a layer of it computes something else.
+        ValueError: The twin cannot be made, or one of its layers computes something else.
     """
     twin = None
     if make_model is None:
@@ -71,7 +71,7 @@ def float64_twin(model, make_model, batches):
 
 
 def _config_of(model):
-    """A text of what a model and its optimizer are made from; `None` where that is not known."""
+    """The configs of a model and its optimizer as text; `None` if they are not known."""
     try:
         configs = [model.get_config(), model.optimizer.get_config()]
         return json.dumps(configs, sort_keys=True, default=repr)
@@ -96,7 +96,7 @@ def _new_twin(model, make_model, batches):
     twin_optimizer = type(optimizer).from_config(optimizer.get_config())
     if type(twin).compile is not keras.Model.compile and not twin.compiled:
         raise ValueError(
-            f"{type(model).__name__} overrides `compile`, and what it keeps cannot be known. Use "
+            f"{type(model).__name__} overrides `compile`, so its twin cannot be compiled. Use "
             "check_hypergradients with `make_model=`, a function that returns a compiled model."
         )
     keras.Model.compile(twin, optimizer=twin_optimizer, **arguments)
@@ -141,7 +141,7 @@ def _copy_state(model, twin):
 
 
 def _copy_derived_state(model, twin):
-    """What layers save and load beside their variables: tables, and what follows from variables."""
+    """Copies what layers save beside their variables, such as tables."""
     for mine, other in _pairs(model, twin):
         store = {}
         try:
@@ -202,9 +202,9 @@ def _check_same(model, twin, inputs):
                 ) from error
         if not _alike(outputs, received, layer.compute_dtype):
             raise ValueError(
-                f"{_named(layer)} computes something else in its float64 twin, so that "
-                "hypergradients would be of another model. It keeps state that Keras's "
-                "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
+                f"{_named(layer)} computes something else in its float64 twin, so "
+                "hypergradients would be those of another model. It keeps state that its "
+                "`save_own_variables`, `save_assets` and `get_config` leave out: add it there, or "
                 "use check_hypergradients with `make_model=`."
             )
 
@@ -248,7 +248,7 @@ def _cast(tensor, dtype):
 
 
 def _alike(expected, received, dtype):
-    """Whether outputs are the same but for the rounding of a dtype."""
+    """Whether outputs are the same up to the rounding of a dtype."""
     tolerance = 1e-3 if tf.as_dtype(dtype).size >= 4 else 0.1
     for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(received)):
         mask = getattr(a, "_keras_mask", None)
@@ -264,7 +264,7 @@ def _alike(expected, received, dtype):
         if a.shape != b.shape:
             return False
         if mask is not None and tuple(mask.shape) == a.shape[: len(mask.shape)]:
-            a, b = a[mask.numpy()], b[mask.numpy()]  # Nothing depends on what is masked.
+            a, b = a[mask.numpy()], b[mask.numpy()]  # Masked values do not matter.
         scale = max(np.abs(a[np.isfinite(a)]).max(initial=0.0), 1e-30)
         difference = np.abs(np.nan_to_num(a - b, nan=0.0 if np.isnan(a).any() else np.inf))
         if np.mean(difference > tolerance * scale) > 0.01:

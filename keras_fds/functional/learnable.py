@@ -1,6 +1,6 @@
-"""Which numbers of an optimizer can be learned, and why not the others.
+"""Which numbers of an optimizer can be learned, and why the others cannot.
 
-What only the trace of a training step can tell is told by `check_used`.
+`check_used` refuses those that only the trace of a training step shows to be unused.
 """
 
 from keras_fds.functional.learned_numbers import is_multiplier, is_number

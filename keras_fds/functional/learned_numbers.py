@@ -1,4 +1,4 @@
-"""Numbers that are learned: where they live, and tensors that stand in their place.
+"""Learned numbers: where objects keep them, and the tensors that take their place.
 
 A learned number is an attribute of some object: the optimizer (`momentum`), the compiled loss
 (`loss.label_smoothing`), a layer (`dense.kernel_regularizer.l2`) or the model itself
@@ -17,19 +17,19 @@ import tensorflow as tf
 
 from keras_fds.internals import keras_layers, keras_models
 
-# The name of a number that every layer has without keeping it: a factor on its learning rate.
+# The name of a number that no layer keeps but every layer has: a factor on its learning rate.
 MULTIPLIER = "learning_rate_multiplier"
 
 
 class LearnedScalar:
     """A tensor that stands where a Keras object keeps a Python number.
 
-    It converts to a tensor and computes like one; asked in Python how it compares with a
-    number it says that it is greater and different, so that no branch is switched off.
+    It converts to a tensor and computes like one. Compared with a number in Python, it is greater
+    and different, so no branch is switched off.
 
     Args:
         tensor: A scalar tensor.
-        name: What an error calls it.
+        name: Its name in errors.
     """
 
     def __init__(self, tensor, name="number"):
@@ -141,7 +141,7 @@ class _LossWeight(dict):
 
 
 def locate(model, name):
-    """Where a model keeps the number that a dotted name tells.
+    """Where a model keeps the number with a dotted name.
 
     Args:
         model: A compiled, built model.
@@ -176,21 +176,21 @@ def locate(model, name):
     here, there = ({id(each[0]) for each in f if each} for f in (found, in_layers))
     if here and there - here:
         raise ValueError(
-            f"{name!r} is a number of a layer that is called {root!r} and another one of the model "
-            "or its loss. Give the layer another name."
+            f"{name!r} is ambiguous: the layer {root!r} has such a number, and so has the model or "
+            "its loss. Give the layer another name."
         )
     found = found if any(found) else in_layers
     unique = {id(place[0]): place for place in found if place is not None}
     if not unique:
         raise ValueError(
-            f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
+            f"The model {model.name!r} has no number {name!r} that can be learned. {_hint(model)}"
         )
     return list(unique.values())
 
 
 def _places_in_layers(model, name):
     parts, found = name.split("."), []
-    for i in range(1, len(parts)):  # Layers' names may hold dots, too.
+    for i in range(1, len(parts)):  # The names of layers may also contain dots.
         owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
         _check_random_mask(name, owners, path)
         places = [_follow(owner, path) for owner in owners]
@@ -215,10 +215,10 @@ def _check_not_shared(model, name, owners, path):
             ]
             if sharing:
                 raise ValueError(
-                    f"{name!r} cannot be learned by itself: the {type(part).__name__} object of "
-                    f"{owner.name!r} is also that of {', '.join(map(repr, sharing))}, so that its "
-                    "number is one for all of them. Give each layer an object of its own, or learn "
-                    "it by a pattern that matches all their names, such as "
+                    f"{name!r} cannot be learned by itself: {owner.name!r} shares its "
+                    f"{type(part).__name__} object with {', '.join(map(repr, sharing))}, so all of "
+                    "them have the same number. Give each layer an object of its own, or learn "
+                    "the number by a pattern that matches all their names, such as "
                     f"'*.{'.'.join(path)}'."
                 )
 
@@ -234,7 +234,7 @@ def _check_own_loss(name, output, losses):
     if len(sharing) > 1:
         raise ValueError(
             f"{name!r} cannot be learned: the outputs {', '.join(map(repr, sharing))} share one "
-            "loss object. Give each its own in `compile(loss=...)`, or learn the number of all, "
+            "loss object. Give each its own in `compile(loss=...)`, or learn the number for all, "
             f"{name.replace(f'.{output}.', '.')!r}."
         )
 
@@ -279,7 +279,7 @@ def substituted(places_by_name, tensors):
         tensors: `{name: scalar tensor}`.
 
     Yields:
-        `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
+        `{name: LearnedScalar}`; `used` tells whether the number was used.
     """
     scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
     stock = []
@@ -307,13 +307,13 @@ def check_used(scalars):
     for name, scalar in scalars.items():
         if not scalar.used:
             raise ValueError(
-                f"{name!r} cannot be learned: no training step uses it, so that its hypergradient "
-                "would always be zero."
+                f"{name!r} cannot be learned: no training step uses it, so its hypergradient would "
+                "always be zero."
             )
 
 
 def multiplied_variables(model, name):
-    """The trainable variables that `"<layer>.learning_rate_multiplier"` is a factor for."""
+    """The trainable variables whose rate `"<layer>.learning_rate_multiplier"` multiplies."""
     pattern = name.removesuffix(f".{MULTIPLIER}")
     owners = _layers_called(model, pattern)
     variables = {id(v): v for owner in owners for v in owner.trainable_variables}
@@ -327,5 +327,5 @@ def multiplied_variables(model, name):
 
 
 def is_multiplier(name):
-    """Whether a name is of a factor on the learning rate of some layers."""
+    """Whether a name is that of a factor on the learning rate of layers."""
     return re.fullmatch(rf".+\.{MULTIPLIER}", name) is not None

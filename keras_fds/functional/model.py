@@ -1,7 +1,6 @@
 """A compiled Keras model as pure functions of its state.
 
-Tensors go in, tensors come out, and no variable is assigned, so the functions can be
-differentiated through.
+Tensors go in, tensors come out, and no variable is assigned: the functions can be differentiated.
 """
 
 import keras
@@ -22,10 +21,10 @@ class _Kept:
 
 
 def kept_with(model):
-    """A dictionary for what is compiled for a model; it goes when the model does.
+    """The dictionary of what is compiled for a model; it lives as long as the model.
 
-    It is new after `compile`, when other weights train, and when a number of a layer, a
-    regularizer, a loss or the optimizer is another one.
+    It is emptied by `compile`, when other weights become trainable, and when a number of a layer, a
+    regularizer, a loss or the optimizer changes.
     """
     identity = keras_models.compilation(model)
     kept = vars(model).get(_KEPT)
@@ -40,7 +39,7 @@ class StatelessModel:
     The state that a training step changes is split in `weights` (trainable), `statistics`
     (other floating-point variables that training updates, such as moving averages) and
     `counters` (all that carries no tangent, such as random seeds and the state of metrics).
-    Variables that a step assigns and that Keras does not count among the model's are part of it.
+    Variables that a step assigns but the model does not track are part of the state.
 
     Args:
         model: A compiled and built `keras.Model`.
@@ -50,10 +49,10 @@ class StatelessModel:
     Attributes:
         outside: The variables of the state that are not in `model.variables`.
         evaluates_in_order: Whether an evaluation changes statistics, as stateful recurrent layers
-            do, so that its batches depend on each other.
+            do, so its batches depend on each other.
 
     Raises:
-        ValueError: A step assigns what it cannot assign rightly.
+        ValueError: A step assigns something that cannot be part of the state.
     """
 
     def __init__(self, model, batch, names=()):
@@ -85,7 +84,7 @@ class StatelessModel:
         self._of_metrics = of_metrics
 
     def _written(self, batch):
-        """`{id: variable}` that a training step assigns, or an evaluation; and of the latter."""
+        """`{id: variable}` that training or evaluation assigns, and that evaluation assigns."""
         written = [{}, {}]
 
         def trace(batch):
@@ -103,9 +102,9 @@ class StatelessModel:
             if id(variable) in written[0]:
                 raise ValueError(
                     f"A layer of {self.model.name!r} assigns its trainable weight "
-                    f"{variable.path!r} while it trains, as SpectralNormalization does. What its "
-                    "gradient then belongs to cannot be told from outside, so hypergradients are "
-                    "not possible: leave the layer out, or freeze it."
+                    f"{variable.path!r} while it trains, as SpectralNormalization does. Which "
+                    "value its gradient belongs to is then unknown, so hypergradients are not "
+                    "possible: leave the layer out, or freeze it."
                 )
         return {**written[0], **written[1]}, written[1]
 
@@ -135,7 +134,7 @@ class StatelessModel:
             for variable, v in zip(self._non_trainable, non_trainable)
         ]
         state = self._state(weights, non_trainable)
-        # What is assigned outside of the model's variables, too, when that is not known yet.
+        # Also variables outside of the model's, before they are known.
         state += [
             (v, called.value(v)) for v in called.written if all(v is not mine for mine, _ in state)
         ]
@@ -165,7 +164,7 @@ class StatelessModel:
         Returns:
             `((gradients, statistics), (loss, outputs, counters))`, the new values. Weights
             that the loss does not depend on are left out of `gradients`; `connected` tells
-            which ones are in. The loss is a scalar, or one value an example with
+            which ones are in. The loss is a scalar, or one value per example with
             `reduction="none"`, whose gradients add up, as in Keras.
         """
         with (
@@ -188,22 +187,22 @@ class StatelessModel:
         return (gradients, statistics), (loss.value_of_loss, called.outputs, counters)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
-        """`(loss, outputs, statistics, counters)`: what `model.evaluate` says without penalties.
+        """`(loss, outputs, statistics, counters)`: as `model.evaluate`, without penalties.
 
-        Regularizers, of weights and of activities, are left out; what layers add by `add_loss`
-        counts. Learned numbers of the model and its loss have the values they were compiled with:
-        what is minimised does not change while it is minimised.
+        The penalties of weight and activity regularizers are left out; what layers add by
+        `add_loss` counts. Learned numbers of the model and its loss have the values they were
+        compiled with, so the objective does not change during a search.
         """
         merged = self._merged(statistics, counters)
         with keras_layers.without_activity_regularizers(self.model):
             called = self._call(weights, merged, batch, training=training)
-        # A zero, where nothing is left to add, keeps Keras from adding the penalties itself.
+        # When no loss is left to add, a zero keeps Keras from adding the penalties itself.
         losses = called.added or [tf.zeros((), keras.config.floatx())] * bool(called.penalties)
         loss = self._loss(weights, merged, batch, called, losses, training)
         return loss.value_of_loss, called.outputs, *self._after(loss)
 
     def keep_metrics(self, counters):
-        """Assigns the state of metrics among `counters`, lists of tensors."""
+        """Assigns the states of metrics among `counters`, a list of tensors."""
         for variable, value, is_metric in zip(self.counters, counters, self._of_metrics):
             if is_metric:
                 variable.assign(value)

@@ -19,7 +19,7 @@ def _view(kind, optimizer, scalars, multipliers=()):
     """Another optimizer of a class `kind` that shares an optimizer's variables.
 
     Args:
-        scalars: `{name: TensorScalar}` that replace the optimizer's own numbers.
+        scalars: `{name: LearnedScalar}` that replace the optimizer's own numbers.
         multipliers: `(variables, scalar)` pairs: factors on the learning rate of some variables.
     """
     view = object.__new__(kind)
@@ -115,7 +115,7 @@ class StatelessOptimizer:
             slots, counters: Lists of tensors, as `self.slots` and `self.counters`.
             hyperparameters: `{name: scalar tensor}` that replace the optimizer's own.
             gradients: List of tensors, one for each weight that `connected` marks.
-            connected: List of bools, one a weight.
+            connected: List of bools, one per weight.
         """
         optimizer = self.optimizer
         scalars = _scalars_of(hyperparameters)

@@ -19,7 +19,7 @@ def build_compiled(model, batch):
     built_for = keras_optimizers.trained_variables(model.optimizer)
     if [id(v) for v in built_for] != [id(v) for v in model.trainable_variables]:
         raise ValueError(
-            f"The optimizer was built for other weights than those of {model.name!r}: for another "
+            f"The optimizer was built for weights other than those of {model.name!r}: for another "
             "model, or before layers were frozen. Compile the model with a new HyperOptimizer."
         )
 
@@ -51,7 +51,7 @@ def fresh_model(model, inputs, make=None):
 
     Raises:
         NotRebuilt: When Keras cannot rebuild the model from its config.
-        ValueError: When `make` returns something else than another model with the same variables.
+        ValueError: When `make` does not return another model with the same variables.
     """
     try:
         twin = keras_models.rebuilt(model) if make is None else make()
@@ -79,22 +79,22 @@ def fresh_model(model, inputs, make=None):
 
 
 def values_from(model, inputs, make, variables):
-    """The values that variables of a model have in the new model that a function makes."""
+    """The values of a model's variables in a new model that a function makes."""
     twin = fresh_model(model, inputs, make)
     value_of = {id(v): value for v, value in zip(model.variables, twin.variables)}
     return [value_of[id(variable)] for variable in variables]
 
 
 def draw_weights(model, inputs, variables):
-    """Draws new values for variables of a model, by rebuilding it or else in place.
+    """Draws new values for variables of a model: rebuilds the model, or else draws in place.
 
     Args:
         model: A built `keras.Model`.
         inputs: The `tf.TensorSpec`s of its inputs.
-        variables: Those that training changes.
+        variables: The variables that training changes.
 
     Returns:
-        A list of values, one a variable.
+        A list of values, one per variable.
 
     Raises:
         ValueError: When neither can be done, with both reasons.
@@ -118,11 +118,11 @@ def draw_weights(model, inputs, variables):
 
 
 def pretrained_layers(model, variables, values):
-    """The names of the layers whose weights are not as their initialisers draw them.
+    """The names of the layers whose weights do not look as their initialisers draw them.
 
     Args:
         variables: Variables of the model.
-        values: New values of them, as drawn.
+        values: Their newly drawn values.
     """
     suspects = []
     for variable, value in zip(variables, values):

@@ -1,7 +1,7 @@
 """New weights for a model in place, from the initialisers of its layers.
 
-For models that Keras cannot rebuild from a config. A layer's `build` is run again while
-`add_weight` hands out the variables that are there and notes their initialisers.
+For models that Keras cannot rebuild from a config. Each layer's `build` runs again, while
+`add_weight` returns the existing variables and records their initialisers.
 """
 
 import keras
@@ -13,14 +13,14 @@ from keras_fds.internals import keras_layers
 def redrawn_values(model, wanted):
     """`{id of a variable: a newly drawn value}`.
 
-    Draws from Python's `random`, as making layers does, in the order of the layers.
+    Draws from Python's `random` in the order of the layers, as Keras does when it makes them.
 
     Args:
         model: A built `keras.Model`.
         wanted: The variables to draw values for.
 
     Raises:
-        ValueError: An initialiser cannot be found; names the layer and why.
+        ValueError: An initialiser cannot be found. The message names the layer and the reason.
     """
     wanted = {id(variable): variable for variable in wanted}
     values = {}

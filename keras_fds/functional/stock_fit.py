@@ -1,6 +1,6 @@
-"""What stock `model.fit` does with a HyperOptimizer: it is told its horizon and its model.
+"""Tells a HyperOptimizer its horizon and its model in stock `model.fit`.
 
-Keras tells an optimizer neither; the callback list of a `fit` knows both.
+Keras tells an optimizer neither; the callback list of `fit` knows both.
 """
 
 import keras
@@ -26,7 +26,7 @@ class AnnounceHorizon(keras.callbacks.Callback):
             optimizer.begin_schedules(steps * self.params["epochs"], elapsed=epoch * steps)
         else:
             tf.get_logger().warning(
-                "The number of batches an epoch is not known, so the learned schedules keep their "
+                "The number of batches per epoch is not known, so the learned schedules keep their "
                 f"horizon of {optimizer.horizon} steps. Pass `steps_per_epoch` to stretch them."
             )
 

@@ -1,7 +1,7 @@
-"""What the graph of a training step may not do: side effects, Python code, random numbers.
+"""What the graph of a training step must not do: side effects, Python code, random numbers.
 
-A step runs as a pure function, several times where it is differentiated. Variables of Keras that it
-assigns are part of its state; what TensorFlow writes by itself would be written again each time.
+A step runs as a pure function, several times when it is differentiated. Keras variables that it
+assigns are part of its state. A `tf.Variable` would be assigned again each time.
 """
 
 import warnings
@@ -78,7 +78,7 @@ def _variable_name(graph, operation):
 def _refuse_write(model, name, operation):
     raise ValueError(
         f"The model {model.name!r} assigns the tf.Variable {name or 'of an operation'} in its "
-        f"training step ({operation!r}), where it would be assigned several times a step and could "
-        "not be put back. Make it a variable of Keras: `self.add_weight(..., trainable=False)` in "
-        "a layer, or keras.Variable."
+        f"training step ({operation!r}), where it would be assigned several times per step and "
+        "could not be restored. Make it a Keras variable: `self.add_weight(..., trainable=False)` "
+        "in a layer, or keras.Variable."
     )

@@ -1,1 +1,1 @@
-"""All that is not public of Keras and TensorFlow, and nothing else."""
+"""All uses of Keras's and TensorFlow's internals, and nothing else."""

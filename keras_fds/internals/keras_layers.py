@@ -1,6 +1,6 @@
 """Internals of Keras layers: calls on other values of their variables, twice differentiable.
 
-When `tests/internals/keras_test.py` fails, Keras has changed and these files are to be mended.
+When `tests/internals/keras_test.py` fails, Keras has changed: adapt these files.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ _warned_of_loss = weakref.WeakSet()
 def twice_differentiable(loss_of=None):
     """While open, Keras traces layers so that they differentiate twice.
 
-    Functions of TensorFlow whose second derivative is wrong are replaced, and cuDNN's, which
+    TensorFlow's functions with a wrong second derivative are replaced. cuDNN's functions, which
     have none, are not used. A layer with an operation whose gradient has no gradient raises
-    `NotTwiceDifferentiable`, which names the layer; one that stops gradients, or defines its own,
-    is warned of, once.
+    `NotTwiceDifferentiable`, which names the layer. A layer that stops gradients or defines its own
+    causes a warning, once.
 
     Args:
-        loss_of: The model whose loss is traced, which is outside of all layers.
+        loss_of: The model whose loss is traced: a loss is outside of all layers.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
     calling = []  # The layers that are being called, innermost last.
@@ -104,19 +104,19 @@ def _own_floatx(layer):
 
 
 _STOPS = (
-    "stops gradients (tf.stop_gradient): hypergradients take what it stops as constant. If that is "
-    "not meant, write the layer without it."
+    "stops gradients (tf.stop_gradient): hypergradients take what it stops as constant. If this is "
+    "not intended, write the layer without it."
 )
 
 
 _DEFINES_ITS_OWN = (
     "defines its own gradient (custom_gradient): hypergradients take it as the derivative, in "
-    "training and in validation, where finite differences would see the function itself."
+    "training and in validation, where finite differences see the function itself."
 )
 
 
 def _warn_of(layer, what):
-    """Warns, once a layer, of what it does to gradients."""
+    """Warns, once per layer, of what it does to gradients."""
     if layer not in _warned_of:
         _warned_of.add(layer)
         _warn(f"layer {layer.name!r} ({type(layer).__name__})", what)
@@ -125,7 +125,7 @@ def _warn_of(layer, what):
 def _warn(culprit, what):
     warnings.warn(
         f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, validation_data) "
-        "measures what that makes of them.",
+        "measures the effect.",
         stacklevel=3,
     )
 
@@ -154,7 +154,7 @@ def explaining(culprit):
         ) from error
 
 
-# Layers that Keras computes in float32 only and that act on data; and exceptions.
+# Layers on data that Keras computes in float32 only; then the exceptions.
 _FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
 
 
@@ -166,7 +166,7 @@ def is_float32_only(kind):
 
 
 def is_composition(model):
-    """Whether a model only calls its layers one after another, so that no code is its own."""
+    """Whether a model only calls its layers and has no code of its own."""
     return isinstance(model, (keras.Sequential, Functional))
 
 
@@ -186,17 +186,17 @@ def seed_generators_of(layer):
 
 
 def fresh_seed_state(generator):
-    """The state of a seed generator that is made anew."""
+    """The state of a newly made seed generator."""
     seed = generator._initial_seed
     return keras.random.SeedGenerator(seed).state.numpy()
 
 
 def replayed_build(layer):
-    """Runs a layer's `build` again, and leaves the layer as it is.
+    """Runs a layer's `build` again and leaves the layer unchanged.
 
     Returns:
-        `(variable, shape, dtype, initializer)` for every weight that it adds, where the variable
-        is the one that it added the first time.
+        `(variable, shape, dtype, initializer)` for every weight that it adds; the variable is the
+        one that it added the first time.
     """
     remaining = own_variables(layer)
     calls = []
@@ -229,8 +229,8 @@ def replayed_build(layer):
 class RecordingScope(keras.StatelessScope):
     """A stateless scope that also remembers which variables were assigned.
 
-    What is assigned is a constant to the tape of the step's gradient, as reading a variable is in
-    Keras; to all other tapes and accumulators it is what it was computed from.
+    An assigned value is constant to the tape of the step's gradient, as a variable that is read is
+    in Keras. All other tapes and accumulators see how it was computed.
     """
 
     def __init__(self, *arguments, tape=None, **keywords):
@@ -247,7 +247,7 @@ class RecordingScope(keras.StatelessScope):
 
 
 class Called(NamedTuple):
-    """What a call gave on other values of the variables."""
+    """The results of a call on other values of the variables."""
 
     outputs: Any
     value: Any  # `value(variable)` is a variable's value after the call, or None.

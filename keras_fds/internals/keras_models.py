@@ -42,7 +42,7 @@ def rebuilt(model):
     if not isinstance(model, (keras.Sequential, Functional)):
         return type(model).from_config(model.get_config())
     was_compiled, model.compiled = model.compiled, False
-    try:  # Compiled as well, it would need every part of the optimizer registered with Keras.
+    try:  # A compiled copy would need every part of the optimizer registered with Keras.
         return keras.models.clone_model(model)
     finally:
         model.compiled = was_compiled
@@ -59,7 +59,7 @@ def rebuilt_in_float64(model):
         for kind in kinds
         if kind.__module__.split(".")[0] not in ("keras", "builtins")
     }
-    # The config was made just now in this process: what it holds may be run.
+    # The config was made in this process, so its code may be run.
     with keras.saving.CustomObjectScope(own), serialization_lib.SafeModeScope(False):
         return type(model).from_config(_in_float64(model.get_config()))
 
@@ -83,11 +83,11 @@ def _in_float64(config):
 
 
 def losses_in_float64(model):
-    """`{"loss", "loss_weights"}`: what the model was compiled with, to compile another one."""
+    """`{"loss", "loss_weights"}` of a compiled model, to compile another one in float64."""
 
     def converted(loss):
         if isinstance(loss, keras.losses.Loss):
-            # Not `copy.copy`, which Keras makes a way through `get_config`.
+            # Not `copy.copy`, which in Keras goes through `get_config`.
             stock, loss = loss, object.__new__(type(loss))
             vars(loss).update(vars(stock))
             loss._dtype_policy, loss._dtype = keras.dtype_policies.get("float64"), "float64"
@@ -136,7 +136,7 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
     x, y, sample_weight = batch
     with (
         keras_layers.RecordingScope(state_mapping=state, tape=tape) as scope,
-        # `compute_loss` adds `model.losses`; the override makes them what we pass.
+        # `compute_loss` adds `model.losses`, which the override replaces.
         keras_layers.replaced(model, _losses_override=list(losses)),
         keras_layers.twice_differentiable(loss_of=model),
         keras_layers.explaining(f"loss {_called(model.loss)}"),
@@ -146,10 +146,10 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
 
 
 def compilation(model):
-    """What a compiled function of a model depends on: objects, numbers and names, a list.
+    """The objects, numbers and names that a compiled function of a model depends on, a list.
 
-    Beside what `compile` makes anew these are the plain attributes, tensors and variables of the
-    layers, their regularizers, the losses and the wrapped optimizer, which a trace holds.
+    These are the objects that `compile` makes anew, and the plain attributes, tensors and variables
+    of the layers, their regularizers, the losses and the wrapped optimizer: a trace holds them.
     """
     parts = [*keras_layers.layers_of(model), getattr(model.optimizer, "optimizer", None)]
     parts += [each.loss for each in compiled_losses(model)] + keras.tree.flatten(model.loss)
@@ -172,7 +172,7 @@ def compilation(model):
     return found
 
 
-# What Keras changes while a model is called and trained; then the private attributes that count.
+# Attributes that Keras changes while it calls and trains a model; private ones that count.
 _CHANGING = (
     "built",
     "compiled",
@@ -191,13 +191,13 @@ def _is_plain(value):
 
 
 def _is_held(value):
-    """Whether a trace holds a value itself, so that another one in its place goes unseen."""
+    """Whether a trace holds a value itself, and so would not see its replacement."""
     held = (keras.Variable, keras.layers.Layer, keras.Regularizer, keras.constraints.Constraint)
     return tf.is_tensor(value) or isinstance(value, held)
 
 
 def same_compilation(one, other):
-    """Whether two lists of `compilation` are of functions that compute the same."""
+    """Whether functions with these two lists of `compilation` compute the same."""
     return len(one) == len(other) and all(
         a is b or (_is_plain(a) and type(a) is type(b) and a == b) for a, b in zip(one, other)
     )
@@ -209,7 +209,7 @@ def has_no_loss(model):
 
 
 def _called(loss):
-    """What a message calls a compiled loss."""
+    """The name of a compiled loss in messages."""
     if isinstance(loss, str) or loss is None:
         return repr(loss)
     return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
@@ -225,7 +225,7 @@ def update_metrics(model, batch, loss, outputs):
         if own:
             raise ValueError(
                 f"`compute_metrics` of {model.name!r} returns {', '.join(map(repr, own))}, which "
-                "is none of the model's metrics, so it cannot be kept from step to step. Make it a "
+                "is not a metric of the model, so it cannot be kept from step to step. Make it a "
                 "keras.metrics.Metric of the model."
             )
 
@@ -238,7 +238,7 @@ def batch_size(x):
 def compiled_losses(model):
     """The compiled loss of each output: a list of tuples with `name`, `loss`, `loss_weights`.
 
-    Keras reads it in every call; empty for a model without a compiled loss or not built.
+    Keras reads it in every call. It is empty for a model without a compiled loss, or not built.
     """
     return getattr(model._compile_loss, "_flat_losses", None) or []
 

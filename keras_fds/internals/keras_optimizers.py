@@ -18,8 +18,8 @@ from keras_fds.internals import keras_layers
 class PureMixin(TFOptimizer):
     """Undoes what Keras's TensorFlow optimizer adds for `tf.distribute`.
 
-    Placed between a stock optimizer and `TFOptimizer` in the method resolution order, it
-    leaves the optimizer's own methods alone.
+    It stands between a stock optimizer and `TFOptimizer` in the method resolution order, so the
+    optimizer's own methods stay.
     """
 
 
@@ -39,7 +39,7 @@ def has_learning_rate_schedule(optimizer):
 
 
 def config_of(optimizer):
-    """An optimizer's arguments, its learning rate as it is: a callable need not have a config."""
+    """An optimizer's config, with its learning rate as it is: a callable may have no config."""
     view = object.__new__(type(optimizer))
     vars(view).update(vars(optimizer))
     if has_learning_rate_schedule(optimizer):
@@ -48,9 +48,9 @@ def config_of(optimizer):
     return view.get_config()
 
 
-# An optimizer takes roots of averages of squared gradients. One of them is zero for a weight that
-# never had a gradient; then so is what it divides, and its derivative does not matter as long as
-# it is finite. So is the norm of such weights' gradients in Muon.
+# Optimizers take roots of averages of squared gradients. For a weight that never had a gradient the
+# root is zero, and so is what it divides: its derivative does not matter as long as it is finite.
+# The same holds for the norm of such weights' gradients in Muon.
 def _square_root(x):
     """`sqrt` with the derivative 0 at 0."""
     zero = tf.equal(x, 0)
@@ -64,7 +64,7 @@ def _power(x, y):
 
 
 class _Reading:
-    """A variable's value that is read when it is used, as that of a `tf.Variable` is."""
+    """A variable's value that is read when it is used, as with a `tf.Variable`."""
 
     def __init__(self, read):
         self.read = read
@@ -88,8 +88,8 @@ for _name in tf.Tensor.OVERLOADABLE_OPERATORS:
 def _read_when_used():
     """While open, `variable.value` in a stateless scope is read when it is used, not before.
 
-    So it is outside such a scope, where `variable.value` is a `tf.Variable`: what an optimizer
-    keeps in a Python variable changes with the next assignment.
+    So it is outside of such a scope, where `variable.value` is a `tf.Variable`: a value that an
+    optimizer keeps in a Python variable changes with the next assignment.
     """
     read = CommonVariable.value.fget
     value = property(lambda variable: _Reading(lambda: read(variable)))
@@ -124,7 +124,7 @@ def _differentiable_at_zero():
 
 
 def apply_purely(optimizer, slots, gradients, weights):
-    """`optimizer.apply` as a pure function of a differentiable kind.
+    """`optimizer.apply` as a pure, differentiable function.
 
     Args:
         optimizer: An instance of a stock optimizer class with `PureMixin`.
@@ -138,5 +138,5 @@ def apply_purely(optimizer, slots, gradients, weights):
 
 
 def variable_key(optimizer, variable):
-    """What an optimizer knows a variable by."""
+    """The key by which an optimizer knows a variable."""
     return optimizer._var_key(variable)

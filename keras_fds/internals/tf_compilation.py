@@ -1,4 +1,4 @@
-"""Compiled functions, without a rewrite of TensorFlow's that breaks loops."""
+"""Compiled functions, without a graph rewrite of TensorFlow's that breaks loops."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ except ImportError:  # TensorFlow has moved them; see `_without_memory_rewrites`
 
 
 def compiled(function):
-    """A `tf.function` of its own for each object; one trace for each new model is meant."""
+    """A new `tf.function` without the warning of frequent traces: each model needs its own."""
     function = tf.function(function, autograph=False, reduce_retracing=True)
     function._omit_frequent_tracing_warning = True  # TensorFlow warns from the fifth on.
 
@@ -29,9 +29,9 @@ def compiled(function):
 def _without_memory_rewrites():
     """While open, functions that are called are not rewritten to save memory in sums.
 
-    Where a function needs over 205 MB, TensorFlow replaces sums of three and more by temporary
-    variables. In a loop one is left behind by the last, unneeded iteration, and the next
-    call fails: "AlreadyExistsError: Resource … tmp_var" (tensorflow#23780).
+    When a function needs over 205 MB, TensorFlow replaces sums of three or more tensors by
+    temporary variables. In a loop the last, unneeded iteration leaves one behind, and the next call
+    fails: "AlreadyExistsError: Resource … tmp_var" (tensorflow#23780).
     """
     if context is None:
         yield

@@ -1,8 +1,8 @@
-"""Forward mode whose products are operations of the graph that is being built.
+"""Forward mode that puts products into the graph that is being built.
 
-TensorFlow makes a function of every operation's product and calls that. When a graph is built
-the calls only cost: a third of the time to trace, and `tf.vectorized_map` converts each function
-by itself. Where TensorFlow lacks the internals used here, its own way remains.
+TensorFlow makes a function of every operation's product and calls it. In a graph these calls only
+cost time: a third of the tracing, and `tf.vectorized_map` converts each function by itself. When
+TensorFlow lacks the internals used here, its own way is used.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ _thread = threading.local()
 
 @contextlib.contextmanager
 def in_place(accumulator):
-    """While open, products of an active `tf.autodiff.ForwardAccumulator` are no function calls.
+    """While open, products of an active `tf.autodiff.ForwardAccumulator` are not function calls.
 
-    Only for graphs that are being built: each product also records operations that nothing
-    uses, which TensorFlow prunes.
+    Only for graphs that are being built: each product also records unused operations, which
+    TensorFlow prunes.
     """
     if not IS_POSSIBLE:
         yield

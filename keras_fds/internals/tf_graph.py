@@ -1,4 +1,4 @@
-"""Small things of TensorFlow that are not public; where it lacks them, nothing is told."""
+"""Small internals of TensorFlow. When TensorFlow lacks them, nothing is reported."""
 
 import contextlib
 import platform
@@ -14,14 +14,14 @@ except ImportError:
     _custom_gradient = _pywrap_util_port = None
 
 _LIBRARIES = ("tensorflow", "keras", "keras_fds")
-_within = threading.local()  # Whether a custom gradient that was told of is being traced.
+_within = threading.local()  # Whether a reported custom gradient is being traced.
 
 
 @contextlib.contextmanager
 def telling_of_custom_gradients(tell):
     """While open, `tell()` is called for every use of `tf.custom_gradient` in a graph.
 
-    Those of TensorFlow, Keras and this package do not count: they are derivatives.
+    Those of TensorFlow, Keras and this package do not count: they are true derivatives.
     """
     stock = getattr(_custom_gradient, "_graph_mode_decorator", None)
     if stock is None:
@@ -46,7 +46,7 @@ def telling_of_custom_gradients(tell):
 
 
 def is_within_custom_gradient():
-    """Whether a custom gradient that was told of is being traced."""
+    """Whether a reported custom gradient is being traced."""
     return getattr(_within, "custom_gradient", False)
 
 
@@ -59,7 +59,7 @@ def rule_of_custom_gradient(operation):
 
 
 def lacks_onednn():
-    """Whether TensorFlow computes on a CPU for which oneDNN exists, and leaves it out."""
+    """Whether TensorFlow computes on an x86 CPU without oneDNN."""
     try:
         enabled = _pywrap_util_port.IsMklEnabled()
     except AttributeError:

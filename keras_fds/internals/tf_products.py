@@ -1,7 +1,7 @@
 """The Jacobian-vector product of one TensorFlow operation, as few operations of the same graph.
 
-Most operations of a network and of its gradient are linear in each of some inputs: their product
-is a sum of the same operation on tangents. Others are differentiated by transposing their gradient.
+Most operations of a network and its gradient are linear in each of some inputs: their product is a
+sum of the same operation on tangents. The others are differentiated by transposing their gradient.
 """
 
 import functools
@@ -19,8 +19,8 @@ try:
 except (ImportError, AttributeError):  # TensorFlow has moved it; see `tf_forward_mode`.
     record_gradient = None
 
-# Operations, and the inputs in each of which they are linear while the others stay. In other inputs
-# of floating point they are constant between kinks.
+# Operations, and the inputs in each of which they are linear while the other inputs stay. In their
+# other floating-point inputs they are constant between kinks.
 MULTILINEAR = {
     "AvgPool": (0,),
     "AvgPoolGrad": (1,),
@@ -122,12 +122,12 @@ def _broadcasts_to(shape, larger):
 
 
 def _transposed(operation_type, attributes, inputs, outputs, tangents, rule=None):
-    """By transposing the gradient, which is linear in what it is multiplied with.
+    """The product by transposing the gradient, which is linear in its cotangent.
 
-    The value of that does not matter: the outputs, which cost nothing, stand for it.
+    The value of the cotangent does not matter: the outputs stand for it at no cost.
     """
     moving = [i for i, x in enumerate(inputs) if is_continuous(x)]
-    # Each a tensor of its own, also where an operation has the same input twice.
+    # Each becomes a tensor of its own, also when an operation has the same input twice.
     inputs = [tf.identity(x) if i in moving else x for i, x in enumerate(inputs)]
     watched, moved = [inputs[i] for i in moving], [y for y in outputs if is_continuous(y)]
     with tf.GradientTape(watch_accessed_variables=False) as transposing:

@@ -1,6 +1,6 @@
-"""Functions of TensorFlow whose second derivative is wrong or missing, written out anew.
+"""Replacements for TensorFlow's functions with a wrong or missing second derivative.
 
-Each takes the arguments of the function it stands in for and gives the same values.
+Each takes the arguments of the function that it replaces and gives the same values.
 """
 
 import functools
@@ -16,13 +16,13 @@ _STOCK = {
 
 
 def moments(x, axes, shift=None, keepdims=False, name=None):
-    """`tf.nn.moments` with right second derivatives.
+    """`tf.nn.moments` with correct second derivatives.
 
     TensorFlow stops the gradient of the mean inside the variance: the first derivative is
     right (the mean's term vanishes), the second loses a term.
     """
     y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
-    # Sums are divided, where derivatives of `reduce_mean` divide all of `y`.
+    # Divides the sums; derivatives of `reduce_mean` would divide all of `y`.
     total = tf.reduce_sum(y, axes, keepdims=True)
     share = tf.cast(tf.size(total), y.dtype) / tf.cast(tf.size(y), y.dtype)
     mean = share * total
@@ -42,17 +42,17 @@ def moments(x, axes, shift=None, keepdims=False, name=None):
 
 
 def softmax_cross_entropy_with_logits(labels, logits, axis=-1, name=None):
-    """`tf.nn.softmax_cross_entropy_with_logits` with right second derivatives.
+    """`tf.nn.softmax_cross_entropy_with_logits` with correct second derivatives.
 
-    TensorFlow's gradient by the logits does not know that it depends on the labels, and
-    learned label smoothing enters through them.
+    TensorFlow takes the gradient by the logits as independent of the labels, through which learned
+    label smoothing enters.
     """
     labels = tf.cast(labels, logits.dtype)
     return -tf.reduce_sum(labels * tf.nn.log_softmax(logits, axis), axis)
 
 
 def softsign(features, name=None):
-    """`tf.nn.softsign`, whose gradient has no gradient."""
+    """`tf.nn.softsign`; the gradient of TensorFlow's has no gradient."""
     return features / (1 + tf.abs(features))
 
 
@@ -60,10 +60,10 @@ def softsign(features, name=None):
 def resize(
     images, size, method="bilinear", preserve_aspect_ratio=False, antialias=False, name=None
 ):
-    """`tf.image.resize` as a product with one matrix an axis, which all its methods are.
+    """`tf.image.resize` as a product with one matrix per axis, as all its methods can be written.
 
-    TensorFlow's second derivative is zero for the method "bilinear", without a word, and
-    missing for the others.
+    TensorFlow's second derivative is silently zero for the method "bilinear" and missing for the
+    others.
     """
     if preserve_aspect_ratio or not images.dtype.is_floating:
         return _STOCK["resize"](images, size, method, preserve_aspect_ratio, antialias)
@@ -82,7 +82,7 @@ def resize(
 
 
 def _resizing_matrix(length, new_length, method, antialias):
-    """Float32 `[new_length, length]`: what an axis of that length is multiplied with."""
+    """Float32 `[new_length, length]`: the matrix that multiplies an axis of that length."""
     images = tf.eye(length)[:, :, tf.newaxis, tf.newaxis]
     resized = _STOCK["resize"](images, [new_length, 1], method, False, antialias)
     return tf.transpose(resized[:, :, 0, 0])
@@ -146,7 +146,7 @@ def _triple(sizes):
 
 
 # ------------------------------------------------------------------------------------------- CTC
-_IMPOSSIBLE = -1e30  # The logarithm of a probability of zero, finite so that derivatives are.
+_IMPOSSIBLE = -1e30  # The logarithm of probability zero; finite, so that derivatives are finite.
 
 
 def ctc_loss(target, output, target_length, output_length, mask_index=0):
@@ -194,7 +194,7 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
     return -tf.reduce_logsumexp(tf.where(last, alpha, _IMPOSSIBLE), 1)
 
 
-# What stands in for the function of the same name, and where: a module of TensorFlow's.
+# Modules of TensorFlow, and what replaces their function of the same name.
 REPLACEMENTS = (
     ("nn", moments),
     ("nn", softmax_cross_entropy_with_logits),
@@ -208,8 +208,8 @@ _MODULES = {"nn": tf.nn, "image": tf.image}
 
 
 def owners(name):
-    """The module objects that go by the name of a module of TensorFlow's.
+    """The module objects with the name of a module of TensorFlow.
 
-    `import tensorflow.nn`, by anybody at any time, makes a second object of `tf.nn`.
+    `import tensorflow.nn` anywhere makes a second object of `tf.nn`.
     """
     return {id(each): each for each in (_MODULES[name], getattr(tf, name))}.values()

@@ -6,8 +6,9 @@ tangents (stacked along a new leading axis) and one that all tangents share. The
 linearity in the stacked operand: K products with a shared operand are one product with K times
 as many channels, or one broadcast product.
 
-`installed()` puts the rules in place while a map is traced. A rule hands a case that it does not
-cover to the stock rule it replaced. Only this module touches the internals of `tf.vectorized_map`.
+`installed()` puts the rules in place while a map is traced. A rule leaves a case that it does not
+cover to the stock rule that it replaces. Only this module uses the internals of
+`tf.vectorized_map`.
 """
 
 import contextlib
@@ -134,7 +135,7 @@ def _split_from_channels(merged, axis, count):
 def _with_kernels_side_by_side(convolve, kernels, axis, count):
     """[K, batch, height, width, C] from one convolution, where `axis` is that of C in a kernel."""
     channels = kernels.shape[axis + 1]
-    # Runs of few channels are slow to move: then C K, whose transpose is that of a matrix.
+    # Few channels are slow to move: C K is then better, whose transpose is that of a matrix.
     if channels is None or channels >= 16:
         return _split_from_channels(convolve(_merge_into_channels(kernels, axis)), 3, count)
     merged = convolve(_merge_into_channels(kernels, axis, count_last=True))
@@ -174,7 +175,7 @@ def _convolution_to_filter(pfor_input, images, kernel_sizes, gradients):
     images_stacked, _, gradients_stacked = (x.is_stacked for x in pfor_input.inputs)
     is_plain = _is_plain(pfor_input, images.shape, pfor_input.outputs[0].shape)
     if not is_plain or (images_stacked and gradients_stacked):
-        # One by one, as the stock rule, which would warn, and which knows no channel groups.
+        # One by one. The stock rule would do so with a warning, and without channel groups.
         return _pfor._fallback_converter(pfor_input)
     count = _count(pfor_input)
     if images_stacked:
@@ -290,7 +291,7 @@ def _matrix_product(pfor_input, left, right):
 
 
 def _sum_over_leading_axes(stacked, kept_rank):
-    """Sums [K, A, B..., C...] over A, B...: over A first, so that the rows summed are long."""
+    """Sums [K, A, B..., C...] over A, B...: over A first, so that the summed rows are long."""
     over_first = tf.reduce_sum(stacked, 1)
     return tf.reduce_sum(over_first, list(range(1, over_first.shape.rank - kept_rank)))
 

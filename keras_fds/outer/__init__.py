@@ -1,4 +1,4 @@
-"""Outer update rules: what an outer step measured in, new bucket values out."""
+"""Outer update rules: from the measurement of an outer step to new bucket values."""
 
 from keras_fds.outer.base import Measurement, Ranges
 from keras_fds.outer.sign_descent import SignDescent

@@ -1,7 +1,7 @@
-"""What an outer update rule is: a measurement and a state in, a new state out.
+"""The interface of outer update rules: a measurement and a state in, a new state out.
 
-A rule sees all buckets of all hyperparameters as one vector and keeps its state in a
-dictionary of float64 arrays, so that whoever owns the state can save it.
+A rule sees all buckets of all hyperparameters as one vector. It keeps its state in a dictionary of
+float64 arrays, so the state can be saved.
 """
 
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Measurement(NamedTuple):
         hypergradients: The derivatives of the validation loss by the coordinates, float64
             `[total_buckets]`. (Reports divide them by the length of a bucket.)
         loss: Validation loss.
-        horizon: Inner steps in all.
-        loss_error: Standard error of the validation loss; `0.0` where it is not known.
-        broke_down: Whether training was given up, so that loss and hypergradients are not known.
+        horizon: Number of inner steps.
+        loss_error: Standard error of the validation loss; `0.0` if it is not known.
+        broke_down: Whether training was given up, so loss and hypergradients are not known.
 
     Example:
 
@@ -38,21 +38,21 @@ class Measurement(NamedTuple):
         """The measurement of a run that was given up.
 
         Args:
-            size: The number of buckets in all.
-            horizon: Inner steps in all.
+            size: Total number of buckets.
+            horizon: Number of inner steps.
         """
         return cls(np.zeros(size), 0.0, horizon, broke_down=True)
 
 
 class Ranges(NamedTuple):
-    """Where coordinates may lie, arrays of `[total_buckets]`.
+    """The ranges of the coordinates, arrays `[total_buckets]`.
 
     Args:
-        minimum, maximum: The ends, float64, which may be infinite.
+        minimum, maximum: The ends of the ranges, float64; they may be infinite.
         linear: Whether a coordinate is the value itself, bool.
         groups: The number of the hyperparameter that the bucket belongs to.
-        smoothing_windows: Buckets in the part of the horizon over which the slopes of this
-            hyperparameter are put together, float64 of at least 1.
+        smoothing_windows: Number of buckets over which the slopes of this hyperparameter are
+            averaged, float64 of at least 1.
 
     Example:
 
@@ -67,15 +67,15 @@ class Ranges(NamedTuple):
 
 
 class Rule:
-    """What the rules share."""
+    """What all rules share."""
 
     # The search has converged when every step is below this fraction of its value and room.
     converged_fraction = 0.05
 
     def converged(self, state, ranges):
-        """Whether every step size is below 5% of its value, and of what is left to its maximum.
+        """Whether every step size is below 5% of its value and of the distance to its maximum.
 
-        A value that its last sign holds at an end of its range counts as settled.
+        A value that its last sign holds at an end of its range counts as converged.
         """
         values, signs = state["values"], state["signs"]
         room = np.minimum(np.abs(values), ranges.maximum - values)

@@ -15,7 +15,7 @@ class SignDescent(Rule):
         δ_k ← shrink · δ_k   if sign(h_k) differs from the previous sign (both not zero)
         λ_k ← clip(λ_k − sign(h_k) δ_k, minimum, maximum)
 
-    NaN counts as sign 0. Nothing but the range holds it back: it can overshoot and diverge.
+    NaN counts as sign 0. Only the range limits the steps: the rule can overshoot and diverge.
 
     Args:
         shrink: Factor on a step size when its sign flips. Defaults to `0.5`.
@@ -51,13 +51,13 @@ class SignDescent(Rule):
             "values": np.array(values, "float64"),
             "step_sizes": np.array(step_sizes, "float64"),
             "signs": np.zeros(np.shape(values)),
-            "measured": np.array(0.0),  # How many losses there were.
+            "measured": np.array(0.0),  # The number of losses so far.
             "best_values": np.array(values, "float64"),
             "best_loss": np.array(0.0),
         }
 
     def classify(self, state, measurement, ranges):
-        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        """The verdict on a measurement: `"best"` so far, `"accepted"` or `"rejected"`."""
         if measurement.broke_down:
             return "rejected"
         is_best = not state["measured"] or measurement.loss < state["best_loss"]
@@ -67,7 +67,7 @@ class SignDescent(Rule):
         """One outer step.
 
         Args:
-            state: What `initial_state` or the last `update` returned; not changed.
+            state: What `initial_state` or the last `update` returned. It is not changed.
             measurement: A `Measurement` at `state["values"]`.
             ranges: The `Ranges` of the coordinates.
 

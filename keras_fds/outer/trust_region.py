@@ -9,67 +9,68 @@ from keras_fds.outer.base import Rule, fraction
 
 @keras.saving.register_keras_serializable("keras_fds")
 class TrustRegionDescent(Rule):
-    """Sign steps by factors, within a trust region, that return from what did not work.
+    """Sign steps by factors, within a trust region; returns from points that are worse.
 
     A bucket moves along s_k, which is nearly the sign of its hypergradient, in a coordinate φ_k in
-    which a step is a factor: for a linear value λ with first step size w and the range [a, b],
+    which a step is a factor. For a linear value λ with first step size w and the range [a, b],
 
         φ = log(λ − a + w) − log(b − λ),   φ_k ← φ_k − s_k r_k R,
         s_k = clip(slope_k / noise_floor, −1, 1)
 
-    so that values may start at the ends of their range, and never leave it; elsewhere φ is the
-    coordinate u, or u / w of a linear one without a minimum. The steps r_k start at log 2 (the
-    first from zero is at most the hyperparameter's `step_size`; on other scales they start at
-    `step_size`), grow while the sign stays the same, and shrink when it flips, by as much as both
-    were clear (resilient propagation); r_k R never exceeds log 2. The slope is dL/dφ_k / |L|, a
-    mean over neighbouring buckets of the hyperparameter; one that promises less than `noise_floor`,
-    which is about what its noise is, moves its bucket by less, and so does one beyond
-    `max_relative_slope`, which promises more than a whole step can keep. Slopes of buckets shorter
-    than their hyperparameter's `smoothing_window` are what they would be for one of that length,
-    means over as many more neighbours: many buckets are learned as fast as few, and smoothly.
+    so values may start at the ends of their range, and never leave it. On other scales φ is the
+    coordinate u; of a linear coordinate without a minimum it is u / w. The steps r_k start at log 2
+    (the first from zero is at most the hyperparameter's `step_size`); on other scales they start at
+    `step_size`. They grow while the sign stays the same. When it flips they shrink, by less when
+    one of both signs was unclear (resilient propagation). r_k R never exceeds log 2. The slope is
+    dL/dφ_k / |L|, a mean over neighbouring buckets of the hyperparameter. A slope below
+    `noise_floor` is mostly noise and moves its bucket by less than a whole step. So does a slope
+    above `max_relative_slope`, which promises more than a whole step can keep. Slopes of buckets
+    shorter than their hyperparameter's `smoothing_window` are scaled to one bucket of that length
+    and averaged over as many more neighbours: many buckets are learned as fast as few, and
+    smoothly.
 
-    - Slopes of a hyperparameter have noise: what they differ by from the mean of both neighbours,
-      in the median over its buckets. Where two standard deviations of it are more than the
-      `noise_floor`, they take its place: in a measurement whose slopes point here and there no
-      bucket goes far. In the mean over neighbours no slope counts for more than four times that.
-    - Validation losses have noise: the standard error of the lowest one, and `tolerance` times it.
-      A point that broke down, or is above the lowest by more than twice the noise, is rejected: the
-      search returns to the best point and halves R. (One beyond the edge is not, as long as all
-      were: see below.) The best point is the latest that is within the noise of the lowest: of
-      points that cannot be told apart it is not the luckiest, but the one that most hypergradients
-      have led to.
-    - R is common to all buckets and starts at 1. While the loss falls clearly, by more than the
-      noise since it last did, R doubles, up to 1; where it does not, R becomes R / (1 + R), which
-      is 1, 1/2, 1/3, …: steps near the optimum are those of a running mean over what the noisy
-      hypergradients propose (stochastic approximation). Over another horizon, and where the first
-      point of all is beyond the edge, it begins with 1/2.
-    - Where training is chaotic, hypergradients explode and their signs mean nothing: a bucket whose
+    - The noise of a hyperparameter's slopes is how much they differ from the mean of both
+      neighbours, in the median over its buckets. When two standard deviations of it exceed
+      `noise_floor`, they replace it: when slopes point here and there, no bucket goes far. In the
+      mean over neighbours no slope counts for more than four times that.
+    - The noise of a validation loss is the standard error of the lowest loss, plus `tolerance`
+      times that loss. A point that broke down, or is above the lowest by more than twice the noise,
+      is rejected: the search returns to the best point and halves R. (A chaotic point is not
+      rejected as long as all points were chaotic, see below.) The best point is the latest one
+      within the noise of the lowest: of points that cannot be told apart, most hypergradients have
+      led to this one.
+    - R is common to all buckets and starts at 1. When the loss has fallen by more than the noise
+      since it last did, R doubles, up to 1. Otherwise R becomes R / (1 + R), as in 1, 1/2, 1/3, …:
+      near the optimum the values become a running mean over what the noisy hypergradients propose
+      (stochastic approximation). Over another horizon, and when the first point of all is chaotic,
+      R begins with 1/2.
+    - When training is chaotic, hypergradients explode and their signs mean nothing. A bucket whose
       |dL/dlog((λ − a) / (b − λ))| exceeds `instability_threshold` times the loss steps down by √2
       instead, or by 2 as long as no stable point is known over this horizon, and takes its
-      neighbours along. Over a new horizon it only goes along with them, for single weights may have
-      been to blame. A point with such a bucket, or with hypergradients that are not numbers, needs
-      the lowest loss of all to become the best, and a stable one within twice the noise takes its
-      place: its schedules carry over to other weights less well. Where stepping down is rejected,
-      it was a steep descent: the search goes along the slopes, and the instability_threshold of
-      this horizon is four times what it was.
-    - Where nothing is known yet, all take steps of a tenth down, and so they do where no bucket has
-      any slope at the first point over a horizon. A longer horizon that breaks down is met with the
-      values of the best point over the last one, then with steps down by 2.
-    - Losses over different horizons are not compared: the first finite one over a new horizon is
-      the best of the new ones. Steps that have become small are half their greatest again.
+      neighbours along. Over a new horizon it only follows its neighbours: single weights may have
+      been the cause. A point with such a bucket, or with hypergradients that are not numbers,
+      becomes the best only with the lowest loss of all, and a stable one within twice the noise
+      replaces it: its schedules carry over to other weights less well. When a step down is
+      rejected, it was a steep descent: the search follows the slopes, and the instability threshold
+      of this horizon is multiplied by four.
+    - When the first run breaks down, all buckets step down by a factor of 10; also when no bucket
+      has any slope at the first point over a horizon. When a longer horizon breaks down, the search
+      tries the values of the best point over the last horizon, then steps down by 2.
+    - Losses over different horizons are not compared: the first finite loss over a new horizon is
+      the lowest. Steps that have become small are raised to half of their first size.
 
     Args:
         tolerance: Noise of the validation loss beyond its standard error, relative to the lowest
-            loss. It should cover what restarts do where there is one validation batch, whose
-            standard error is not known. Defaults to `0.02`.
+            loss. With one validation batch the standard error is not known: then it should cover
+            the differences between restarts. Defaults to `0.02`.
         growth: Factor on r_k when its sign stays. Defaults to `1.2`.
         shrink: Factor on r_k when its sign flips. Defaults to `0.5`.
-        noise_floor: |dL/dφ| in units of the loss from which on a bucket takes its whole step.
+        noise_floor: |dL/dφ| in units of the loss above which a bucket takes its whole step.
             Defaults to `0.05`.
         max_relative_slope: |dL/dφ| in units of the loss beyond which a bucket takes less than its
             whole step. Defaults to `1.0`.
         instability_threshold: |dL/dlog((λ − a) / (b − λ))| in units of the loss beyond which
-            training is taken for chaotic. Defaults to `5.0`.
+            training counts as chaotic. Defaults to `5.0`.
 
     Raises:
         ValueError: When `shrink` is outside (0, 1), `tolerance` is negative, `growth` below 1,
@@ -129,7 +130,7 @@ class TrustRegionDescent(Rule):
         }
 
     def classify(self, state, measurement, ranges):
-        """What a measurement is to the search: `"best"` so far, `"accepted"` or `"rejected"`."""
+        """The verdict on a measurement: `"best"` so far, `"accepted"` or `"rejected"`."""
         loss, lowest = measurement.loss, float(state["lowest_loss"])
         if measurement.broke_down:
             return "rejected"
@@ -147,7 +148,7 @@ class TrustRegionDescent(Rule):
         return self.tolerance * abs(state["lowest_loss"]) + state["lowest_error"]
 
     def converged(self, state, ranges):
-        """Whether every step size is below 5% of its value, and the best point is a stable one."""
+        """Whether every step size is below 5% of its value, and the best point is stable."""
         return bool(state["best_is_stable"]) and super().converged(state, ranges)
 
     def update(self, state, measurement, ranges):
@@ -211,19 +212,19 @@ class TrustRegionDescent(Rule):
         return self._moved(state, signs, ranges)
 
     def _moved_towards_stable(self, state, ranges):
-        """After a break-down where nothing is known over the horizon."""
+        """The state after a break-down, when no point is known over the horizon."""
         if state["horizon"] == 0:
             return self._moved(state, _down_by(10.0, state), ranges)
-        if (state["values"] > state["best_values"]).any():  # The best over another horizon.
+        if (state["values"] > state["best_values"]).any():  # The best point over another horizon.
             state["values"] = np.minimum(state["values"], state["best_values"])
             return self._moved(state, np.zeros_like(state["signs"]), ranges)
         return self._moved(state, _down_by(2.0, state), ranges)
 
     def _slopes(self, state, measurement, ranges):
-        """dL/dφ in units of the loss, as if no bucket were shorter than its smoothing_window."""
+        """dL/dφ in units of the loss, as if no bucket were shorter than its smoothing window."""
         distances, parts = _gauge(state, ranges)
         loss = np.maximum(np.abs(measurement.loss), 1e-100)
-        with np.errstate(all="ignore"):  # They may be anything after a break-down.
+        with np.errstate(all="ignore"):  # Chaotic hypergradients may overflow.
             scale = distances * (1 - parts) / loss
             slopes = measurement.hypergradients * scale * ranges.smoothing_windows
             return np.clip(np.nan_to_num(slopes), -1e100, 1e100)
@@ -290,10 +291,10 @@ def _mean_over_neighbours(slopes, ranges):
 
 
 def _scatter(slopes, ranges):
-    """Their standard deviation as neighbours tell it, one for all buckets of a hyperparameter.
+    """The slopes' noise: their standard deviation, the same for all buckets of a hyperparameter.
 
-    The median of |s_k − (s_{k−1} + s_{k+1}) / 2|, which is 0.826 σ for independent noise around a
-    smooth course, whatever single buckets do. Zero where there are fewer than three buckets.
+    It is estimated from the median of |s_k − (s_{k−1} + s_{k+1}) / 2|, which is 0.826 σ for
+    independent noise around a smooth curve and ignores outliers. Zero for fewer than three buckets.
     """
     scatter = np.zeros_like(slopes)
     for group in np.unique(ranges.groups):
@@ -311,9 +312,9 @@ def _is_bounded(ranges):
 def _gauge(state, ranges):
     """`(d, p)`, with du/dφ = d (1 − p).
 
-    Where steps are factors, d is the distance from the beginning of the range and p its part of
-    the whole range, at its very end what leads one first step size back; elsewhere p is 0 and d is
-    1, or the first step size in linear coordinates.
+    Where steps are factors, d is the distance from the beginning of the range and p its part of the
+    whole range; at the very end p is such that the first step back is one first step size.
+    Elsewhere p is 0, and d is 1, or the first step size in linear coordinates.
     """
     values, widths, is_bounded = state["values"], state["widths"], _is_bounded(ranges)
     beginning = np.where(is_bounded, ranges.minimum - widths, 0.0)

@@ -1,4 +1,4 @@
-"""What `fit` and `hypergradients` refuse before any compute, and in which words."""
+"""Arguments of `fit` and `hypergradients`, checked before any computation."""
 
 import sys
 import warnings
@@ -14,7 +14,7 @@ from keras_fds.numbers import number
 
 
 def check_compiled(model):
-    """Raises a `ValueError` unless the model is compiled so that it can be unrolled."""
+    """Raises a `ValueError` unless the model is compiled in a way that can be differentiated."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: model={model!r}")
     if not model.compiled:
@@ -25,7 +25,7 @@ def check_compiled(model):
     if not isinstance(model.optimizer, HyperOptimizer):
         hint = ""
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-            hint = " Under 'mixed_float16' Keras wraps it; use 'mixed_bfloat16'."
+            hint = " Keras wraps it under 'mixed_float16'; use 'mixed_bfloat16'."
         raise ValueError(
             f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
             f"{hint} Received: optimizer={model.optimizer}"
@@ -33,8 +33,8 @@ def check_compiled(model):
     for loss in keras.tree.flatten(model.loss):
         if isinstance(loss, keras.losses.Circle) or loss in ("circle", "Circle"):
             raise ValueError(
-                "The loss Circle is not twice differentiable: TensorFlow's second derivative of "
-                "it is not a number, so no hypergradient can pass through it. Use another loss."
+                "The loss Circle is not twice differentiable: TensorFlow's second derivative of it "
+                "is not a number, so no hypergradient can pass through it. Use another loss."
             )
     if model.run_eagerly:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_compiled(model):
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(
-            "keras_fds trains on one device so far. Build the model outside of the scope of its "
+            "keras_fds trains on one device. Build the model outside of the scope of its "
             f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
         )
     _check_steps(model)
@@ -59,14 +59,14 @@ def _check_steps(model):
             of_instance = f"{model.name!r} has a `{method}` of its own"
             of_class = f"{type(model).__name__} overrides `{method}`"
             raise ValueError(
-                f"{of_class if own is None else of_instance}, which cannot be differentiated "
-                "through. Override `compute_loss` instead: it may call the model's parts, and its "
-                "result is what is minimised."
+                f"{of_class if own is None else of_instance}, which cannot be differentiated. "
+                "Override `compute_loss` instead: it may call the model's parts, and its result is "
+                "what training minimises."
             )
 
 
 def check_targets(model, x, y):
-    """Raises a `ValueError` when arrays come without what the loss compares them to."""
+    """Raises a `ValueError` when arrays come without the targets that the loss needs."""
     holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
     holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
     if y is None and model.loss is not None and not holds_targets:
@@ -115,18 +115,18 @@ def check_same_shapes(train, validation):
     both = [keras.tree.flatten(spec[:2]) for spec in (train, validation)]
     if len(both[0]) != len(both[1]) or not all(map(alike, *both)):
         raise ValueError(
-            "`validation_data` must have the structure, shapes and kinds of the training data. "
+            "`validation_data` must have the structure, shapes and dtypes of the training data. "
             f"Received: training {train[:2]}, validation {validation[:2]}"
         )
 
 
 def horizons(epochs, outer_steps, steps_per_epoch):
-    """Numbers of inner steps, one an outer step."""
+    """Numbers of inner steps, one per outer step."""
     outer_steps = number("outer_steps", outer_steps, least=1, whole=True)
     each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
     if len(each) != outer_steps:
         raise ValueError(
-            f"`epochs` must be one number, or {outer_steps} numbers, one an outer step. "
+            f"`epochs` must be one number, or {outer_steps} numbers, one per outer step. "
             f"Received: epochs={epochs!r}"
         )
     each = [number("epochs", one, above=0) for one in each]
@@ -142,7 +142,7 @@ def check_data(model, data, horizons):
 
 
 def check_callbacks(callbacks):
-    """Raises a `ValueError` for what is no callback, and for those that set the learning rate."""
+    """Raises a `ValueError` for objects that are not callbacks or that set the learning rate."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
@@ -157,7 +157,7 @@ def check_callbacks(callbacks):
 
 def refuse_rate_setters(what):
     raise ValueError(
-        f"{what} the learning rate, so that outer steps, which are epochs to callbacks, would "
+        f"{what} the learning rate. To callbacks an outer step is an epoch, so outer steps would "
         "train differently and could not be compared. Leave it out: learn 'learning_rate', or give "
         "the wrapped optimizer a keras.optimizers.schedules.LearningRateSchedule."
     )
@@ -166,16 +166,16 @@ def refuse_rate_setters(what):
 def check_validation_freq(validation_freq):
     if validation_freq != 1:
         raise ValueError(
-            "Every outer step is validated, since its hypergradients are those of the validation "
-            f"loss. Leave `validation_freq` at 1. Received: validation_freq={validation_freq!r}"
+            "Every outer step is validated: its hypergradients are those of the validation loss. "
+            f"Leave `validation_freq` at 1. Received: validation_freq={validation_freq!r}"
         )
 
 
 def resampling(resample_validation, resplit, validation_split, validation_data):
-    """`resample_validation`, also where the old `resplit` says so.
+    """`resample_validation`, also when the old `resplit` gives it.
 
     Raises:
-        ValueError: It is none of its values, or there is nothing to draw from.
+        ValueError: The value is unknown, or there is nothing to draw from.
     """
     if resplit is not None:
         warnings.warn(
@@ -192,8 +192,9 @@ def resampling(resample_validation, resplit, validation_split, validation_data):
     if validation_data is not None:
         if resample_validation is not None:
             raise ValueError(
-                "`resample_validation` draws what `validation_split` holds out, and does not go "
-                "with `validation_data`."
+                "`resample_validation` draws what `validation_split` holds out. With "
+                "`validation_data` leave it out. "
+                f"Received: resample_validation={resample_validation!r}"
             )
         return None
     if not (np.isscalar(validation_split) and 0 < float(validation_split or 0) < 1):
@@ -205,7 +206,7 @@ def resampling(resample_validation, resplit, validation_split, validation_data):
 
 
 def memory_of_reverse_mode(reverse_memory, adjoint_memory):
-    """`reverse_memory`, also where the old `adjoint_memory` gives it."""
+    """`reverse_memory`, also when the old `adjoint_memory` gives it."""
     if adjoint_memory is None:
         return reverse_memory
     warnings.warn("`adjoint_memory` is now `reverse_memory`.", DeprecationWarning, stacklevel=3)
@@ -213,7 +214,7 @@ def memory_of_reverse_mode(reverse_memory, adjoint_memory):
 
 
 def check_passes(train, horizon):
-    """Raises a `ValueError` where Keras would cut an epoch short, at the end of the data."""
+    """Raises a `ValueError` when Keras would cut an epoch short at the end of the data."""
     left = train.pass_length % train.num_batches
     if left and horizon > train.pass_length - left:
         raise ValueError(
@@ -228,19 +229,19 @@ _told_of_missing_onednn = False
 
 
 def tell_of_missing_onednn():
-    """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
+    """Warns, once, when TensorFlow runs without oneDNN on a processor that would profit."""
     global _told_of_missing_onednn
     if _told_of_missing_onednn or not tf_graph.lacks_onednn():
         return
     _told_of_missing_onednn = True
     tf.get_logger().warning(
-        "TensorFlow runs without oneDNN on this processor, so convolutions take about three times "
+        "TensorFlow runs without oneDNN on this processor: convolutions take about three times "
         "as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python starts."
     )
 
 
 def check_searching(callback):
-    """Raises a `ValueError` unless a callback's model is searched by `keras_fds.fit`."""
+    """Raises a `ValueError` unless a callback runs in `keras_fds.fit`."""
     optimizer, name = callback.model.optimizer, type(callback).__name__
     if not isinstance(optimizer, HyperOptimizer):
         raise ValueError(
@@ -249,8 +250,8 @@ def check_searching(callback):
         )
     if not optimizer.searching:
         raise ValueError(
-            f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules; "
-            "`model.fit` trains with them. Leave it out there."
+            f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules. Leave it "
+            "out in `model.fit`, which trains with them."
         )
 
 
@@ -260,15 +261,15 @@ def callback_list(callbacks, model, verbose, outer_steps, horizon, progress=None
     Args:
         callbacks, verbose: As in `fit`.
         model: The `keras.Model`.
-        outer_steps: How many there are at most, the epochs.
-        horizon: Inner steps of the first one.
-        progress: A `keras.callbacks.ProgbarLogger` to use where there is none.
+        outer_steps: Number of outer steps, which are Keras's epochs.
+        horizon: Number of inner steps of the first outer step.
+        progress: A `keras.callbacks.ProgbarLogger` to add if there is none.
     """
-    if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
+    if verbose == "auto":  # A bar in a terminal or notebook, else one line per outer step.
         verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
-        # What is saved within an outer step is what all others have left.
+        # Callbacks that save come last: they save what the others have changed.
         callbacks.sort(key=_saves)
         if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
             callbacks.append(progress)

@@ -1,4 +1,4 @@
-"""What a search costs: told before it begins, from a few measured steps, and while it runs."""
+"""The cost of a search, estimated from a few measured steps before it begins."""
 
 import contextlib
 import time
@@ -7,18 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_SECONDS_OF_MEASURING = 0.1  # About that of each thing that is timed, or one step.
+_SECONDS_OF_MEASURING = 0.1  # About so long for each measurement, but at least one step.
 
 
-_FEW_TANGENTS = 3  # With which the modes cost about the same.
+_FEW_TANGENTS = 3  # With three tangents both modes cost about the same.
 
 
 class Seconds(NamedTuple):
-    """What was measured."""
+    """Measured times."""
 
-    run: float  # An inner step, the mean over the horizon.
-    sweep: float  # Going back over it, in reverse mode.
-    validation: float  # The validation of an outer step.
+    run: float  # Of an inner step, the mean over the horizon.
+    sweep: float  # Of going back over an inner step, in reverse mode.
+    validation: float  # Of the validation of an outer step.
 
     def of_outer_step(self, horizon):
         """The time of an outer step."""
@@ -26,14 +26,14 @@ class Seconds(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What the cost_table tells; memory is in bytes."""
+    """The contents of the table of costs; memory is in bytes."""
 
-    horizons: list  # One an outer step.
+    horizons: list  # One per outer step.
     num_buckets: dict  # By the names of the hyperparameters.
-    reason: str  # The mode, and why, a sentence.
+    reason: str  # The mode and the reason for it, a sentence.
     memory: list  # `(what, bytes)` pairs.
     seconds: Seconds
-    remedies: list  # What would make it cheaper.
+    remedies: list  # What would make the search cheaper.
     tracing: float = 0.0  # Seconds spent before the first outer step, most of it on tracing.
 
     @property
@@ -44,7 +44,7 @@ class Cost(NamedTuple):
 
 # -------------------------------------------------------------------------------------- telling
 def cost_table(cost):
-    """The cost of a search as a text of a few lines."""
+    """The table of a search's costs, as text."""
     seconds, horizons = cost.seconds, cost.horizons
     mode, why = cost.reason.split(" mode", 1)
     learned = [f"{name} ({number})" for name, number in cost.num_buckets.items()]
@@ -53,7 +53,7 @@ def cost_table(cost):
         a_step += f" (forward {duration(seconds.run)}, back {duration(seconds.sweep)})"
     first, last = (duration(seconds.of_outer_step(n)) for n in (horizons[0], horizons[-1]))
     rows = {
-        "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps an outer step",
+        "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps per outer step",
         "learned": f"{sum(cost.num_buckets.values())} values: {', '.join(learned)}",
         "mode": mode.lower() + why.rstrip("."),
         "memory": ", ".join(f"{what} {_mebibytes(size)}" for what, size in cost.memory),
@@ -77,7 +77,7 @@ def _mebibytes(size):
 
 
 def duration(seconds):
-    """A time to two digits or so, in the unit that suits it."""
+    """A time as text, to about two digits, in a suitable unit."""
     if seconds < 100:
         number, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
         return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
@@ -86,7 +86,7 @@ def duration(seconds):
 
 
 def ways_to_cut(mode, reason, horizons, steps_per_epoch):
-    """What would make a search cheaper, as far as it applies; see `cost_of`."""
+    """What would make this search cheaper, a list; see `cost_of`."""
     hyperparameters = mode.buckets.hyperparameters
     many_buckets = mode.buckets.size > len(hyperparameters)
     found = []
@@ -109,9 +109,9 @@ def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
     Args:
         mode: A bound mode of differentiation.
         reason: Why it is used, a sentence.
-        horizons: Numbers of inner steps, one an outer step.
-        steps_per_epoch: Of them in an epoch.
-        seconds: What was measured.
+        horizons: Numbers of inner steps, one per outer step.
+        steps_per_epoch: Number of inner steps in an epoch.
+        seconds: The measured `Seconds`.
     """
     return Cost(
         horizons=horizons,
@@ -124,7 +124,7 @@ def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
 
 
 def measure_seconds(model, mode, batches, horizon, validation_training=False):
-    """The `Seconds` of a search; nothing has changed afterwards, but that it is compiled.
+    """The `Seconds` of a search. Only compiled functions remain; nothing else is changed.
 
     Args:
         model: The `keras.Model`.
@@ -145,7 +145,7 @@ def measure_seconds(model, mode, batches, horizon, validation_training=False):
 
     def there_and_back(first, count):
         """`(seconds of the steps, seconds of their hypergradients)`."""
-        mode.reset(horizon)  # Which is done once an outer step, so it is not timed.
+        mode.reset(horizon)  # Done once per outer step, so it is not timed.
         there = _timed(lambda: run(first, count))
         validate()
         return there, _timed(mode.hypergradients)
@@ -153,7 +153,7 @@ def measure_seconds(model, mode, batches, horizon, validation_training=False):
     with _unchanged(model, mode, horizon):
         validate()  # The first call compiles.
         of_validation = min(_timed(validate) for _ in range(2))
-        # A trace for the count, then the time of steps with the least and with the most work.
+        # The first calls trace. Then the steps with the least and with the most work are timed.
         there_and_back(horizon - 1, 1)
         seconds, _ = there_and_back(horizon - 1, 1)
         count = max(1, min(most, int(_SECONDS_OF_MEASURING / seconds)))
@@ -169,7 +169,7 @@ def measure_seconds(model, mode, batches, horizon, validation_training=False):
     between = [work[first : first + count].mean() for first in firsts]
     of_run = np.interp(work.mean(), between, [min(early, late), late][-len(firsts) :])
     if not mode.goes_back:
-        sweep = 0.0  # Products with the validation's gradient, once an outer step.
+        sweep = 0.0  # Only products with the validation gradient, once per outer step.
     return Seconds(float(of_run), float(sweep), of_validation * validation.num_batches)
 
 

@@ -1,4 +1,4 @@
-"""What tells one search's model and data from another's, the same in every process."""
+"""Fingerprints of a search's model and data, the same in every process."""
 
 import json
 import zlib
@@ -10,12 +10,12 @@ import tensorflow as tf
 from keras_fds.data import ArrayBatches
 from keras_fds.internals import keras_layers
 
-# Drawn or counted anew when the same program makes the same model again.
+# Entries that may change when the same program makes the same model again.
 _OF_THE_OBJECT = ("name", "seed", "build_config", "registered_name", "module")
 
 
 def search_fingerprint(model, train, validation, initial_weights, validation_batch_size):
-    """`{name: value}` of what `fit` was given that is no plain number."""
+    """`{name: value}` of the arguments of `fit` that are not plain numbers."""
     from_function = not isinstance(initial_weights, str)
     return {
         "hyper_optimizer": optimizer_fingerprint(model.optimizer),
@@ -28,7 +28,7 @@ def search_fingerprint(model, train, validation, initial_weights, validation_bat
 
 
 def optimizer_fingerprint(optimizer):
-    """The settings of a `HyperOptimizer`, without the names that Keras counts up."""
+    """The settings of a `HyperOptimizer`, without the names that Keras numbers."""
     config = optimizer.get_config()
     for each in (config, config["optimizer"]["config"]):
         each.pop("name", None)
@@ -36,7 +36,7 @@ def optimizer_fingerprint(optimizer):
 
 
 def model_fingerprint(model):
-    """A short text of its layers with their settings and its loss, not of its weights."""
+    """A checksum of a model's layers with their settings, and its loss; not of its weights."""
     layers = [
         type(layer).__name__ if isinstance(layer, keras.Model) else _described(layer)
         for layer in keras_layers.layers_of(model)
@@ -47,7 +47,7 @@ def model_fingerprint(model):
 
 
 def data_fingerprint(batches):
-    """A short text of arrays, or the shapes of a dataset's batches."""
+    """A checksum of arrays, or the shapes and dtypes of a dataset's batches."""
     if not isinstance(batches, ArrayBatches):
         return str(tf.nest.flatten(batches.spec))
     return _checksum([each for each in tf.nest.flatten(batches.data) if each is not None])
@@ -58,7 +58,7 @@ def _checksum(structure):
 
 
 def _described(thing):
-    """The class of an object and its settings, where it can tell them."""
+    """The class of an object and, if it has them, its settings."""
     kind = getattr(thing, "__name__", type(thing).__name__)
     try:
         return [kind, thing.get_config()]
@@ -67,7 +67,7 @@ def _described(thing):
 
 
 def _plain(value):
-    """A structure such that JSON can hold it."""
+    """A structure that JSON can hold."""
     if isinstance(value, dict):
         return {str(k): _plain(each) for k, each in value.items() if k not in _OF_THE_OBJECT}
     if isinstance(value, (list, tuple)):

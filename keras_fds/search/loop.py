@@ -21,26 +21,26 @@ from keras_fds.search.state import (
     Search,
 )
 
-# A compiled call runs as many inner steps as fit in this time, so that progress is shown and
-# an interrupt is heard at a steady pace whatever a step costs.
+# A compiled call runs as many inner steps as fit in this time, so progress and interrupts come at a
+# steady pace whatever a step costs.
 _SECONDS_A_CALL = 0.3
 _NO_BEST = (
-    "The search ends: training broke down, and there is no other point to go to. Start from "
-    "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and see whether the data are "
+    "The search ends: training broke down, and there is no other point to try. Start from "
+    "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and check that the data are "
     "finite."
 )
 _NOT_MOVED = (
-    "The search ends where it began, which does not mean that it has converged: slopes are too "
-    "small beside its steps to tell where to go. Start from 0.0, or from values that learn "
-    "something, or give the hyperparameters a greater `step_size`."
+    "The search ends where it began, which does not mean that it has converged: slopes or steps are "
+    "too small to move the values. Start from 0.0, or from values that learn something, or give the "
+    "hyperparameters a greater `step_size`."
 )
 _AT_ENDS = (
     "The search ends where it began: every value stands at an end of its range, and the validation "
-    "loss would fall beyond it only. Start from values between, or train over a longer horizon "
-    "(`epochs`); with batch normalisation, validation_training=True may help."
+    "loss falls only beyond it. Start from values within the range, or train over a longer horizon "
+    "(`epochs`). With batch normalisation, validation_training=True may help."
 )
-_RECORDS_TO_TELL = 4  # Of so many outer steps, it is told that all went the same way.
-_NEGLIGIBLE = 0.05  # A value has moved when it did by more than this part of itself.
+_RECORDS_TO_TELL = 4  # Outer steps from which a steady rise is reported.
+_NEGLIGIBLE = 0.05  # A value has moved when it changed by more than this part of itself.
 _TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
@@ -53,7 +53,7 @@ class OuterLoop:
         data: The `SplitData`.
         initializer: The `WeightInitializer`.
         callbacks: A `keras.callbacks.CallbackList`.
-        horizons: Numbers of inner steps, one an outer step.
+        horizons: Numbers of inner steps, one per outer step.
         validation_training: Whether the model is in training mode for the validation loss.
         divergence_factor: See `fit`.
     """
@@ -75,12 +75,12 @@ class OuterLoop:
         self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
-        self.going_on = None  # The `PartialOuterStep` to go on with.
-        self.interrupted = False  # Whether a callback stopped the last outer step within it.
+        self.going_on = None  # The `PartialOuterStep` to resume.
+        self.interrupted = False  # Whether a callback stopped the last outer step before its end.
 
     # ------------------------------------------------------------------------- the search
     def run(self, initial_epoch, search):
-        """Runs the outer steps of a search, or of the one a callback restores; the history."""
+        """Runs a search, or the one that a callback restores; returns the history."""
         model, optimizer, logs = self.model, self.optimizer, {}
         model.stop_training = False
         model._initial_epoch = None
@@ -117,7 +117,7 @@ class OuterLoop:
         return model.history
 
     def restored(self):
-        """The search that a callback has restored, or the one that was begun."""
+        """The search that a callback has restored, else the one that begins now."""
         optimizer = self.optimizer
         if optimizer.loaded_search is not None:  # By Keras, with the optimizer's variables.
             entries, optimizer.loaded_search = optimizer.loaded_search, None
@@ -125,7 +125,7 @@ class OuterLoop:
         return optimizer.search
 
     def take_over(self, search):
-        """Goes on with a search that was begun before; the number of its next outer step."""
+        """Resumes a search; returns the number of its next outer step."""
         begun_now, self.search = self.search, search
         if search is not begun_now:
             search.check_same(begun_now)
@@ -134,9 +134,9 @@ class OuterLoop:
             partial, search.position = None, search.position.start_of_outer_step()
         if search.mode != begun_now.mode:
             warnings.warn(
-                f"The search was begun in {search.mode} mode and goes on in {begun_now.mode} "
-                "mode, so it ends otherwise in the last digits. Pass differentiation="
-                f"{search.mode!r} to go on as it was begun.",
+                f"The search began in {search.mode} mode and resumes in {begun_now.mode} mode, so "
+                "its last digits will differ. Pass differentiation="
+                f"{search.mode!r} to resume it as it began.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -149,12 +149,12 @@ class OuterLoop:
         done, of = len(search.records), len(self.horizons)
         if (done or partial) and self.callbacks.params["verbose"]:
             within = f"inner step {search.position.inner_step} of " if partial else ""
-            going_on = f"Going on after {within}outer step {done + bool(partial)} of {of}."
-            print(going_on if done < of else f"{done} outer steps are done already.")
+            resuming = f"Resuming after {within}outer step {done + bool(partial)} of {of}."
+            print(resuming if done < of else f"{done} outer steps are done already.")
         return search.position.outer_step
 
     def can_go_on(self, partial, position):
-        """Whether an outer step that was begun is of the kind it would be now."""
+        """Whether a partial outer step fits the present horizon, metrics and variables."""
         if partial is None:
             return False
         horizon = self.horizons[position.outer_step : position.outer_step + 1]
@@ -178,7 +178,7 @@ class OuterLoop:
             return True
         at_ends = (values <= ranges.minimum) | (values >= ranges.maximum)
         done = len(search.records)
-        settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon is to come.
+        settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon follows.
         arrived = moved & at_ends
         converged = done and settled and not arrived.any() and self.has_converged()
         if converged and not self.has_moved():
@@ -203,7 +203,7 @@ class OuterLoop:
         return self.optimizer.outer.converged(state, of_values)
 
     def has_moved(self):
-        """Whether some value is another than at the start."""
+        """Whether some value has moved from its start."""
         first = self.search.records[0].values
         return not self.optimizer.names or any(
             np.any(np.abs(values - first[name]) > _NEGLIGIBLE * np.abs(first[name]))
@@ -211,7 +211,7 @@ class OuterLoop:
         )
 
     def tell_of_slow_moves(self):
-        """Warns when values that stand far from zero were still on their way, all the way."""
+        """Warns when the values of a hyperparameter rose in every outer step to the end."""
         if len(self.search.records) < _RECORDS_TO_TELL:
             return
         for name in self.optimizer.names:
@@ -224,15 +224,15 @@ class OuterLoop:
                 warnings.warn(
                     f"{name!r} rose in every outer step, from {values[0].mean():.2g} to "
                     f"{values[-1].mean():.2g}, and was still rising when the search ended: its "
-                    "start is far too small for its steps. Start from 0.0, from where the first "
-                    "step is `step_size`, with a `step_size` of the order of values that may be "
-                    "right, or make more outer steps.",
+                    "start is far too small for its steps. Start from 0.0, where the first step is "
+                    "`step_size`, with a `step_size` of the order of the expected values, or make "
+                    "more outer steps.",
                     RuntimeWarning,
                     stacklevel=4,
                 )
 
     def keep_best(self):
-        """Leaves the best outer step's weights and schedules, and fresh slots."""
+        """Restores the best outer step's weights and schedules, with fresh slots."""
         best, optimizer = self.search.best, self.optimizer
         optimizer.reset_slots()
         if best is not None:
@@ -244,7 +244,7 @@ class OuterLoop:
 
     # ---------------------------------------------------------------------- an outer step
     def outer_step(self, outer_step):
-        """One inner loop from new weights, its hypergradients, and the callbacks' share."""
+        """Trains from new weights, measures, moves, and calls callbacks; returns the logs."""
         model, mode, search = self.model, self.mode, self.search
         horizon = self.horizons[outer_step]
         self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
@@ -329,7 +329,7 @@ class OuterLoop:
         self.callbacks.on_test_end(validation_logs)
         logs.update({f"val_{name}": value for name, value in validation_logs.items()})
         if self.interrupted:
-            for variable, value in of_training:  # From where a resumed search goes on.
+            for variable, value in of_training:  # A resumed search continues from these.
                 variable.assign(value)
         else:
             self.search.position.within[1].append(validation.num_batches)
@@ -387,7 +387,7 @@ class OuterLoop:
         return PartialOuterStep(horizon=horizon, metrics=list(logs), state=self.variables())
 
     def go_on(self, train):
-        """Goes on with an outer step from the search's position; the source of its batches."""
+        """Restores a partial outer step; returns the source of its batches."""
         partial, self.going_on = self.going_on, None
         for variable, array in zip(self.variables(), partial.state):
             variable.assign(tf.cast(array, variable.dtype))
@@ -404,14 +404,14 @@ class OuterLoop:
 
     @contextlib.contextmanager
     def test_batch(self, first, last):
-        """What callbacks are told of a compiled call of the validation."""
+        """While open, a compiled call of the validation runs, between the callbacks' hooks."""
         self.callbacks.on_test_batch_begin(first)
         yield
         self.callbacks.on_test_batch_end(last, _logs(self.model))
 
     @contextlib.contextmanager
     def guarded(self, done):
-        """Raises a `ValueError` for what callbacks assign within and that counts in the horizon."""
+        """Raises a `ValueError` when callbacks assign, within a run, what it depends on."""
         within = self.guard and 0 < done < self.mode.horizon
         before = self.guard.values() if within else None
         yield
@@ -420,7 +420,7 @@ class OuterLoop:
             self.guard.check(before)
 
     def present_rate(self):
-        """The learning rate that a callback could set, or nothing."""
+        """The learning rate that a callback could set, or `None`."""
         optimizer = self.optimizer.optimizer
         learned = "learning_rate" in self.optimizer.names
         if learned or keras_optimizers.has_learning_rate_schedule(optimizer):
@@ -455,8 +455,8 @@ class OuterLoop:
         unknown = [name for name, values in by_name.items() if np.isnan(values).any()]
         if unknown:
             warnings.warn(
-                f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so these "
-                "values do not move by them. keras_fds.check_hypergradients(model, ...) finds the "
+                f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so "
+                "these values do not move. keras_fds.check_hypergradients(model, ...) finds the "
                 "layer; a start value at the end of its range is another cause.",
                 RuntimeWarning,
                 stacklevel=5,
@@ -464,7 +464,7 @@ class OuterLoop:
 
 
 class _Guard:
-    """Sees whether callbacks assign what the hypergradients of a run depend on."""
+    """Checks whether callbacks assign what the hypergradients of a run depend on."""
 
     def __init__(self, mode, optimizer):
         self.variables = [*mode.protected_variables, *optimizer.schedule_variables]
@@ -474,24 +474,24 @@ class _Guard:
         return [tf.identity(variable.value) for variable in self.variables]
 
     def check(self, before):
-        """Raises a `ValueError` when the values are others now."""
+        """Raises a `ValueError` when the values have changed."""
         for variable, value in zip(self.variables, before):
             if not bool(tf.reduce_all(tf.equal(variable.value, value) | (value != value))):
                 raise ValueError(
-                    f"A callback assigns {variable.path!r} between the steps of a run, and "
-                    "hypergradients know nothing of that. Let the model do it: a layer may count "
-                    "steps and assign its own variables (`add_weight(trainable=False)`) in `call`. "
-                    "For a variable that no step assigns, differentiation='forward' is right."
+                    f"A callback assigns {variable.path!r} between the steps of a run, which "
+                    "hypergradients cannot include. Let the model do it: a layer may count steps "
+                    "and assign its own variables (`add_weight(trainable=False)`) in `call`. For a "
+                    "variable that no step assigns, differentiation='forward' is right."
                 )
 
 
 def _overrides(callbacks, hooks):
-    """Whether a callback has hooks of batches that must be called for every one."""
+    """Whether a callback has hooks that must be called for every batch."""
     return any(
         name in vars(callback) or _module(callback, name) not in _BY_CALL
         for callback in callbacks.callbacks
         for name in hooks
-        # What shows or saves progress here is content with being called now and then.
+        # Progress and checkpoints need no call for every batch.
         if not getattr(callback, "acts_between_calls", False)
     )
 
@@ -518,7 +518,7 @@ def _logs(model):
 
 
 def _as_numbers(results):
-    """Metrics as Python's numbers, those in dictionaries too; lists where they are no scalars."""
+    """Metrics as Python numbers, also those in dictionaries; lists if they are not scalars."""
     numbers = {}
     for name, value in results.items():
         if isinstance(value, dict):

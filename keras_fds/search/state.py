@@ -1,4 +1,4 @@
-"""The state of a search in progress: all that its next outer step needs of the ones before.
+"""The state of a search: all that its next outer step needs of the earlier ones.
 
 `HyperOptimizer` saves it among its variables, so every checkpoint that Keras writes during `fit`
 carries it.
@@ -27,9 +27,9 @@ class Record:
         outcome: What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
         logs: Losses and metrics, as callbacks get them.
         values, step_sizes: `{name: [num_buckets]}`.
-        hypergradients: The same, by coordinates, means over the steps of a bucket; `None` when
-            training broke down.
-        val_loss_error: Standard error of the validation loss; `None` where it is not known.
+        hypergradients: The same form: derivatives by the coordinates, means over the steps of a
+            bucket. `None` when training broke down.
+        val_loss_error: Standard error of the validation loss; `None` if it is not known.
     """
 
     outer_step: int
@@ -51,8 +51,8 @@ class Best:
         loss: Its validation loss.
         outer_step: Its number, from 0.
         horizon: Inner steps.
-        coordinates: Of all bucket values, float64 `[total_buckets]`.
-        weights: Of the model, a list of arrays.
+        coordinates: The coordinates of all bucket values, float64 `[total_buckets]`.
+        weights: The model's weights, a list of arrays.
     """
 
     loss: float
@@ -67,11 +67,11 @@ class Position:
     """Where a search stands.
 
     Args:
-        outer_step: How many outer steps are finished; the number, from 0, of the present one.
-        inner_step: How many steps of the present one are done.
-        before: Batches consumed of every pass over the training and over the validation data, by
-            the outer steps that are finished: two lists of numbers.
-        within: The same of the present one.
+        outer_step: Number of finished outer steps; the present one's number, from 0.
+        inner_step: Number of finished inner steps of the present outer step.
+        before: Batches that the finished outer steps consumed of every pass over the training data
+            and over the validation data: two lists of numbers.
+        within: The same for the present outer step.
     """
 
     outer_step: int = 0
@@ -92,7 +92,7 @@ class Position:
 
 @dataclasses.dataclass
 class PartialOuterStep:
-    """An outer step that is begun and can be gone on with from the search's `Position`.
+    """An unfinished outer step that can be resumed at the search's `Position`.
 
     Args:
         horizon: Inner steps in all.
@@ -106,19 +106,19 @@ class PartialOuterStep:
 
 
 class Search:
-    """A search for schedules, as far as it has come.
+    """A search for schedules and its progress.
 
     Args:
-        seed: What all its randomness derives from, a whole number from 0.
+        seed: All its randomness derives from this whole number of at least 0.
         mode: How hypergradients are computed, `"forward"` or `"reverse"`.
-        horizons: Numbers of inner steps, one an outer step. Defaults to `()`.
+        horizons: Numbers of inner steps, one per outer step. Defaults to `()`.
         start: The values of the model's variables that every outer step starts from, a list of
-            arrays. Defaults to `None`: new ones each time.
-        resample: Whether what is held out is drawn anew every outer step. Defaults to `False`.
-        settings: What else it depends on, `{name: value}` such that JSON can hold it.
+            arrays. Defaults to `None`: newly drawn ones each time.
+        resample: Whether every outer step draws anew what is held out. Defaults to `False`.
+        settings: What else it depends on, `{name: value}`; JSON must be able to hold it.
 
     Attributes:
-        position: Where it stands, a `Position`.
+        position: The present `Position`.
         partial: The `PartialOuterStep` at that position, or `None`.
         records: A `Record` for every finished outer step.
         best: The `Best` outer step, or `None` before there is one.
@@ -137,7 +137,7 @@ class Search:
     def randomness(self, outer_step):
         """`(generator, of_split, seed)` of an outer step, counted from 0.
 
-        The first shuffles, the second draws what is held out, the third is of the weights. They
+        The first shuffles, the second draws what is held out, the third seeds the weights. They
         depend on nothing else, so an outer step can be run again.
         """
         of_data, of_weights, of_split = np.random.SeedSequence([self.seed, outer_step]).spawn(3)
@@ -147,10 +147,10 @@ class Search:
         return generator, split_generator, int(of_weights.generate_state(1)[0])
 
     def check_same(self, other):
-        """Raises a `ValueError` unless one that is begun now may go on with this one.
+        """Raises a `ValueError` unless a new search may resume this one.
 
         Args:
-            other: The `Search` that is begun now; where it has no seed of its own, any will do.
+            other: The new `Search`. If it has no seed of its own, any seed matches.
         """
         both = min(len(self.records), len(other.horizons))
         of_records = [record.horizon for record in self.records[:both]]
@@ -167,12 +167,12 @@ class Search:
             differing.append("another outer rule")
         if differing:
             raise ValueError(
-                "The search to go on with was begun with other settings. Pass the same ones, or "
-                f"another folder for its checkpoints. It was begun with {'; '.join(differing)}"
+                "The search to resume began with other settings. Pass the same ones, or another "
+                f"folder for the checkpoints. It began with {'; '.join(differing)}"
             )
 
     def to_arrays(self):
-        """All of it as `{key: array}`."""
+        """The whole search as `{key: array}`."""
         groups = {"start": self.start, "rule": list(self.rule_state.values())}
         description = {
             "version": _VERSION,
@@ -206,7 +206,7 @@ class Search:
 
     @classmethod
     def taken_out_of(cls, entries):
-        """The search whose arrays are among the entries, a dictionary that then lacks them.
+        """Takes the search out of a dictionary of arrays.
 
         Returns:
             The `Search`, or `None` when there is none.
@@ -222,8 +222,8 @@ class Search:
             age = "a newer" if version > _VERSION else "an older"
             raise ValueError(
                 f"The checkpoint holds a search of version {version}, of {age} keras_fds; this one "
-                f"reads version {_VERSION}. Go on with that keras_fds, or begin the search anew in "
-                "another folder. Its schedules.json can be loaded."
+                f"reads version {_VERSION}. Resume with that keras_fds, or begin the search anew "
+                "in another folder. Its schedules.json can be loaded."
             )
         groups = {
             name: [entries.pop(_key(name, i)) for i in range(length)]

@@ -6,7 +6,7 @@ from keras_fds.functional import draw_weights, pretrained_layers, seeded, values
 
 
 class WeightInitializer:
-    """Puts the start weights of an outer step in place.
+    """Assigns the weights that an outer step starts from.
 
     Args:
         model: A built `keras.Model`.
@@ -15,7 +15,7 @@ class WeightInitializer:
         inputs: The `tf.TensorSpec`s of the model's inputs.
 
     Attributes:
-        start: The values that every outer step starts from; `None` where they are drawn anew.
+        start: The values that every outer step starts from; `None` if they are drawn anew.
     """
 
     def __init__(self, model, mode, initial_weights, inputs):
@@ -35,7 +35,7 @@ class WeightInitializer:
                 f"model. Received: initial_weights={initial_weights!r}"
             )
         if self.draw is not None:
-            values = self.draw()  # Whether it can be done is known before any training.
+            values = self.draw()  # Raises before any training when it cannot be done.
         optimizer = model.optimizer
         if (
             initial_weights == "fresh"
@@ -45,7 +45,7 @@ class WeightInitializer:
             _tell_of_pretrained(pretrained_layers(model, trained, values))
 
     def remember(self):
-        """Takes the present weights for those to start from; where they are drawn anew, None."""
+        """Starts from the present weights from now on; returns them, `None` if drawn anew."""
         self.outside = [(variable, variable.numpy()) for variable, _ in self.outside]
         if self.draw is None:
             self.start = [variable.numpy() for variable in self.model.variables]
@@ -68,10 +68,10 @@ def _tell_of_pretrained(layers):
     if layers:
         named = ", ".join(map(repr, layers[:4])) + (", …" if len(layers) > 4 else "")
         warnings.warn(
-            f"The weights of {named} are not as their initialisers draw them, so they seem to be "
-            "trained already, and initial_weights='fresh' draws them anew in every outer step. "
-            "Freeze what is to stay (`layer.trainable = False`), or pass initial_weights='same' to "
-            "start every outer step from the present weights.",
+            f"The weights of {named} are not as their initialisers draw them: they seem to be "
+            "trained. initial_weights='fresh' draws them anew in every outer step. Freeze the "
+            "layers that are to stay (`layer.trainable = False`), or pass initial_weights='same' "
+            "to start every outer step from the present weights.",
             UserWarning,
             stacklevel=4,
         )

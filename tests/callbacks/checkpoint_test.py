@@ -152,7 +152,7 @@ def test_an_outer_step_goes_on_where_it_was_interrupted(tmp_path, capsys):
     killed([Checkpoint(tmp_path, minutes=0)], (1, 5), **mode)
     search([Checkpoint(tmp_path), watch], model_seed=1, verbose=2, **mode)
     assert watch.begins == [3, 0, 0]
-    assert "Going on after inner step 3 of outer step 2 of 4." in capsys.readouterr().out
+    assert "Resuming after inner step 3 of outer step 2 of 4." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [{"epochs": [2, 1]}, {"metrics": ["mae"]}], ids=str)
@@ -171,7 +171,7 @@ def test_an_outer_step_begins_anew_over_another_horizon_or_with_other_metrics(
     found = changed([Checkpoint(tmp_path), watch])[1].history
     assert found["val_loss"] == expected["val_loss"]
     assert watch.begins == [0]
-    assert "Going on after outer step 1 of 2." in capsys.readouterr().out
+    assert "Resuming after outer step 1 of 2." in capsys.readouterr().out
 
 
 def test_a_broken_off_outer_step_begins_anew_in_the_same_process():
@@ -294,7 +294,7 @@ def test_a_finished_search_is_left_as_it_is_or_goes_on_with_more_outer_steps(
     assert_same(results(*again), results(*short))
     assert "2 outer steps are done already." in capsys.readouterr().out
     found = results(*search([Checkpoint(tmp_path)], verbose=2, **mode))
-    assert f"Going on after outer step 2 of {OUTER_STEPS}." in capsys.readouterr().out
+    assert f"Resuming after outer step 2 of {OUTER_STEPS}." in capsys.readouterr().out
     assert_same(found, uninterrupted["forward"])
 
 
@@ -362,7 +362,7 @@ def test_a_truncated_checkpoint_is_passed_over(uninterrupted, checkpoints, part,
     newest.write_bytes(content[: int(part * len(content))])
     (folder / "outer_step_000003_mine.npz").write_bytes(content)
     (folder / "outer_step_000004.partial.npz").write_bytes(content[:99])
-    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged. The search goes on"):
+    with pytest.warns(RuntimeWarning, match="outer_step_000003.* is damaged. The search resumes"):
         checkpoint = Checkpoint(folder, {"batch_size": 10})
         found = results(*search([checkpoint], model_seed=1, differentiation=REVERSE))
     assert_same(found, uninterrupted["reverse"])
@@ -425,7 +425,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(uninterrupted, tmp
     limits, mode = resource.getrlimit(resource.RLIMIT_FSIZE), {"differentiation": FORWARD}
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.warns(RuntimeWarning, match="No checkpoint could be written.*goes on"):
+        with pytest.warns(RuntimeWarning, match="No checkpoint could be written.*continues"):
             found = results(*search([Checkpoint(tmp_path), Fill()], **mode))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

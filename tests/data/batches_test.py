@@ -1,4 +1,4 @@
-"""Batches of arrays and datasets: every example once a pass, and clear refusals."""
+"""Batches of arrays and datasets: every example once per pass, and clear refusals."""
 
 import keras
 import numpy as np
@@ -281,8 +281,8 @@ def test_floats_stay_exact_where_floatx_is_float64(float64):
         ((np.ones(4), None, np.ones(5)), r"All arrays of validation must hold the same.*\[4, 5\]"),
         (({"a": np.ones(4), "b": np.ones(2)}, None, None), r"arrays of validation.*\[4, 2\]"),
         ((np.ones((0, 3)), np.ones(0), None), r"^validation is empty"),
-        ((3.0, None, None), r"one entry an example.*numpy.asarray. Received: .*3"),
-        (([1.0, 2.0], None, None), r"one entry an example.*numpy.asarray. Received: .*1"),
+        ((3.0, None, None), r"one entry per example.*numpy.asarray. Received: .*3"),
+        (([1.0, 2.0], None, None), r"one entry per example.*numpy.asarray. Received: .*1"),
     ],
     ids=["y", "sample_weight", "inputs", "empty", "scalar", "list"],
 )

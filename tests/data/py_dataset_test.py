@@ -283,7 +283,7 @@ def test_its_own_errors_are_raised(differentiation):
         (
             Slices(np.ones((6, 4))),
             {"validation_data": None},
-            "needs arrays; pass `validation_data`",
+            "needs arrays. With a dataset pass `validation_data`",
         ),
     ],
     ids=["endless", "empty", "short", "y", "split"],
@@ -298,7 +298,7 @@ def test_what_cannot_be_done_is_refused(data, arguments, message):
     ("batch", "message"),
     [
         ((np.ones(3), None, np.ones(3)), "sample weights without targets"),
-        ((np.ones(3), [1, 2, 3]), "arrays with one entry an example"),
+        ((np.ones(3), [1, 2, 3]), "arrays with one entry per example"),
         ((tf.sparse.eye(3), np.ones(3)), "ragged ones must come as a tf.data.Dataset"),
     ],
     ids=["no_targets", "list", "sparse"],

@@ -14,7 +14,7 @@ FACTOR = 20.0
 
 
 class Runner:
-    """Shows a sequence of losses to a detector, some steps a call."""
+    """Shows a sequence of losses to a detector, some steps per call."""
 
     def __init__(self, factor=FACTOR):
         self.factor, self.detector = factor, DivergenceDetector()

@@ -75,7 +75,7 @@ _ADADELTA = {
 _SCHEDULE_FREE = {**_without("beta_1", _adam(**BY_NORM)), "warmup_steps": 3.5}
 _COSINE = keras.optimizers.schedules.CosineDecay(0.05, HORIZON)
 
-# name: class, its other arguments, its learned numbers (a list has one number a bucket)
+# name: class, its other arguments, its learned numbers (a list has one number per bucket)
 _OF = keras.optimizers
 CASES = {
     "paper_sgd": (keras_fds.optimizers.SGD, {}, _sgd(**BY_VALUE)),

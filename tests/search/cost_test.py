@@ -39,7 +39,7 @@ def cost(**changes):
 def test_table_of_forward_mode():
     assert cost_table(cost()).splitlines() == [
         "The cost of this search:",
-        "  horizon    100 to 200 inner steps an outer step",
+        "  horizon    100 to 200 inner steps per outer step",
         "  learned    8 values: learning_rate (7), momentum (1)",
         "  mode       forward, as asked for",
         "  memory     state 3 MiB, tangents 24 MiB",

@@ -214,7 +214,7 @@ def test_a_finished_search_goes_on_with_more_outer_steps(searched, digits_dir, t
     workdir = shutil.copytree(searched[0], tmp_path / "run")
     longer = small_config(digits_dir, outer_steps=3)
     history = search.search(longer, workdir, verbose=2)
-    assert "Going on after outer step 2 of 3." in capsys.readouterr().out
+    assert "Resuming after outer step 2 of 3." in capsys.readouterr().out
     assert history.history["val_loss"][:2] == searched[1].history["val_loss"]
     assert len(history.history["val_loss"]) == 3
     assert json.loads((workdir / "config.json").read_text())["outer_steps"] == 3
