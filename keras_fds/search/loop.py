@@ -30,9 +30,9 @@ _NO_BEST = (
     "finite."
 )
 _NOT_MOVED = (
-    "The search ends where it began, which does not mean that it has converged: slopes or steps are "
-    "too small to move the values. Start from 0.0, or from values that learn something, or give the "
-    "hyperparameters a greater `step_size`."
+    "The search ends where it began, which does not mean that it has converged: slopes or steps "
+    "are too small to move the values. Start from 0.0, or from values that learn something, or "
+    "give the hyperparameters a greater `step_size`."
 )
 _AT_ENDS = (
     "The search ends where it began: every value stands at an end of its range, and the validation "
