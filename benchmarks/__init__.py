@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As the programs of trainers have it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As in the programs of trainers.

@@ -1,10 +1,10 @@
-"""Kills a search many times and compares what it ends with to an uninterrupted one's, to the bit.
+"""Kills a search many times and compares its results with an uninterrupted one's, to the bit.
 
     python -m benchmarks.kills --kills=20
 
-The digits search is killed (SIGKILL) at random moments of three kinds: some time after its start;
-some time after an outer step; and while a file is being written. It is started again each time;
-when it is finished before all kills are spent, another one begins. Writes `kills.json`.
+The digits search is killed (SIGKILL) at random moments of three kinds: some time after its start,
+some time after an outer step, and while a file is being written. Each time it is started again.
+When it finishes before the last kill, another search begins. Writes `kills.json`.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import time
 
 from absl import app, flags
 
-_KILLS = flags.DEFINE_integer("kills", 20, "How often to kill.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Decides the moments.")
+_KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/kills.json", "File for the result.")
 _FIELDS = flags.DEFINE_multi_string("field", [], "A field=value of the config to override.")
 
@@ -31,7 +31,7 @@ def start(workdir, fields):
     """The search as a process of its own."""
     command = [sys.executable, "-m", "trainers.search", "--config=configs/digits.py"]
     command += [f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
-    command += ["--checkpoint_minutes=0"]  # In forward mode one after every compiled call.
+    command += ["--checkpoint_minutes=0"]  # In forward mode: after every compiled call.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **quiet)
 
@@ -62,10 +62,10 @@ def wait_for(process, condition):
 
 
 def kill(process, workdir, kind, rng, seconds):
-    """Kills a process at a moment of a kind, if it does not end before; what there was then.
+    """Kills a process at a moment of a kind; returns what was there, `None` if it ended before.
 
     Args:
-        seconds: How long an uninterrupted search takes.
+        seconds: The time of an uninterrupted search.
     """
     begin, before = time.monotonic(), outer_steps(workdir)
     if kind == KINDS[0]:
@@ -107,7 +107,7 @@ def curves(folder):
 
 
 def results(workdir):
-    """What a search ended with, as `{name: something to be compared}`."""
+    """The results of a search, as `{name: something to compare}`."""
     import keras
 
     import keras_fds  # noqa: F401, for Keras to know its classes

@@ -1,4 +1,4 @@
-"""What every engine is measured on: a network with its weights, batches and schedules."""
+"""The problems that engines are measured on: a network with weights, batches and schedules."""
 
 import dataclasses
 import re
@@ -22,9 +22,9 @@ class Problem:
     The images of `digits_cnn` are handwritten digits, those of the other networks random numbers.
 
     Attributes:
-        network: a key of `IMAGES`.
-        batch: examples in a batch.
-        horizon: number of inner steps, each with a batch of its own.
+        network: A key of `IMAGES`.
+        batch: Number of examples in a batch.
+        horizon: Number of inner steps, each with a batch of its own.
         schedules: `{name: values}` of learning_rate, momentum and weight_decay, one value per
             bucket.
     """
@@ -84,7 +84,7 @@ def problem(network, batch, horizon, num_rate_buckets=7):
 
 
 def keras_model(problem):
-    """The network with its first weights, always the same in whatever precision."""
+    """The network with its initial weights, the same in every precision."""
     from trainers import networks
 
     shape = IMAGES[problem.network]

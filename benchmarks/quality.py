@@ -6,14 +6,13 @@
     python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
     python -m benchmarks.quality
 
-The first searches from zero with a config and a seed, trains with what was learned, on the whole
-training split, and tests. The second chooses the best of a grid of cosine decays on a part of the
-training split that is held out, then trains and tests in the same way, from the same initial
-weights. Both end in the same number of epochs. `one_epoch` searches over a horizon of one epoch,
-for half as many outer steps again as it should need; `good_start` begins with a cosine decay in
-buckets and tests what it began and what it ended with. Every seed is written to `--output` when it
-is finished, and not run again; a search that was interrupted goes on. Without `--part`, the results
-are compared.
+`search` searches from zero with a config and a seed, trains with the learned schedules on the whole
+training split, and tests. `cosine` chooses the best of a grid of cosine decays on a held-out part
+of the training split, then trains and tests in the same way, from the same initial weights and for
+the same number of epochs. `one_epoch` searches over a horizon of one epoch, for half as many outer
+steps again as it should need. `good_start` begins with a cosine decay in buckets, and tests its first and
+its last schedules. Every finished seed is written to `--output` and not run again; an interrupted
+search is resumed. Without `--part`, the results are compared.
 """
 
 import json
@@ -37,8 +36,8 @@ RATES = (0.01, 0.03, 0.1, 0.3)
 DECAYS = (0.0, 5e-4, 1e-3)
 MOMENTUM = 0.9
 GRID_SEEDS = 100, 101
-# How often what a seed gave is trained and tested: the test split of digits has 360 examples,
-# and trainings on MNIST differ the least.
+# Number of trainings and tests per seed: the test split of digits has only 360 examples, and
+# trainings on MNIST differ the least.
 TRAININGS = {"digits": 6, "mnist": 2, "fashion_mnist": 4}
 # An inner step of reverse mode, in plain training steps.
 REVERSE_COST = 4.0
@@ -68,7 +67,7 @@ def one_epoch(dataset, seed):
 
 
 def good_start(dataset, seed):
-    """A search from a cosine decay, and trainings with what it began and ended with."""
+    """A search from a cosine decay, and trainings with its first and its last schedules."""
     import keras_fds
 
     config = load_config(dataset)
@@ -131,7 +130,7 @@ def epochs_run(config, outer_steps):
 
 
 def cosine(dataset, seed):
-    """Trainings with the cosine decay that is best on held-out data, which the first seed finds."""
+    """Trainings with the best cosine decay on held-out data; the first seed runs the grid."""
     config, (x, y), test = load_config(dataset), *arrays(dataset)
     path = pathlib.Path(_OUTPUT.value) / f"{dataset}_grid.json"
     if not path.exists():
@@ -198,7 +197,7 @@ def write(path, content):
 
 
 def run(dataset, part, seeds):
-    """Runs what is not there yet."""
+    """Runs the missing seeds."""
     path = pathlib.Path(_OUTPUT.value) / f"{dataset}_{part}.json"
     for seed in seeds:
         results = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
@@ -216,7 +215,7 @@ def results_of(dataset, part):
 
 
 def differences(learned, tuned):
-    """`(seeds, differences in points of the mean test accuracies)` of what both have."""
+    """`(seeds, differences of the mean test accuracies in points)` of the seeds that both have."""
     seeds = [seed for seed in learned if seed in tuned]
     accuracies = [
         [np.mean(results[seed]["test_accuracies"]) for seed in seeds]

@@ -1,4 +1,4 @@
-"""What searches of many seeds learned, beside the tuned cosine decay, as a picture.
+"""A picture of the schedules that searches of many seeds learned, and the tuned cosine decay.
 
     python -m benchmarks.quality_pictures --picture=docs/images/quality.png
 

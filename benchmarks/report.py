@@ -1,4 +1,4 @@
-"""`results.md` and pictures from the results of `benchmarks.run`."""
+"""Writes `results.md` and pictures from the results of `benchmarks.run`."""
 
 import pathlib
 import platform
@@ -41,7 +41,7 @@ def write(results, folder):
 
 
 def machine():
-    """What it was measured on."""
+    """The machine and the versions of the measurement."""
     import keras
     import tensorflow as tf
 

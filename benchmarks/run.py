@@ -2,8 +2,8 @@
 
     python -m benchmarks.run --sections=equality,peers_lenet --output=runs/benchmarks
 
-Sections are measured one after the other; each is written to `results.json` when it is finished,
-beside those measured before. Then `results.md` and the pictures are drawn from all of them.
+Sections are measured one after the other. Each finished section is added to `results.json`. Then
+`results.md` and the pictures are made from all sections.
 """
 
 import json
@@ -15,7 +15,9 @@ from absl import app, flags, logging
 from benchmarks import report, turns
 
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder for the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often every kind of step is timed.")
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Number of rounds in which every kind of step is timed."
+)
 
 KERAS_FDS = ("forward", "reverse")
 MODES = (*KERAS_FDS, "checkpoints")
@@ -56,7 +58,7 @@ def peers_lenet():
 
 
 def peers_wide_resnet():
-    # Without JAX: on a CPU it takes minutes to compile this, with `vmap` or with a loop.
+    # Without JAX: on a CPU it takes minutes to compile, with `vmap` or with a loop.
     return peers(WIDE_RESNET, "pytorch")
 
 
@@ -157,7 +159,10 @@ _SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "Which sections to mea
 def main(_):
     unknown = set(_SECTIONS.value) - SECTIONS.keys()
     if unknown:
-        raise app.UsageError(f"Unknown sections {sorted(unknown)}; there are {list(SECTIONS)}.")
+        raise app.UsageError(
+            f"Unknown sections. There are {', '.join(SECTIONS)}. "
+            f"Received: {', '.join(sorted(unknown))}"
+        )
     folder = pathlib.Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"

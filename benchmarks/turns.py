@@ -1,4 +1,4 @@
-"""Workers that are timed in turn, so that a drift of the machine's speed cancels in ratios."""
+"""Workers that are timed in turn, so a drift of the machine's speed cancels in ratios."""
 
 import json
 import statistics
@@ -40,7 +40,7 @@ class Worker:
 
 
 def ask(**arguments):
-    """The one answer of a worker with those arguments."""
+    """The single answer of a worker with these arguments."""
     worker = Worker(**arguments)
     try:
         return worker.answer()
@@ -53,7 +53,7 @@ def alternate(kinds, rounds):
 
     Args:
         kinds: `{name: arguments of a worker}`.
-        rounds: How often.
+        rounds: Number of rounds.
 
     Returns:
         `{name: [seconds per step in each round]}`.

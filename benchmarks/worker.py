@@ -4,11 +4,14 @@
 
 Engines: `stock` (`model.fit` with keras_fds' SGD), `plain` (`keras_fds.fit` with nothing to
 learn), `forward`, `reverse`, `checkpoints` (reverse mode from √T checkpoints), and the peers
-`pytorch` and `jax`. What is measured: `turns`, for every line on standard input the seconds that a
-step takes (in forward mode with every tangent open, in reverse mode of a whole outer step);
-`hypergradients` in float64; `start`, the seconds to the end of the first compiled call; `again`,
-the time of a second call of `hypergradients` in units of what it computes; `peak`, megabytes
-resident in memory at most over one outer step.
+`pytorch` and `jax`. Measurements:
+
+- `turns`: for every line on standard input, the seconds per step (in forward mode with all tangents
+  open, in reverse mode over a whole outer step);
+- `hypergradients`: in float64;
+- `start`: the seconds to the end of the first compiled call;
+- `again`: the time of a second call of `hypergradients`, relative to the compiled calls in it;
+- `peak`: the peak resident memory of one outer step, in megabytes.
 """
 
 import os
@@ -48,7 +51,7 @@ def say(value):
 
 
 def compiled(problem, learning=True):
-    """The network, compiled with a `HyperOptimizer`; with plain SGD where learning is `None`."""
+    """The network, compiled with a `HyperOptimizer`, or with plain SGD if learning is `None`."""
     import keras
 
     import keras_fds
@@ -90,7 +93,7 @@ def held_schedules():
 
 
 def mode(problem, engine, bytes_of_batches=0):
-    """Arguments of keras_fds's functions for an engine, where datasets of batches are kept."""
+    """The arguments of keras_fds's functions that choose an engine's mode."""
     import keras_fds
 
     if engine == "reverse":

@@ -8,8 +8,8 @@ settings are those of Micaelli & Storkey (2021), Figure 1, on a smaller problem.
         --workdir=runs/digits-train
 
 Expected: a search of a minute on two cores, test accuracy of 96% or more (mean of three seeds).
-Measured: a search of 33 s, test accuracy of 99.2%, that of a tuned cosine decay is 99.0% (means of
-ten searches, see docs/reproductions.md).
+Measured: a search of 33 s, test accuracy of 99.2%; a tuned cosine decay has 99.0% (means of ten
+searches, see docs/reproductions.md).
 
 A quick look: --config.outer_steps=3.
 """
@@ -22,16 +22,16 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.dataset = "digits"
-    config.data_dir = config_dict.placeholder(str)  # None is TFDS's own.
+    config.data_dir = config_dict.placeholder(str)  # None: the folder of TFDS.
     config.network = "digits_cnn"
 
-    # The search. An outer step trains for `epochs` epochs: one number per outer step, of which the
-    # last is for all that follow.
+    # The search. `epochs` holds one number of epochs per outer step; the last number is for all
+    # outer steps that follow.
     config.batch_size = 128
     config.epochs = (2, 5, 10, 10, 30)
     config.outer_steps = 9
     config.validation_split = 0.1
-    config.validation_batch_size = 24  # Several batches: their losses tell its standard error.
+    config.validation_batch_size = 24  # Several batches give the loss's standard error.
     config.resample_validation = "once"  # The paper holds out others in every "outer_step".
     config.validation_training = False
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 3.0}

@@ -2,7 +2,7 @@
 
     python examples/data_mixing.py
 
-Handwritten digits; the labels of the second source's examples are wrong half of the time. The model
+The data are handwritten digits; half of the second source's labels are wrong. The model
 keeps the weight as a plain number, `second_source`, and uses it in `compute_loss`. Any number that
 takes part in a training step can be learned like this one.
 """

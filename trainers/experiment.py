@@ -1,7 +1,7 @@
 """What the programs share: a model from a config, a table, a quiet terminal.
 
-TensorFlow is imported inside functions: it takes seconds, logs while it is imported, and a wrong
-flag should be told at once.
+TensorFlow is imported inside functions: the import takes seconds and logs, and a wrong flag should
+be reported at once.
 """
 
 import os
@@ -50,20 +50,22 @@ _COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs",
 
 
 def check_config(config):
-    """Checks that a config has all fields, and that its numbers can be meant.
+    """Checks that a config has all fields, and that its numbers are possible.
 
     Args:
         config: A `ml_collections.ConfigDict` like those of `configs/`.
 
     Raises:
-        ValueError: A field is missing or cannot be meant; or the file could not be loaded.
+        ValueError: A field is missing or has an impossible value, or the file could not be loaded.
     """
     try:
         missing = [name for name in _FIELDS if not hasattr(config, name)]
-    except OSError as error:  # The flag keeps it until the config is used.
+    except OSError as error:  # The flag raises it when the config is used.
         raise ValueError(f"--config cannot be loaded. {error}") from error
     if missing:
-        raise ValueError(f"The config has no {', '.join(missing)}.")
+        raise ValueError(
+            f"The config lacks {', '.join(missing)}. Add them as in configs/digits.py."
+        )
     for name in _COUNTS:
         _check_count(name, config[name])
     if config.reverse_memory is not None:
@@ -92,7 +94,7 @@ def _check_count(name, value):
 
 
 def epochs_of_outer_steps(config):
-    """A list, a number for each outer step; the last of `config.epochs` is for all that follow."""
+    """A list, one number per outer step; the last of `config.epochs` is for all that follow."""
     epochs = config.epochs if isinstance(config.epochs, (tuple, list)) else [config.epochs]
     if not epochs or not all(isinstance(n, (int, float)) and n > 0 for n in epochs):
         raise ValueError(
@@ -102,7 +104,7 @@ def epochs_of_outer_steps(config):
 
 
 def load_arrays(config, split):
-    """`trainers.data.load_arrays` of the config's dataset; ValueError says what went wrong."""
+    """`trainers.data.load_arrays` of the config's dataset; all errors are ValueErrors."""
     from trainers import data
 
     try:
@@ -124,7 +126,7 @@ def make_optimizer(config, schedules=None):
         The `keras_fds.HyperOptimizer`.
 
     Raises:
-        ValueError: A name or an argument is unknown or out of range, or `schedules` is of other
+        ValueError: A name or an argument is unknown or out of range, or `schedules` has other
             hyperparameters.
 
     Example:
@@ -170,8 +172,8 @@ def _begin_with(schedules, hyperparameters):
     names = [arguments.get("name") for arguments in hyperparameters]
     if set(names) != set(schedules):
         raise ValueError(
-            f"The schedules are of {', '.join(schedules) or 'nothing'}; the config learns "
-            f"{', '.join(names)}."
+            f"The schedules hold {', '.join(schedules) or 'nothing'}, but the config learns "
+            f"{', '.join(names)}. Pass the schedules of a search with this config."
         )
     for arguments in hyperparameters:
         schedule = schedules[arguments["name"]]
@@ -207,8 +209,8 @@ def make_model(config, arrays, schedules=None):
 def check_hypergradients(config, arrays):
     """Compares the config's hypergradients with finite differences and prints the table.
 
-    A few small batches, at the values of one step from the start values: at a learning rate of
-    zero, where many searches start, most hypergradients vanish.
+    It uses a few small batches and values one step away from the start values: at a learning rate
+    of zero, where many searches start, most hypergradients vanish.
 
     Args:
         config, arrays: As for `make_model`.
@@ -234,7 +236,10 @@ def check_hypergradients(config, arrays):
     batches = data.batch(min(config.batch_size, 16)).take(horizon + 2)
     check = keras_fds.check_hypergradients(model, batches.take(horizon), batches.skip(horizon))
     if any("WRONG" in verdicts for verdicts in check.verdicts.values()):
-        raise ValueError("The hypergradients are wrong, so nothing is searched for.")
+        raise ValueError(
+            "The hypergradients are wrong, so the search does not begin. The table above names the "
+            "layer at fault."
+        )
     return check
 
 
@@ -257,7 +262,7 @@ def _call(constructor, arguments):
 
 
 def summarise(results):
-    """The means of test metrics over seeds, and how far the mean accuracy can be trusted.
+    """The means of test metrics over seeds, and a confidence interval of the mean accuracy.
 
     Args:
         results: `[{"seed": …, "loss": …, "accuracy": …}, …]`, one per seed.
@@ -285,7 +290,7 @@ def summarise(results):
 
 
 def table(schedules):
-    """A text table of schedules: rows hyperparameters, columns buckets, ten beside each other."""
+    """A text table of schedules: one row per hyperparameter, one column per bucket, in tens."""
     num_buckets = max(schedule.num_buckets for schedule in schedules.values())
     rows = {"bucket": [str(bucket) for bucket in range(num_buckets)]}
     for name, schedule in schedules.items():
@@ -303,7 +308,7 @@ def table(schedules):
 
 
 def command(program, *arguments):
-    """The line to type to run a program of this Python's environment."""
+    """The command line that runs a program of this Python's environment."""
     path = pathlib.Path(sys.executable).with_name(program)
     if shutil.which(program) == str(path):
         shown = program
@@ -313,7 +318,7 @@ def command(program, *arguments):
 
 
 def trainer_command(module, *arguments):
-    """The line to type to run one of these programs with this command line's config."""
+    """The command line that runs one of these programs with the present config."""
     flag = flags.FLAGS["config"]
     config = f"--config={config_flags.get_config_filename(flag)}"
     overrides = [
@@ -326,7 +331,7 @@ def trainer_command(module, *arguments):
 def run(main, required=REQUIRED):
     """Runs a program and ends the process.
 
-    Wrong input ends in a sentence and exit code 1, an interrupt in a sentence about what the
+    Wrong input ends with a message and exit code 1; an interrupt with a message about what the
     workdir holds and exit code 130.
 
     Args:
@@ -348,7 +353,7 @@ def run(main, required=REQUIRED):
             print(error, file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"The program ends: {error}. It keeps what was finished.", file=sys.stderr)
+            print(f"The program ends: {error}. Finished results are kept.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(f"\n{workdirs.what_is_there(pathlib.Path(WORKDIR.value))}")
@@ -358,9 +363,9 @@ def run(main, required=REQUIRED):
 
 
 def _interrupt_again(unraisable):
-    """Python prints and forgets an interrupt that meets the clean-up of an object; this does not.
+    """Raises an interrupt again that Python would print and forget.
 
-    That is no rare case: a long call of TensorFlow often ends with such a clean-up.
+    Python does so while it cleans up an object, as a long call of TensorFlow often does at its end.
     """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         main_thread = threading.main_thread().ident

@@ -32,7 +32,7 @@ def build(name, input_shape, num_classes):
     """
     if name not in _NETWORKS:
         names = ", ".join(sorted(_NETWORKS))
-        raise ValueError(f"Unknown network; there are {names}. Received: name={name}")
+        raise ValueError(f"Unknown network. There are {names}. Received: name={name}")
     return _NETWORKS[name](input_shape, num_classes)
 
 
@@ -55,7 +55,9 @@ def lenet(input_shape, num_classes):
     (None, 10)
     """
     if min(input_shape[:2]) < 12:
-        raise ValueError(f"lenet needs 12x12 images or more. Received: input_shape={input_shape}")
+        raise ValueError(
+            f"lenet needs images of at least 12x12. Received: input_shape={input_shape}"
+        )
     inputs = keras.Input(input_shape)
     x = _Conv2D(6, 5, padding="same", activation="relu")(inputs)
     x = keras.layers.MaxPooling2D(2)(x)

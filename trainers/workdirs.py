@@ -1,4 +1,4 @@
-"""The folders that programs keep their results in, and what a search needs there to go on."""
+"""The folders for the results of programs, and what a search needs there to be resumed."""
 
 import contextlib
 import csv
@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 
-# What a search does not depend on, or may be changed to go on with it.
+# Fields that a search does not depend on, or that may change when it is resumed.
 _NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
@@ -25,7 +25,7 @@ def check_workdir(workdir, overwrite=False):
     """Makes the folder for the results; nothing in it changes yet.
 
     Raises:
-        ValueError: It cannot be written to, or holds something and `overwrite` is not set.
+        ValueError: It cannot be written to, or it is not empty and `overwrite` is not set.
     """
     from keras_fds import files
 
@@ -33,22 +33,22 @@ def check_workdir(workdir, overwrite=False):
     if not (overwrite or _is_empty(path)):
         raise ValueError(
             "The workdir is not empty. Choose another one, or pass --overwrite to remove older "
-            f"results from it (nothing else is removed). Received: workdir={workdir}"
+            f"results from it and nothing else. Received: workdir={workdir}"
         )
     return path
 
 
 def _is_empty(path):
-    """Whether a folder holds nothing but folders and what a kill left half written."""
+    """Whether a folder holds only folders and files that a kill left half written."""
     return all(each.is_dir() or ".partial" in each.name for each in path.rglob("*"))
 
 
 def holds_search(workdir, config):
-    """Whether a folder holds a search of a config, finished or not, that can go on.
+    """Whether a folder holds a search of a config, finished or not, that can be resumed.
 
     Raises:
-        ValueError: It holds one of another config, of which more differs than `outer_steps` and
-            what only `trainers.train` uses.
+        ValueError: It holds a search of another config, which differs in more than `outer_steps`
+            and fields that only `trainers.train` uses.
     """
     path = pathlib.Path(workdir)
     if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
@@ -57,8 +57,8 @@ def holds_search(workdir, config):
         before = json.loads((path / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path / 'config.json'} is damaged, so that it cannot be told whether the search in "
-            "the workdir is this one. Choose another workdir, or pass --overwrite to remove older "
+            f"{path / 'config.json'} is damaged, so it is unknown whether the workdir holds this "
+            "search. Choose another workdir, or pass --overwrite to remove older "
             f"results. Reason: {error}"
         ) from error
     now = search_config(config)
@@ -70,20 +70,20 @@ def holds_search(workdir, config):
         raise ValueError(
             "The workdir holds a search of another config, which differs in "
             + ", ".join(f"{name} ({before.get(name)!r} there)" for name in differing)
-            + ". Choose another workdir, go on with that config, or pass --overwrite to remove "
+            + ". Choose another workdir, resume with that config, or pass --overwrite to remove "
             f"older results. Received: workdir={workdir}"
         )
     return True
 
 
 def search_config(config):
-    """What a search depends on, such that JSON can hold it."""
+    """The fields that a search depends on, as JSON can hold them."""
     fields = json.loads(json.dumps(_finite(config.to_dict())))
     return {name: value for name, value in fields.items() if name not in _NOT_OF_THE_SEARCH}
 
 
 def begin_workdir(workdir, config):
-    """Removes what an older run of these programs left there, and writes config.json."""
+    """Removes the results of older runs of these programs, and writes config.json."""
     for name in _RESULTS:
         (workdir / name).unlink(missing_ok=True)
     for path in (workdir / CHECKPOINTS).glob("outer_step_*.npz*"):
@@ -94,7 +94,7 @@ def begin_workdir(workdir, config):
 
 
 def begin_search(workdir, config, going_on):
-    """`begin_workdir` for a search, which leaves what it is to go on with."""
+    """`begin_workdir` for a search; keeps the results of a search that is resumed."""
     (workdir / CHECKPOINTS).mkdir(exist_ok=True)
     if going_on:
         write_config(workdir, config)
@@ -116,7 +116,7 @@ def write_text(path, text):
 
 
 def write_json(path, content):
-    """Writes a readable JSON file; what is not a finite number becomes null."""
+    """Writes a readable JSON file; NaN and infinities become null."""
     write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
@@ -131,7 +131,7 @@ def _finite(value):
 def read_history(workdir):
     """The rows of history.csv, `[{column: number}, …]`; none when there is no such file.
 
-    A row lacks the columns that hold nothing in it, which Keras writes as NA.
+    A row lacks columns that are empty in it or, as Keras writes them, NA.
     """
     with contextlib.suppress(FileNotFoundError), open(workdir / "history.csv", newline="") as file:
         return [
@@ -158,8 +158,8 @@ def verdict_on(rows):
     lower = [f"{row['outer_step']:.0f}" for row in rows if _is_lower(row, best)]
     if lower:
         text += (
-            f" Number {', '.join(lower)} had a lower one, by no more than noise or in chaotic "
-            "training, whose schedules need not carry over to other weights."
+            f" Number {', '.join(lower)} had a lower loss, but within the noise, or in chaotic "
+            "training, whose schedules may not carry over to other weights."
         )
     return text
 
@@ -171,7 +171,7 @@ def _is_lower(row, best):
 
 
 def what_is_there(workdir):
-    """What to tell after an interrupt about what a folder holds, a string."""
+    """What a folder holds after an interrupt, as a message."""
     rows = len(read_history(workdir))
     if not rows:
         return "Interrupted before anything was finished."
@@ -179,5 +179,5 @@ def what_is_there(workdir):
     names = names.replace("history.csv", f"history.csv ({rows} row{'s' if rows > 1 else ''})")
     text = f"Interrupted. {workdir} holds what is finished: {names}."
     if (workdir / CHECKPOINTS).is_dir():
-        text += "\nTo go on, start the same command again, without --overwrite."
+        text += "\nTo resume, start the same command again, without --overwrite."
     return text

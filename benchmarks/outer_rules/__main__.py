@@ -7,12 +7,12 @@
     python -m benchmarks.outer_rules --held_back
 
 The first runs every searcher on every open task with twenty seeds, then writes a table
-(`results.md`) and a picture (`results.png`) beside the results. What is there is not run again, so
-it can be stopped at any time. The last one looks at the tasks that are held back: do so once, when
-a rule is finished.
+(`results.md`) and a picture (`results.png`) beside the results. Existing results are not run again,
+so the program can be stopped at any time. The last one runs the tasks that are held back: do so
+once, when a rule is finished.
 
-Costs are in plain trainings of the task's horizon; a pass with hypergradients counts as four of
-its own horizon, whatever it takes here.
+Costs are in plain trainings of the task's horizon. A pass with hypergradients counts as four plain
+trainings of its own horizon, whatever time it takes here.
 """
 
 import os
@@ -31,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/outer_rules", "Folde
 
 
 def main(_):
-    # JAX, Optuna and TensorFlow take seconds, which `--help` need not wait for.
+    # JAX, Optuna and TensorFlow take seconds to import; `--help` need not wait for them.
     from benchmarks.outer_rules import report, run, tasks
 
     names = _TASKS.value or (tasks.HELD_BACK if _HELD_BACK.value else tasks.OPEN)

@@ -8,13 +8,13 @@ import optuna
 from benchmarks.outer_rules.searchers import Proposal, Searcher, best_of, decay, in_buckets
 
 NUM_RATES = 7
-# Least and greatest learning rate, 1 - momentum (or beta_1) and weight decay, on logarithmic
-# scales: what someone who knows the optimizer would type.
+# Ranges of the learning rate, 1 - momentum (or beta_1) and the weight decay, on logarithmic scales:
+# what an expert would choose.
 RANGES = {
     "sgd": ((3e-3, 1.0), (5e-3, 1.0), (1e-5, 1e-2)),
     "adamw": ((3e-4, 0.1), (1e-2, 1.0), (1e-3, 1.0)),
 }
-BROKEN_DOWN = 10.0  # The loss that a sampler is told of a training that broke down.
+BROKEN_DOWN = 10.0  # The loss that a sampler gets for a training that broke down.
 
 
 class BlackBox(Searcher):
@@ -36,7 +36,7 @@ class BlackBox(Searcher):
     def propose(self, observations):
         for proposal, measured in observations[self.seen :]:
             loss = BROKEN_DOWN if measured.broke_down else min(measured.loss, BROKEN_DOWN)
-            # Losses span orders of magnitude, and a sampler should see the small ones apart.
+            # Losses span orders of magnitude, and a sampler should distinguish the small ones.
             self.study.tell(proposal.values, math.log(max(loss, 1e-6)))
             self.seen += 1
         trial = self.study.ask()

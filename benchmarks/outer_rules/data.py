@@ -1,7 +1,7 @@
-"""Small real data sets that are always at hand.
+"""Small real data sets that need no network.
 
-Every data set is a pool, of which a search trains on a part and validates on the rest, and test
-examples, which no search ever sees. Replaced labels are those of the whole pool, as they would be
+Every data set has a pool and test examples. A search trains on a part of the pool and validates on
+the rest; no search sees the test examples. Labels are replaced in the whole pool, as they would be
 in practice; test labels are clean.
 """
 
@@ -24,8 +24,8 @@ class Data(NamedTuple):
     """A data set.
 
     Args:
-        pool: What training and validation are drawn from.
-        test: What is reported, and never used to choose.
+        pool: The examples for training and validation.
+        test: The examples for reported results; they are never used to choose.
         num_classes: Labels are whole numbers below it.
     """
 
@@ -69,7 +69,8 @@ def _fashion_mnist_file(name):
     paths = [path for path in listed if name in path]
     if not paths:
         raise FileNotFoundError(
-            "Fashion-MNIST comes from Debian's package: apt-get install dataset-fashion-mnist"
+            "Fashion-MNIST is not installed. Install Debian's package: "
+            "apt-get install dataset-fashion-mnist"
         )
     return gzip.decompress(pathlib.Path(paths[0]).read_bytes())
 
@@ -92,7 +93,8 @@ def python_topics(length=16, size=12000, num_characters=48):
     Args:
         length: Characters in an example. Defaults to `16`.
         size: Examples in the pool. Defaults to `12000`.
-        num_characters: The most frequent ones, all others are one. Defaults to `48`.
+        num_characters: Number of classes: the most frequent characters, and one for all others.
+            Defaults to `48`.
     """
     from pydoc_data.topics import topics
 

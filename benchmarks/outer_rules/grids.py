@@ -1,4 +1,4 @@
-"""Grids of cosine and linear decay, run in an order of each seed's own."""
+"""Grids of cosine and linear decay, run in a random order for each seed."""
 
 import itertools
 
@@ -14,7 +14,7 @@ GRIDS = {
 
 
 class Grid(Searcher):
-    """A grid in random order, so that every part of it is a fair one.
+    """A grid in random order, so every part of it is a fair sample.
 
     Args:
         optimizer, horizon, seed: See `Searcher`.

@@ -1,7 +1,7 @@
-"""An inner loop: trainings by a schedule, their validation loss, exact hypergradients of each step.
+"""An inner loop: trainings with a schedule, their validation loss, hypergradients of each step.
 
-Reverse mode through `lax.scan`: the states of all steps are kept, what lies within a step is
-computed again.
+Reverse mode through `lax.scan`: the states of all steps are kept, values within a step are computed
+again.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ HYPERGRADIENTS_COST = 4.0  # A pass with hypergradients, in plain trainings of i
 
 
 class Split(NamedTuple):
-    """Whole numbers of the examples of the pool that are trained on, and of those held out."""
+    """Indices of the pool's examples for training, and of those held out for validation."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """What a training gave, arrays of one number per training."""
+    """The results of trainings, arrays with one number per training."""
 
     validation_loss: np.ndarray
     test_loss: np.ndarray
@@ -151,9 +151,9 @@ def broke_down(loss, training_losses, factor=20.0, patience=10):
 
     Args:
         loss: Validation loss.
-        training_losses: Of every inner step.
-        factor: A training loss is high when it is so many times the greatest of the first ones.
-        patience: How many are the first ones; as many high ones in a row end a training.
+        training_losses: The losses of all inner steps.
+        factor: A training loss is high when it is above this many times the greatest of the first.
+        patience: Number of first losses. As many high losses in a row end a training.
     """
     losses = np.asarray(training_losses)
     if not (np.isfinite(loss) and np.isfinite(losses).all()):

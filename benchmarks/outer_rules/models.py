@@ -1,7 +1,7 @@
 """Small networks as pure functions of their weights.
 
-Convolutions are products with patches: under `jax.vmap` and twice differentiated they stay
-products, which a CPU does fast.
+Convolutions are products with patches: under `jax.vmap` and differentiated twice they stay
+products, which are fast on a CPU.
 """
 
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def convolutional(channels, pixels, num_classes):
         keys = jax.random.split(key, len(channels) + 1)
         blocks = [
             {
-                # The mean that is taken away takes a bias with it.
+                # No bias: batch normalisation would remove it.
                 "kernel": np.sqrt(2 / (9 * inputs)) * jax.random.normal(k, (9 * inputs, outputs)),
                 "normalization": normalization_weights(outputs),
             }

@@ -1,4 +1,4 @@
-"""Inner optimizers as pure functions, their learned numbers among the arguments."""
+"""Inner optimizers as pure functions whose learned numbers are arguments."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Optimizer(NamedTuple):
 
 
 def clipped(gradients, norm):
-    """The gradients, of a global norm of at most `norm`."""
+    """The gradients, clipped to a global norm of `norm`."""
     squares = sum(jnp.sum(jnp.square(each)) for each in jax.tree.leaves(gradients))
     # The root has no derivative at zero.
     factor = jnp.minimum(1.0, norm / jnp.sqrt(squares + 1e-12))
@@ -54,8 +54,8 @@ def sgd(global_clipnorm=1.0):
 def adamw(beta_2=0.99, epsilon=1e-6):
     """AdamW with Keras's decoupled decay: w ← (1 − learning_rate weight_decay) w − the Adam step.
 
-    A learned `beta_1` changes in time, so the first moment's bias is what is left of the weights of
-    the mean: the product of all `beta_1` so far.
+    A learned `beta_1` changes in time, so the first moment's bias correction uses the product of
+    all `beta_1` so far.
     """
 
     def slots(weights):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.outer_rules.run import COSTS, SEARCHERS, TEST_TRAININGS, read
 
-BASELINE = "tpe_3"  # What the others are compared with, seed by seed.
+BASELINE = "tpe_3"  # The others are compared with it, seed by seed.
 
 
 def write(folder, tasks, searchers):
@@ -124,7 +124,7 @@ def draw(results):
             panel.plot(COSTS, means, style, markersize=4, label=name, color=color)
             panel.fill_between(COSTS, means - halves, means + halves, alpha=0.15, color=color)
             tops.append(means)
-        # Searches that have hardly begun would press all that matters together.
+        # Early searches would compress the interesting part of the axis.
         top = np.nanmax(tops)
         panel.set_ylim(max(np.nanmin(tops) - 1, top - 12), top + 1)
         panel.set(title=task_name, xscale="log", xticks=COSTS)

@@ -8,13 +8,13 @@ from benchmarks.outer_rules.searchers import Proposal, Searcher
 
 FASHION_PARTS = (0.04, 0.04, 0.1, 0.1, 0.5, 1, 1, 1, 1)  # configs/fashion_mnist_lenet.py
 DIGITS_PARTS = (2 / 30, 5 / 30, 10 / 30, 10 / 30, 1, 1, 1, 1, 1)  # configs/digits.py
-DEFAULT_PARTS = (1,) * 10  # `epochs` and `outer_steps` of `fit` as they stand.
+DEFAULT_PARTS = (1,) * 10  # The defaults of `epochs` and `outer_steps` of `fit`.
 
 OPTIMIZERS = {"sgd": keras_fds.optimizers.SGD, "adamw": keras.optimizers.AdamW}
 # The second number is the optimizer's average, momentum or beta_1.
 AVERAGES = {"sgd": "momentum", "adamw": "beta_1"}
-# No config has an AdamW yet: its first steps are a tenth and ten times those of SGD, as its
-# learning rates and its decoupled decays usually are.
+# No config has an AdamW yet. Its first step of the learning rate is a tenth of SGD's, that of the
+# decoupled decay ten times SGD's, as the values usually are.
 FIRST_STEPS = {"sgd": (0.02, 0.5, 2e-3), "adamw": (2e-3, 0.5, 2e-2)}
 
 
@@ -40,7 +40,7 @@ def few_buckets(optimizer):
 
 
 def default_buckets(optimizer):
-    """Seven learning rates and two numbers, all else by default."""
+    """Seven learning rates, an average and a weight decay, all with default arguments."""
     return [
         keras_fds.Hyperparameter("learning_rate", num_buckets=7),
         keras_fds.Hyperparameter(AVERAGES[optimizer]),

@@ -1,6 +1,6 @@
 """Searches on the tasks, one JSON line for every task, searcher and seed.
 
-What is written already is not run again.
+Existing results are not run again.
 """
 
 import functools
@@ -24,8 +24,8 @@ from benchmarks.outer_rules.rules import (
 )
 from benchmarks.outer_rules.searchers import Observation
 
-COSTS = (2, 4, 8, 12, 20, 40)  # In plain trainings, where answers are tested.
-TEST_TRAININGS = 4  # Of every answer, from other initial weights.
+COSTS = (2, 4, 8, 12, 20, 40)  # In plain trainings; answers are tested at these costs.
+TEST_TRAININGS = 4  # Number per answer, from different initial weights.
 
 # Every searcher is a function of the optimizer's name, the horizon and the seed.
 SEARCHERS = {
@@ -81,7 +81,7 @@ def test(inner_loop, schedule, seed):
     """Means over trainings with an answer, which are the same for all searchers of a seed."""
     keys = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(seed), 10**6), TEST_TRAININGS)
     tested = inner_loop.test(schedule, keys, inner_loop.split(seed))
-    # Above the loss of one who knows nothing, training has done harm.
+    # A loss above that of a uniform guess means that training has diverged.
     is_worse = ~(tested.validation_loss < np.log(inner_loop.data.num_classes))
     finite = np.where(np.isfinite(tested.validation_loss), tested.validation_loss, 10.0)
     return {
@@ -155,7 +155,7 @@ def read(folder, task_name, task, searcher_name):
 
 
 def run(folder, tasks, searchers, seeds):
-    """Runs what is not there yet.
+    """Runs the missing searches.
 
     Args:
         folder: Of the results, a path.
@@ -165,7 +165,7 @@ def run(folder, tasks, searchers, seeds):
     """
     folder.mkdir(parents=True, exist_ok=True)
     build = functools.cache(lambda name: tasks[name].build())
-    # Seed by seed, so that a run that is stopped leaves all searchers equally far.
+    # Seed by seed: when the run is stopped, all searchers have equally many seeds.
     for seed, task_name, searcher_name in itertools.product(seeds, tasks, searchers):
         task = tasks[task_name]
         if seed in read(folder, task_name, task, searcher_name):
@@ -180,7 +180,7 @@ def run(folder, tasks, searchers, seeds):
 
 
 def append(path, record):
-    """Adds a line, on a line of its own even after one that was cut short."""
+    """Appends a line, also after a line that was cut short."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     with path.open("a", encoding="utf-8") as file:
         if before and not before.endswith("\n"):

@@ -1,7 +1,7 @@
-"""What a searcher is: it proposes trainings, sees what they measured, and has an answer.
+"""The interface of searchers: they propose trainings, see the measurements, and give an answer.
 
-A searcher that learns schedules and one that tunes three numbers differ in what they propose; the
-cost of what they propose is counted alike.
+Searchers that learn schedules and searchers that tune three numbers differ in their proposals; the
+cost of proposals is counted in the same way.
 """
 
 import abc
@@ -18,7 +18,7 @@ class Proposal(NamedTuple):
     Args:
         schedule: Float32 `[horizon, numbers]`; the horizon may be shorter than the task's.
         with_hypergradients: Whether the pass computes them, at four times the cost.
-        values: What the searcher wants to remember of it. Defaults to `None`.
+        values: What the searcher remembers of it. Defaults to `None`.
     """
 
     schedule: np.ndarray
@@ -44,7 +44,7 @@ class Searcher(abc.ABC):
     Args:
         optimizer: The inner optimizer's name, `"sgd"` or `"adamw"`.
         horizon: Inner steps of a whole training.
-        seed: What its own randomness derives from.
+        seed: The seed of its own randomness.
     """
 
     def __init__(self, optimizer, horizon, seed):

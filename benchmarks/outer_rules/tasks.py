@@ -1,6 +1,6 @@
 """The tasks: real inner loops of 300 to 1100 steps.
 
-Two are held back: no rule is ever chosen by them. They are run once, at the end, with
+Two tasks are held back: no choice of a rule uses them. They run once, at the end, with
 `--held_back`.
 """
 
@@ -26,7 +26,7 @@ class Task:
         data, model, optimizer: The name of the function that makes it.
         data_arguments, model_arguments: Its arguments.
         batch_size, horizon, num_validation: See `InnerLoop`.
-        held_back: Whether it is looked at once only, at the end. Defaults to `False`.
+        held_back: Whether it runs only once, at the end. Defaults to `False`.
     """
 
     data: str
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def fingerprint(self):
-        """A few letters that change with the task: results of another one do not count."""
+        """A short hash of the task: results of a task with another one do not count."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
 

@@ -96,12 +96,12 @@ def test_unknown_dataset(tmp_path):
 
 
 def test_dataset_without_images(tmp_path):
-    with pytest.raises(ValueError, match="Not a dataset of images with one label each"):
+    with pytest.raises(ValueError, match="must hold images with one label each"):
         data.prepare("iris", tmp_path)
 
 
 def test_images_of_different_sizes(tmp_path):
-    with tfds.testing.mock_data(), pytest.raises(ValueError, match="differ in size"):
+    with tfds.testing.mock_data(), pytest.raises(ValueError, match="must have one size"):
         data.load_arrays("tf_flowers", "train", tmp_path)
 
 

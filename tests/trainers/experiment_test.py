@@ -41,7 +41,7 @@ def test_check_config_names_what_is_missing_and_numbers_below_one(config):
     with pytest.raises(ValueError, match="must be 'auto', 'forward' or 'reverse'. Received: 'back"):
         experiment.check_config(config)
     del config.network
-    with pytest.raises(ValueError, match="The config has no network."):
+    with pytest.raises(ValueError, match="The config lacks network."):
         experiment.check_config(config)
 
 
@@ -94,7 +94,7 @@ def test_schedules_decide_values_and_numbers_of_buckets(config):
     for name, schedule in optimizer.schedules.items():
         assert schedule.values.tolist() == schedules[name].values.tolist()
     del schedules["momentum"]
-    with pytest.raises(ValueError, match="The schedules are of learning_rate, weight_decay; the"):
+    with pytest.raises(ValueError, match="The schedules hold learning_rate, weight_decay, but the"):
         experiment.make_optimizer(config, schedules)
 
 

@@ -40,7 +40,9 @@ def test_program_says_in_one_line_what_is_wrong(tmp_path, run_program):
         main, "--dataset=mnist", f"--data_dir={tmp_path}", f"--manual_dir={folder}"
     )
     assert code == 1
-    expected = f"prepare_data: The folder manual_dir does not exist. Received: {folder}\n"
+    expected = (
+        f"prepare_data: The folder `manual_dir` does not exist. Received: manual_dir={folder}\n"
+    )
     assert output == expected
 
 

@@ -236,7 +236,7 @@ def test_an_interrupt_leaves_what_is_finished(tmp_path, digits_dir):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert f"Interrupted. {tmp_path} holds what is finished: config.json, schedules.json" in output
-    assert "To go on, start the same command again, without --overwrite." in output
+    assert "To resume, start the same command again, without --overwrite." in output
     for word in SPAM:
         assert word not in output
     keras_fds.load_schedules(tmp_path / "schedules.json")

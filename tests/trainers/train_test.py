@@ -173,7 +173,7 @@ def test_schedule_files_that_do_not_fit_are_refused(config, schedules, tmp_path)
     for path, message in (
         (tmp_path / "missing.json", "Cannot read the schedule file"),
         (corrupt, "is corrupt"),
-        (other, "The schedules are of learning_rate; the config learns learning_rate, momentum"),
+        (other, "The schedules hold learning_rate, but the config learns learning_rate, momentum"),
     ):
         with pytest.raises(ValueError, match=message):
             train.train(config, path, workdir)

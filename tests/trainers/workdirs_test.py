@@ -70,7 +70,7 @@ def test_verdict_names_the_best_outer_step_and_lower_ones():
     verdict = workdirs.verdict_on(rows)
     assert verdict.startswith(
         "The best of 5 outer steps was number 1: validation loss 0.2500, accuracy 50.0%. "
-        "Number 2 had a lower one"
+        "Number 2 had a lower loss"
     )
     rows[0]["best"] = 0
     assert workdirs.verdict_on(rows).startswith("5 outer steps are finished, none with a finite")
@@ -127,5 +127,5 @@ def test_what_is_there_after_an_interrupt(config, tmp_path):
     (tmp_path / "history.csv").write_text("outer_step\n1\n2\n")
     assert workdirs.what_is_there(tmp_path) == (
         f"Interrupted. {tmp_path} holds what is finished: config.json, history.csv (2 rows).\n"
-        "To go on, start the same command again, without --overwrite."
+        "To resume, start the same command again, without --overwrite."
     )
