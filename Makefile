@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_OLDEST := .venv-oldest/.installed
-# What leans on Keras's and TensorFlow's internals; all tests twice would take too long.
+# Tests of what uses internals of Keras and TensorFlow; all tests twice would take too long.
 TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks/checkpoint callbacks/files internals/tf_second_derivatives search/fingerprint \
 	internals/tf_forward_mode hyper_optimizer internals/keras differentiation/layer_check functional/optimizer public_api \
 	export/snippet functional/model differentiation/jacobian_products training differentiation/forward \
@@ -48,24 +48,24 @@ quickstart: install ## Learn schedules for a small network on digits, then train
 test: install ## Run the tests, a few cases of each long sweep.
 	@$(BIN)/python -m pytest -n 2
 
-test-all: install ## Run all tests, the long sweeps as a whole.
+test-all: install ## Run all tests, with all cases of the long sweeps.
 	@$(BIN)/python -m pytest -n 2 --sweeps
 
-test-oldest: $(INSTALLED_OLDEST) ## Run those that depend on versions with the oldest TensorFlow and Keras.
+test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
 	@.venv-oldest/bin/python -m pytest -n 2 --sweeps $(TESTS_OLDEST)
 
 lint: install ## Check style and formatting.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: install ## Mend what ruff can mend.
+format: install ## Fix what ruff can fix.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 docs: install ## Build the documentation in site/, with warnings as errors.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-benchmarks: install ## Measure all that docs/benchmarks.md reports, PyTorch and JAX beside it (an hour).
+benchmarks: install ## Measure all that docs/benchmarks.md reports, with PyTorch and JAX (an hour).
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
 	@$(BIN)/python -m benchmarks.run
 

@@ -10,9 +10,9 @@
 training split, and tests. `cosine` chooses the best of a grid of cosine decays on a held-out part
 of the training split, then trains and tests in the same way, from the same initial weights and for
 the same number of epochs. `one_epoch` searches over a horizon of one epoch, for half as many outer
-steps again as it should need. `good_start` begins with a cosine decay in buckets, and tests its first and
-its last schedules. Every finished seed is written to `--output` and not run again; an interrupted
-search is resumed. Without `--part`, the results are compared.
+steps again as it should need. `good_start` begins with a cosine decay in buckets, and tests its
+first and its last schedules. Every finished seed is written to `--output` and not run again; an
+interrupted search is resumed. Without `--part`, the results are compared.
 """
 
 import json

@@ -272,8 +272,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         elif len(own) > len(self.variables):
             raise ValueError(
                 "The model was saved by an older keras_fds, whose HyperOptimizer kept the state of "
-                "its outer rule. Build the model anew, then load its weights by `load_weights` and "
-                "its schedules from schedules.json."
+                "its outer rule. Build the model again, then load its weights by `load_weights` "
+                "and its schedules from schedules.json."
             )
         super().load_own_variables(own)
 

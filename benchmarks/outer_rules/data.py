@@ -40,7 +40,7 @@ def fashion_mnist(size=12000, pixels=14, replaced=0.0):
     Args:
         size: Images in the pool. Defaults to `12000`.
         pixels: Rows and columns, a divisor of 28. Defaults to `14`.
-        replaced: Part of the pool's labels that are drawn anew. Defaults to `0.0`.
+        replaced: Part of the pool's labels that are replaced by random ones. Defaults to `0.0`.
     """
     chosen = np.random.default_rng(0).permutation(60000)[:size]
     images, labels = _fashion_mnist_images("train", pixels), _fashion_mnist_labels("train")

@@ -83,7 +83,7 @@ class Checkpoint(keras.callbacks.Callback):
             except DAMAGE as error:
                 warnings.warn(
                     f"The checkpoint {str(path)!r} is damaged. The search resumes from the one "
-                    f"before it, or begins anew when there is none. Reason: {error}",
+                    f"before it, or starts over when there is none. Reason: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -34,7 +34,7 @@ class TensorBoard(ByRecords):
     At the beginning it writes the optimizer's configuration and `config` as text, and an entry of
     the HParams table: the start values, compared by the best validation loss. A search replaces the
     files that this callback wrote into the folder before. A resumed search (`Checkpoint`, or
-    Keras's `BackupAndRestore`) writes all its outer steps anew. When a file cannot be written, as
+    Keras's `BackupAndRestore`) writes all its outer steps again. When a file cannot be written, as
     on a full disk, the callback warns and the search continues.
 
     Args:

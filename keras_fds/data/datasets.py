@@ -46,7 +46,7 @@ class DatasetBatches:
         what: What messages call the dataset, and the argument that gives its length.
         class_weight: As in `model.fit`.
         continues: Whether a pass over an endless dataset begins where the last one ended, as in
-            training. In validation every pass begins anew. Defaults to `True`.
+            training. In validation every pass begins at the start. Defaults to `True`.
 
     Attributes:
         num_batches: Number of batches in an epoch.

@@ -28,7 +28,7 @@ class SplitData:
         train, validation: `ArrayBatches` or `DatasetBatches`.
         shuffle: Whether training arrays, or the batches of a `PyDataset`, are shuffled every
             pass; `"batch"` shuffles within batches of arrays only.
-        resample: Whether each outer step draws anew which examples of the arrays are held out.
+        resample: Whether each outer step redraws which examples of the arrays are held out.
     """
 
     def __init__(self, train, validation, shuffle, resample=False):

@@ -109,7 +109,7 @@ def draw_weights(model, inputs, variables):
             value_of = redrawn_values(model, variables)
         except ValueError as reason:
             raise ValueError(
-                f"The weights of {model.name!r} cannot be drawn anew. {reason}; and Keras cannot "
+                f"The weights of {model.name!r} cannot be redrawn. {reason}; and Keras cannot "
                 f"rebuild the model from its config ({error}). Pass `initial_weights=` a function "
                 "that returns a newly made model, or `initial_weights='same'` to restart every "
                 "outer step from the present weights."

@@ -33,9 +33,7 @@ def redrawn_values(model, wanted):
             values[id(generator.state)] = keras_layers.fresh_seed_state(generator)
     missing = [variable for key, variable in wanted.items() if key not in values]
     if missing:
-        raise ValueError(
-            f"The weight {missing[0].path!r} belongs to no layer that could draw it anew"
-        )
+        raise ValueError(f"The weight {missing[0].path!r} belongs to no layer that could redraw it")
     return values
 
 

@@ -148,7 +148,7 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
 def compilation(model):
     """The objects, numbers and names that a compiled function of a model depends on, a list.
 
-    These are the objects that `compile` makes anew, and the plain attributes, tensors and variables
+    These are the objects that `compile` replaces, and the plain attributes, tensors and variables
     of the layers, their regularizers, the losses and the wrapped optimizer: a trace holds them.
     """
     parts = [*keras_layers.layers_of(model), getattr(model.optimizer, "optimizer", None)]

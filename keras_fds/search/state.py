@@ -24,7 +24,7 @@ class Record:
         outer_step: Its number, from 1.
         horizon: Inner steps.
         status: `"measured"`, or `"broke_down"` when training was given up.
-        outcome: What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
+        outcome: The outer rule's verdict: `"best"` so far, `"accepted"` or `"rejected"`.
         logs: Losses and metrics, as callbacks get them.
         values, step_sizes: `{name: [num_buckets]}`.
         hypergradients: The same form: derivatives by the coordinates, means over the steps of a
@@ -114,7 +114,7 @@ class Search:
         horizons: Numbers of inner steps, one per outer step. Defaults to `()`.
         start: The values of the model's variables that every outer step starts from, a list of
             arrays. Defaults to `None`: newly drawn ones each time.
-        resample: Whether every outer step draws anew what is held out. Defaults to `False`.
+        resample: Whether every outer step redraws what is held out. Defaults to `False`.
         settings: What else it depends on, `{name: value}`; JSON must be able to hold it.
 
     Attributes:
@@ -222,7 +222,7 @@ class Search:
             age = "a newer" if version > _VERSION else "an older"
             raise ValueError(
                 f"The checkpoint holds a search of version {version}, of {age} keras_fds; this one "
-                f"reads version {_VERSION}. Resume with that keras_fds, or begin the search anew "
+                f"reads version {_VERSION}. Resume with that keras_fds, or begin a new search "
                 "in another folder. Its schedules.json can be loaded."
             )
         groups = {

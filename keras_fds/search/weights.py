@@ -15,7 +15,7 @@ class WeightInitializer:
         inputs: The `tf.TensorSpec`s of the model's inputs.
 
     Attributes:
-        start: The values that every outer step starts from; `None` if they are drawn anew.
+        start: The values that every outer step starts from; `None` if they are redrawn.
     """
 
     def __init__(self, model, mode, initial_weights, inputs):
@@ -45,7 +45,7 @@ class WeightInitializer:
             _tell_of_pretrained(pretrained_layers(model, trained, values))
 
     def remember(self):
-        """Starts from the present weights from now on; returns them, `None` if drawn anew."""
+        """Starts from the present weights from now on; returns them, `None` if they are redrawn."""
         self.outside = [(variable, variable.numpy()) for variable, _ in self.outside]
         if self.draw is None:
             self.start = [variable.numpy() for variable in self.model.variables]
@@ -69,7 +69,7 @@ def _tell_of_pretrained(layers):
         named = ", ".join(map(repr, layers[:4])) + (", …" if len(layers) > 4 else "")
         warnings.warn(
             f"The weights of {named} are not as their initialisers draw them: they seem to be "
-            "trained. initial_weights='fresh' draws them anew in every outer step. Freeze the "
+            "trained. initial_weights='fresh' redraws them in every outer step. Freeze the "
             "layers that are to stay (`layer.trainable = False`), or pass initial_weights='same' "
             "to start every outer step from the present weights.",
             UserWarning,

@@ -380,7 +380,7 @@ def test_where_every_checkpoint_is_damaged_the_new_ones_are_kept(checkpoints, tm
         path.rename(path.with_name(path.name.replace("outer_step_00000", "outer_step_00001")))
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(RuntimeWarning, match="or begins anew when there is none"):
+    with pytest.warns(RuntimeWarning, match="or starts over when there is none"):
         search([Checkpoint(folder, {"batch_size": 10})], outer_steps=2)
     assert sorted(path.name for path in folder.iterdir()) == [
         f"outer_step_00000{n}.npz" for n in (1, 2)
