@@ -139,7 +139,10 @@ def check_hypergradients(
     """
     check_compiled(model)
     if not model.optimizer.hyperparameters:
-        raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
+        raise ValueError(
+            "The model's HyperOptimizer learns no hyperparameter: nothing to check. Give it "
+            "`hyperparameters`."
+        )
     with float64(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* stops gradients")  # The check measures their effect.
         train, validation = (
@@ -243,7 +246,10 @@ def _compared(runs, tolerance):
     loss = runs(runs.coordinates)
     forward = runs.hypergradients()
     if loss is None:
-        raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
+        raise ValueError(
+            "The loss stops being finite with these schedules: nothing to compare. Set smaller "
+            "values, or pass other batches."
+        )
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
     buckets = range(len(forward))
     # Below this size rounding alone exceeds the tolerance.

@@ -128,7 +128,10 @@ def load_schedules(path):
             f"The schedule file {str(path)!r} is corrupt: it is not JSON ({error})."
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f'{str(path)!r} is not a schedule file: it lacks "format": "{_FORMAT}".')
+        raise ValueError(
+            f'{str(path)!r} is not a schedule file: it lacks "format": "{_FORMAT}". Give the path '
+            "of the schedules.json that a search wrote."
+        )
     version = content.get("version")
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"The schedule file {str(path)!r} is corrupt: its version is {version!r}.")

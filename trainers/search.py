@@ -176,7 +176,10 @@ def main():
         raise
     write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
-        raise SystemExit("No outer step had a finite validation loss, so nothing is learned.")
+        raise SystemExit(
+            "No outer step had a finite validation loss, so nothing is learned. Start from smaller "
+            "values, or clip gradients (`clipvalue`, `global_clipnorm`)."
+        )
     print(conclusion(workdir))
 
 

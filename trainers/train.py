@@ -52,7 +52,10 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     experiment.make_optimizer(config, learned)
     workdir = workdirs.check_workdir(workdir, overwrite)
     if workdir.resolve() == pathlib.Path(schedules).resolve().parent:
-        raise ValueError("--workdir must not be the folder that holds --schedules.")
+        raise ValueError(
+            "--workdir must not be the folder that holds --schedules. Choose another one. "
+            f"Received: workdir={workdir}"
+        )
     arrays = experiment.load_arrays(config, "train")
     test = experiment.load_arrays(config, "test")
     horizon = -(-len(arrays.x) // config.batch_size) * config.train_epochs

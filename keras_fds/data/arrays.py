@@ -83,7 +83,7 @@ def arrays_of(data, class_weight, what):
             f"Received: {type(x).__name__}"
         )
     if x is None or not tf.nest.flatten(x):
-        raise ValueError(f"{what[0]} is missing: `x` is {x!r}.")
+        raise ValueError(f"{what[0]} is missing. Pass arrays or a dataset. Received: x={x!r}")
     return as_arrays(x, y, sample_weight, class_weight, what[0])
 
 
@@ -128,7 +128,7 @@ def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
             f"All arrays of {what} must hold the same number of examples. Received: {lengths}"
         )
     if lengths[0] == 0:
-        raise ValueError(f"{what} is empty: it holds no examples.")
+        raise ValueError(f"{what} is empty: it holds no examples. Pass at least one.")
     return data
 
 

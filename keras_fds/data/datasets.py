@@ -72,7 +72,7 @@ class DatasetBatches:
                 f"{what[0]} has {kind} length. Pass `{what[1]}`, the number of batches to take."
             )
         if cardinality == 0:
-            raise ValueError(f"{what[0]} is empty.")
+            raise ValueError(f"{what[0]} is empty. Pass a dataset with at least one batch.")
         if num_batches is not None and 0 <= cardinality < num_batches:
             raise too_few(what, cardinality, num_batches)
         self.num_batches = num_batches or cardinality

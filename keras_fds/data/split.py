@@ -147,6 +147,9 @@ def make_batches(data, batch_size, steps, what, class_weight=None, continues=Tru
     x, y, sample_weight = data
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
         if y is not None or sample_weight is not None:
-            raise ValueError(f"{what[0]} is a dataset, which holds its own y and sample_weight.")
+            raise ValueError(
+                f"{what[0]} is a dataset, which holds its own `y` and `sample_weight`. Leave them "
+                "out."
+            )
         return DatasetBatches(x, steps, what, class_weight, continues)
     return array_batches(arrays_of(data, class_weight, what), batch_size, steps, what)

@@ -73,7 +73,7 @@ class LearnedScalar:
     def _as_number(self, *_):
         raise ValueError(
             f"{self.name!r} cannot be learned: it is used as a Python number, through which no "
-            "derivative passes."
+            "derivative passes. Compute with it in TensorFlow, or leave it out."
         )
 
     __float__ = __int__ = __index__ = _as_number
@@ -308,7 +308,7 @@ def check_used(scalars):
         if not scalar.used:
             raise ValueError(
                 f"{name!r} cannot be learned: no training step uses it, so its hypergradient would "
-                "always be zero."
+                "always be zero. Use it in training, or leave it out."
             )
 
 

@@ -182,7 +182,10 @@ class StatelessModel:
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
-            raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
+            raise ValueError(
+                f"The loss of {self.model.name!r} depends on no trainable weight. Check the "
+                "compiled loss, `compute_loss` and which layers are frozen."
+            )
         statistics, counters = self._after(loss)
         return (gradients, statistics), (loss.value_of_loss, called.outputs, counters)
 

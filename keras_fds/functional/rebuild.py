@@ -15,7 +15,10 @@ def build_compiled(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
     keras_models.build_model(model, batch)
     if not model.trainable_variables:
-        raise ValueError(f"All weights of {model.name!r} are frozen: there is nothing to train.")
+        raise ValueError(
+            f"All weights of {model.name!r} are frozen: there is nothing to train. Set "
+            "`layer.trainable = True` for some layers, and compile with a new HyperOptimizer."
+        )
     built_for = keras_optimizers.trained_variables(model.optimizer)
     if [id(v) for v in built_for] != [id(v) for v in model.trainable_variables]:
         raise ValueError(

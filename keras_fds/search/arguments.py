@@ -70,7 +70,9 @@ def check_targets(model, x, y):
     holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
     holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
     if y is None and model.loss is not None and not holds_targets:
-        raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
+        raise ValueError(
+            f"`y` is missing: the model is compiled with loss={model.loss!r}. Pass the targets."
+        )
 
 
 def check_batched(model, spec):
