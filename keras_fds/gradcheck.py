@@ -282,7 +282,9 @@ def _suspects(model, batch):
     """`{description: error}` of what has wrong second derivatives by itself."""
     batch = keras.utils.unpack_x_y_sample_weight(batch)
     generator = np.random.default_rng(0)
-    calls, outputs = _recorded_calls(model, batch[0])
+    with keras_layers.twice_differentiable(), keras_layers.recorded_calls(model) as recorded:
+        outputs = keras_models.call_model(model, _state(model), batch[0], training=True).outputs
+    calls = {id(layer): (inputs, keywords) for layer, inputs, keywords, _ in recorded}
     found, faulty = {}, set()
 
     def record(description, error, owner=None):
@@ -315,33 +317,6 @@ def _suspects(model, batch):
     name = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
     record(f"loss {name!r}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
     return found
-
-
-def _recorded_calls(model, inputs):
-    """`({id of a layer: (arguments, keywords)}, outputs)` of one call of a model."""
-    calls = {}
-
-    def recorded(layer):
-        stock = layer.call
-
-        def call(*arguments, **keywords):
-            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
-            if all(hasattr(t, "numpy") for t in tensors):
-                calls.setdefault(id(layer), (arguments, keywords))
-            return stock(*arguments, **keywords)
-
-        return call
-
-    layers = {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
-    for layer in layers:
-        vars(layer)["call"] = recorded(layer)
-    try:
-        with keras_layers.twice_differentiable():
-            outputs = keras_models.call_model(model, _state(model), inputs, training=True).outputs
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
-    return calls, outputs
 
 
 def _state(model):

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.functional import keeping_random_state
 from keras_fds.internals import keras_layers, tf_forward_mode, tf_vectorization
 
 
@@ -62,17 +63,13 @@ def with_fixed_rng(function):
     They are drawn when it is traced, and tangents need what the outputs had: Keras's AugMix
     chooses its augmentations so. What others draw afterwards does not depend on when it is traced.
     """
-    states = random.getstate(), np.random.get_state()
+    python, legacy = random.getstate(), np.random.get_state()
 
     def alike(*primals):
-        before = random.getstate(), np.random.get_state()
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        try:
+        with keeping_random_state():
+            random.setstate(python)
+            np.random.set_state(legacy)
             return function(*primals)
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
 
     return alike
 

@@ -13,6 +13,7 @@ from keras_fds.functional.optimizer import (
 from keras_fds.functional.rebuild import (
     build_compiled,
     draw_weights,
+    keeping_random_state,
     pretrained_layers,
     seeded,
     values_from,
@@ -34,6 +35,7 @@ __all__ = [
     "fresh_slots",
     "in_float64",
     "is_multiplier",
+    "keeping_random_state",
     "kept_with",
     "multiplied_variables",
     "pretrained_layers",

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import random
 import tempfile
 
 import keras
@@ -11,24 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.functional.model import kept_with
-from keras_fds.functional.rebuild import build_compiled
+from keras_fds.functional.rebuild import build_compiled, keeping_random_state
 from keras_fds.internals import keras_layers, keras_models
 
 
 @contextlib.contextmanager
 def float64():
     """Float64 by default, and the state of Python's and NumPy's generators put back after."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    states = random.getstate(), np.random.get_state()
-    try:
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    policy = keras.config.dtype_policy()
+    with keras_layers.floatx("float64"), keeping_random_state():
+        try:
+            keras.config.set_dtype_policy("float64")
+            yield
+        finally:
+            keras.config.set_dtype_policy(policy)
 
 
 def in_float64(dataset):
@@ -165,10 +160,7 @@ def _as_array(value):
 
 def _pairs(model, twin):
     """`(layer of the twin, layer of the model)`, where both have the same layers."""
-    mine, other = (
-        list({id(layer): layer for layer in keras_layers.layers_of(m)}.values())
-        for m in (twin, model)
-    )
+    mine, other = map(keras_layers.layers_of, (twin, model))
     if [type(layer) for layer in mine] != [type(layer) for layer in other]:
         return []
     return list(zip(mine, other))
@@ -178,13 +170,14 @@ def _pairs(model, twin):
 def _check_same(model, twin, inputs):
     """Raises a `ValueError` when a layer of the twin gives something else than the model's."""
     twin_of = {id(other): mine for mine, other in _pairs(model, twin)}
-    own, wide = model.variable_dtype, keras.config.floatx()
+    own = model.variable_dtype
     narrow = tf.nest.map_structure(lambda t: _cast(t, own), inputs)
-    keras.config.set_floatx(own)
-    try:
-        calls = _calls(model, narrow)
-    finally:
-        keras.config.set_floatx(wide)
+    with (
+        keras_layers.floatx(own),
+        keras_layers.recorded_calls(model) as calls,
+        keras.StatelessScope(),
+    ):
+        model(narrow, **keras_layers.training_argument(model, False))
     for layer, arguments, keywords, outputs in calls:
         mine = twin_of.get(id(layer))
         if mine is None or keras_layers.is_composition(layer) or _is_random(layer):
@@ -207,35 +200,6 @@ def _check_same(model, twin, inputs):
                 "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
                 "use check_hypergradients with `make_model=`."
             )
-
-
-def _calls(model, inputs):
-    """`(layer, arguments, keywords, outputs)` of every layer's first call, inner ones first."""
-    calls, seen = [], set()
-
-    def recorded(layer):
-        stock = layer.call
-
-        def call(*arguments, **keywords):
-            outputs = stock(*arguments, **keywords)
-            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
-            if id(layer) not in seen and all(hasattr(t, "numpy") for t in tensors):
-                seen.add(id(layer))
-                calls.append((layer, arguments, keywords, outputs))
-            return outputs
-
-        return call
-
-    layers = {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
-    for layer in layers:
-        vars(layer)["call"] = recorded(layer)
-    try:
-        with keras.StatelessScope():
-            model(inputs, **keras_layers.training_argument(model, False))
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
-    return calls
 
 
 def _is_random(layer):

@@ -25,16 +25,23 @@ def build_compiled(model, batch):
 
 
 @contextlib.contextmanager
-def seeded(seed):
-    """While open, `random` and `numpy.random`, and so Keras's initialisers, draw from a seed."""
+def keeping_random_state():
+    """Afterwards `random` and `numpy.random` go on as if nothing had been drawn."""
     python, legacy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """While open, `random` and `numpy.random`, and so Keras's initialisers, draw from a seed."""
+    with keeping_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
 
 
 class NotRebuilt(ValueError):
@@ -86,23 +93,10 @@ def values_from(model, inputs, make, variables):
 
 
 def draw_weights(model, inputs, variables):
-    """Draws new values for variables of a model, by rebuilding it or else in place.
-
-    Args:
-        model: A built `keras.Model`.
-        inputs: The `tf.TensorSpec`s of its inputs.
-        variables: Those that training changes.
-
-    Returns:
-        A list of values, one a variable.
-
-    Raises:
-        ValueError: When neither can be done, with both reasons.
-    """
+    """New values for variables that training changes, by rebuilding the model or else in place."""
     state = random.getstate()
     try:
-        twin = fresh_model(model, inputs)
-        value_of = {id(v): value for v, value in zip(model.variables, twin.variables)}
+        return values_from(model, inputs, None, variables)
     except NotRebuilt as error:
         random.setstate(state)
         try:
@@ -138,6 +132,6 @@ def pretrained_layers(model, variables, values):
     ids = {id(variable) for variable in suspects}
     return [
         layer.name
-        for layer in {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
+        for layer in keras_layers.layers_of(model)
         if any(id(variable) in ids for variable in keras_layers.own_variables(layer))
     ]

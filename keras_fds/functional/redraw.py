@@ -24,7 +24,7 @@ def redrawn_values(model, wanted):
     """
     wanted = {id(variable): variable for variable in wanted}
     values = {}
-    for layer in {id(layer): layer for layer in keras_layers.layers_of(model)}.values():
+    for layer in keras_layers.layers_of(model):
         generators = [g for g in keras_layers.seed_generators_of(layer) if id(g.state) in wanted]
         own = [v for v in keras_layers.own_variables(layer) if id(v) in wanted]
         if own:

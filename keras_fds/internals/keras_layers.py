@@ -32,6 +32,17 @@ def replaced(owner, **attributes):
             setattr(owner, name, value)
 
 
+@contextlib.contextmanager
+def floatx(dtype):
+    """While open, a dtype is Keras's default."""
+    stock = keras.config.floatx()
+    keras.config.set_floatx(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(stock)
+
+
 # ----------------------------------------------------------------- twice differentiable layers
 _warned_of = weakref.WeakSet()
 
@@ -68,8 +79,11 @@ def twice_differentiable(loss_of=None):
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
+        own_floatx = keras.config.floatx()
+        if own_floatx == "float64" and is_float32_only(type(layer)):
+            own_floatx = "float32"
         try:
-            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"), _own_floatx(layer):
+            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"), floatx(own_floatx):
                 return stock_call(layer, *args, **kwargs)
         finally:
             calling.pop()
@@ -87,20 +101,6 @@ def twice_differentiable(loss_of=None):
         stack.enter_context(replaced(keras_backend.nn, ctc_loss=tf_second_derivatives.ctc_loss))
         stack.enter_context(replaced(keras.layers.Layer, __call__=call))
         yield
-
-
-@contextlib.contextmanager
-def _own_floatx(layer):
-    """While open, float32 is the default for a layer that Keras computes in float32 only."""
-    floatx = keras.config.floatx()
-    if floatx != "float64" or not is_float32_only(type(layer)):
-        yield
-        return
-    keras.config.set_floatx("float32")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
 
 
 _STOPS = (
@@ -171,8 +171,37 @@ def is_composition(model):
 
 
 def layers_of(model):
-    """The model and all layers inside it, at any depth."""
-    return model._flatten_layers()
+    """The model and all layers inside it, at any depth, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers()}.values())
+
+
+@contextlib.contextmanager
+def recorded_calls(model):
+    """While open, the list it yields gets `(layer, arguments, keywords, outputs)` of eager calls.
+
+    It holds every layer's first call, inner layers first.
+    """
+    calls, seen = [], set()
+
+    def recorded(layer, stock):
+        def call(*arguments, **keywords):
+            outputs = stock(*arguments, **keywords)
+            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
+            if id(layer) not in seen and all(hasattr(t, "numpy") for t in tensors):
+                seen.add(id(layer))
+                calls.append((layer, arguments, keywords, outputs))
+            return outputs
+
+        return call
+
+    layers = layers_of(model)
+    for layer in layers:
+        vars(layer)["call"] = recorded(layer, layer.call)
+    try:
+        yield calls
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
 
 
 def own_variables(layer):
