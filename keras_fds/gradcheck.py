@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import DatasetBatches
+from keras_fds.data import finite_batches
 from keras_fds.differentiation import Forward, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
@@ -140,10 +140,7 @@ def check_hypergradients(
         raise ValueError("The model's HyperOptimizer learns no hyperparameter: nothing to check.")
     with float64(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
-        train, validation = (
-            DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
-            for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
-        )
+        train, validation = finite_batches(_cached(train_data), _cached(validation_data))
         check_buckets(model.optimizer, train.num_batches)
         twin = float64_twin(model, make_model, train)
         runs = _Runs(twin, train, validation, validation_training)
@@ -242,7 +239,6 @@ def _compared(runs, tolerance):
     if loss is None:
         raise ValueError("The loss stops being finite with these schedules: nothing to compare.")
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
-    buckets = range(len(forward))
     # Rounding alone makes differences of this size uncertain by more than the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
     # Of hypergradients alone: a difference across a kink can be of any size.
@@ -253,7 +249,7 @@ def _compared(runs, tolerance):
         ]
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
-    for k in buckets:
+    for k in range(len(forward)):
         tried = []
         for step in _STEPS:
             found = runs.difference(k, step * steps[k], loss)

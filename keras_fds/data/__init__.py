@@ -1,7 +1,12 @@
 """Batches for the compiled loops, and their replay."""
 
 from keras_fds.data.arrays import ArrayBatches, as_arrays
-from keras_fds.data.datasets import DatasetBatches, raising_errors_of, telling_of_the_end
+from keras_fds.data.datasets import (
+    DatasetBatches,
+    finite_batches,
+    raising_errors_of,
+    telling_of_the_end,
+)
 from keras_fds.data.sources import get_batch, in_graph, is_streamed, materialize, size_in_bytes
 from keras_fds.data.split import SplitData, not_finite_in, split_data_of
 
@@ -10,6 +15,7 @@ __all__ = [
     "DatasetBatches",
     "SplitData",
     "as_arrays",
+    "finite_batches",
     "get_batch",
     "in_graph",
     "is_streamed",

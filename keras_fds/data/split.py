@@ -4,7 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.arrays import ArrayBatches, array_batches, arrays_of, weights_of_classes
+from keras_fds.data.arrays import (
+    ArrayBatches,
+    array_batches,
+    arrays_of,
+    num_examples,
+    weights_of_classes,
+)
 from keras_fds.data.datasets import DatasetBatches
 
 
@@ -12,13 +18,12 @@ def not_finite_in(batches):
     """Which parts of some `ArrayBatches`, or of a dataset's first batch, hold NaN or infinities."""
     data = batches.data if isinstance(batches, ArrayBatches) else batches.first
     parts = zip(("inputs", "targets", "sample weights"), keras.utils.unpack_x_y_sample_weight(data))
-    return [
-        name
-        for name, part in parts
-        for tensor in keras.tree.flatten(part)
-        if tf.is_tensor(tensor) and tensor.dtype.is_floating
-        if not bool(tf.reduce_all(tf.math.is_finite(tensor)))
-    ]
+    return [name for name, part in parts if not all(map(_is_finite, keras.tree.flatten(part)))]
+
+
+def _is_finite(tensor):
+    is_floating = tf.is_tensor(tensor) and tensor.dtype.is_floating
+    return not is_floating or bool(tf.reduce_all(tf.math.is_finite(tensor)))
 
 
 class SplitData:
@@ -104,7 +109,7 @@ def split_data_of(
     if isinstance(train[0], (tf.data.Dataset, keras.utils.PyDataset)):
         raise ValueError("`validation_split` needs arrays; pass `validation_data` instead.")
     held_out_data = arrays_of(train, None, _TRAINING)
-    number = next(len(a) for a in tf.nest.flatten(held_out_data) if a is not None)
+    number = num_examples(held_out_data)
     first = int(np.floor(number * (1.0 - validation_split)))
     if not 0 < first < number:
         raise ValueError(

@@ -10,8 +10,9 @@ import json
 import keras
 import numpy as np
 
-_VERSION = 4
+_VERSION = 5
 SEARCH_ENTRY = "search"
+_ARRAY = "array of the search"  # Stands in JSON for an array that is kept beside it.
 MEASURED, BROKE_DOWN = "measured", "broke_down"
 
 
@@ -104,19 +105,18 @@ class PartialOuterStep:
     state: list
 
 
+@dataclasses.dataclass
 class Search:
     """A search for schedules, as far as it has come.
 
     Args:
         seed: What all its randomness derives from, a whole number from 0.
         mode: How hypergradients are computed, `"forward"` or `"reverse"`.
-        horizons: Numbers of inner steps, one an outer step. Defaults to `()`.
+        horizons: Numbers of inner steps, one an outer step.
         start: The values of the model's variables that every outer step starts from, a list of
-            arrays. Defaults to `None`: new ones each time.
-        resample: Whether what is held out is drawn anew every outer step. Defaults to `False`.
-        settings: What else it depends on, `{name: value}` such that JSON can hold it.
-
-    Attributes:
+            arrays; `None` for new ones each time.
+        resample: Whether what is held out is drawn anew every outer step.
+        settings: What else it depends on, `{name: value}`; kept as JSON has it.
         position: Where it stands, a `Position`.
         partial: The `PartialOuterStep` at that position, or `None`.
         records: A `Record` for every finished outer step.
@@ -124,13 +124,20 @@ class Search:
         rule_state: The outer rule's state, `{name: float64 array}`; its `values` are coordinates.
     """
 
-    def __init__(self, seed, mode, horizons=(), start=None, resample=False, settings=None):
-        self.seed, self.mode, self.horizons = seed, mode, list(horizons)
-        self.start, self.resample = start, resample
-        self.settings = json.loads(json.dumps(settings or {}, default=str))
-        self.position, self.partial = Position(), None
-        self.records, self.best = [], None
-        self.rule_state = {}
+    seed: int
+    mode: str
+    horizons: list = ()
+    start: list | None = None
+    resample: bool = False
+    settings: dict = dataclasses.field(default_factory=dict)
+    position: Position = dataclasses.field(default_factory=Position)
+    partial: PartialOuterStep | None = None
+    records: list = dataclasses.field(default_factory=list)
+    best: Best | None = None
+    rule_state: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.settings = json.loads(json.dumps(self.settings, default=str))
 
     def randomness(self, outer_step):
         """`(generator, of_split, seed)` of an outer step, counted from 0.
@@ -170,37 +177,21 @@ class Search:
             )
 
     def to_arrays(self):
-        """All of it as `{key: array}`."""
-        groups = {"start": self.start, "rule": list(self.rule_state.values())}
-        description = {
-            "version": _VERSION,
-            "seed": self.seed,
-            "mode": self.mode,
-            "resample": self.resample,
-            "settings": self.settings,
-            "records": [dataclasses.asdict(record) for record in self.records],
-            "position": dataclasses.asdict(self.position),
-            "rule": list(self.rule_state),
-        }
-        if self.best:
-            groups["best"] = [self.best.coordinates, *self.best.weights]
-            description["best"] = {
-                "loss": self.best.loss,
-                "outer_step": self.best.outer_step,
-                "horizon": self.best.horizon,
-            }
-        if self.partial:
-            groups["partial"] = [keras.ops.convert_to_numpy(v) for v in self.partial.state]
-            description["partial"] = {
-                "horizon": self.partial.horizon,
-                "metrics": self.partial.metrics,
-            }
-        groups = {name: arrays for name, arrays in groups.items() if arrays is not None}
-        description["lengths"] = {name: len(arrays) for name, arrays in groups.items()}
-        entries = {SEARCH_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
-        for name, arrays in groups.items():
-            entries.update({_key(name, i): array for i, array in enumerate(arrays)})
-        return entries
+        """All of it as `{key: array}`: a text of JSON, and the arrays that it refers to."""
+        arrays = {}
+
+        def reference(value):
+            if dataclasses.is_dataclass(value):
+                return vars(value)
+            key = f"{SEARCH_ENTRY}_{len(arrays)}"
+            arrays[key] = keras.ops.convert_to_numpy(value)
+            return {_ARRAY: key}
+
+        # As arrays also where NumPy made scalars of them.
+        rule_state = {name: np.asarray(value) for name, value in self.rule_state.items()}
+        content = {"version": _VERSION, **vars(self), "rule_state": rule_state}
+        text = json.dumps(content, default=reference)
+        return {SEARCH_ENTRY: np.frombuffer(text.encode(), "uint8"), **arrays}
 
     @classmethod
     def taken_out_of(cls, entries):
@@ -214,8 +205,12 @@ class Search:
         """
         if SEARCH_ENTRY not in entries:
             return None
-        description = json.loads(entries.pop(SEARCH_ENTRY).tobytes())
-        version = description["version"]
+
+        def referred_to(value):
+            return entries.pop(value[_ARRAY]) if _ARRAY in value else value
+
+        content = json.loads(entries.pop(SEARCH_ENTRY).tobytes(), object_hook=referred_to)
+        version = content.pop("version")
         if version != _VERSION:
             age = "a newer" if version > _VERSION else "an older"
             raise ValueError(
@@ -223,29 +218,9 @@ class Search:
                 f"reads version {_VERSION}. Go on with that keras_fds, or begin the search anew in "
                 "another folder. Its schedules.json can be loaded."
             )
-        groups = {
-            name: [entries.pop(_key(name, i)) for i in range(length)]
-            for name, length in description["lengths"].items()
-        }
-        search = cls(
-            description["seed"],
-            description["mode"],
-            start=groups.get("start"),
-            resample=description["resample"],
-            settings=description["settings"],
-        )
-        search.records = [Record(**record) for record in description["records"]]
-        search.position = Position(**description["position"])
-        search.rule_state = dict(zip(description["rule"], groups["rule"]))
-        if "best" in groups:
-            coordinates, *weights = groups["best"]
-            search.best = Best(
-                coordinates=np.array(coordinates, "float64"), weights=weights, **description["best"]
-            )
-        if "partial" in groups:
-            search.partial = PartialOuterStep(state=groups["partial"], **description["partial"])
+        search = cls(**content)
+        search.position = Position(**search.position)
+        search.records = [Record(**record) for record in search.records]
+        search.best = search.best and Best(**search.best)
+        search.partial = search.partial and PartialOuterStep(**search.partial)
         return search
-
-
-def _key(name, i):
-    return f"{SEARCH_ENTRY}_{name}_{i}"
