@@ -51,11 +51,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         to_come = self.horizons[len(self.model.optimizer.search.records) :]
         if to_come:
             seconds = measure_seconds(
-                self.model,
-                self.mode,
-                self.batches,
-                max(self.horizons),
-                self.validation_training,
+                self.model, self.mode, self.batches, max(self.horizons), self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, self.steps_per_epoch, seconds)
             print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))

@@ -109,12 +109,7 @@ def too_few(what, number, steps):
 
 
 def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
-    """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`.
-
-    Raises:
-        ValueError: When arrays are empty or of different lengths, with a sentence that
-            names `what`.
-    """
+    """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`."""
     if class_weight is not None:
         sample_weight = weights_of_classes(y, sample_weight, class_weight)
     if isinstance(y, (dict, list, tuple)) and isinstance(sample_weight, (dict, list, tuple)):

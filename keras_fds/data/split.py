@@ -85,14 +85,9 @@ def split_data_of(
     validation_steps,
     shuffle,
 ):
-    """The `SplitData` of a search; its arguments mean what they mean in `model.fit`.
+    """The `SplitData` of a search, from `(x, y, sample_weight)` to train on.
 
-    Args:
-        train: `(x, y, sample_weight)`.
-        resample: Which part is held out, see `resample_validation` of `fit`.
-
-    Raises:
-        ValueError: When data are missing, empty, or fewer than asked for.
+    The other arguments mean what they mean in `fit`; `resample` is its `resample_validation`.
     """
     if validation_data is not None:
         return SplitData(
@@ -136,18 +131,9 @@ def split_data_of(
 
 
 def make_batches(data, batch_size, steps, what, class_weight=None, continues=True):
-    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset.
+    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset; see `DatasetBatches`.
 
-    Args:
-        data: `(x, y, sample_weight)`.
-        batch_size: Examples a batch of arrays; `None` is Keras's 32, or what `steps` makes it.
-        steps: Batches to use, or `None` for all.
-        what: How messages call the data, and the argument that gives `steps`.
-        class_weight: As in `model.fit`.
-        continues: See `DatasetBatches`.
-
-    Raises:
-        ValueError: When data are missing, empty, or shorter than `steps`.
+    A `batch_size` of `None` is Keras's 32, or what `steps` makes it.
     """
     x, y, sample_weight = data
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):

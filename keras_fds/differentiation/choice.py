@@ -19,20 +19,13 @@ _NOT_JOINABLE = (
 
 
 def choose_mode(model, batches, horizon, differentiation, memory=None):
-    """The mode asked for, bound to a model.
+    """`(mode, reason)`: the mode that is asked for, bound to a model, and a sentence that says why.
 
     Args:
-        model: A model compiled with a `HyperOptimizer`.
         batches: The training data's `ArrayBatches` or `DatasetBatches`.
         horizon: Number of inner steps, the greatest one if there are several.
         differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
-        memory: Bytes that reverse mode may keep. Defaults to `None`, what the mode says.
-
-    Returns:
-        `(mode, reason)`, the latter a sentence that says why.
-
-    Raises:
-        ValueError: Reverse mode cannot do what is asked for.
+        memory: Bytes that reverse mode may keep; `None` for what the mode says.
     """
     if memory is not None:
         number("adjoint_memory", memory, above=0)

@@ -40,13 +40,8 @@ def in_float64(dataset):
 def float64_twin(model, make_model, batches):
     """A float64 model of the same architecture, state and schedules, compiled alike.
 
-    Args:
-        model: A compiled `keras.Model`.
-        make_model: A function that makes the twin; `None` lets Keras rebuild it.
-        batches: `DatasetBatches` in float64; on the first one both are compared.
-
-    Raises:
-        ValueError: The twin cannot be made, or a layer of it computes something else.
+    `make_model` makes it, or else Keras rebuilds it. Both must compute the same on the first one of
+    the `batches`, which are in float64.
     """
     twin = None
     if make_model is None:

@@ -26,10 +26,6 @@ class LearnedScalar:
 
     It converts to a tensor and computes like one; asked in Python how it compares with a
     number it says that it is greater and different, so that no branch is switched off.
-
-    Args:
-        tensor: A scalar tensor.
-        name: What an error calls it.
     """
 
     def __init__(self, tensor, name="number"):
@@ -48,6 +44,9 @@ class LearnedScalar:
     @property
     def shape(self):
         return self._tensor.shape
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return self.tensor if dtype is None else tf.cast(self.tensor, dtype)
 
     def __bool__(self):
         return True
@@ -89,12 +88,6 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
     _delegate(_name)
 LearnedScalar.__neg__ = lambda self: -self.tensor
 LearnedScalar.__abs__ = lambda self: abs(self.tensor)
-tf.register_tensor_conversion_function(
-    LearnedScalar,
-    lambda value, dtype=None, name=None, as_ref=False: (
-        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
-    ),
-)
 
 
 # --------------------------------------------------------------------------------- where they live
@@ -141,18 +134,10 @@ class _LossWeight(dict):
 
 
 def locate(model, name):
-    """Where a model keeps the number that a dotted name tells.
+    """Where a built model keeps the number that a dotted name tells: `[(dictionary, key), …]`.
 
-    Args:
-        model: A compiled, built model.
-        name: Such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
-            `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
-
-    Returns:
-        List of `(dictionary, key)`, not empty.
-
-    Raises:
-        ValueError: There is no such number.
+    Names are such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
+    `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
     """
     root, *path = name.split(".")
     losses = keras_models.compiled_losses(model)
@@ -272,14 +257,9 @@ def _hint(model):
 
 @contextlib.contextmanager
 def substituted(places_by_name, tensors):
-    """While open, tensors stand in the place of numbers.
+    """While open, scalar tensors by name stand in the places that `locate` tells.
 
-    Args:
-        places_by_name: `{name: [(dictionary, key), …]}`.
-        tensors: `{name: scalar tensor}`.
-
-    Yields:
-        `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
+    Yields `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
     """
     scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
     stock = []

@@ -51,14 +51,7 @@ class NotRebuilt(ValueError):
 def fresh_model(model, inputs, make=None):
     """A new model of the same architecture with newly drawn weights.
 
-    Args:
-        model: A built `keras.Model`.
-        inputs: The `tf.TensorSpec`s of its inputs.
-        make: A function that returns the new model; by default Keras rebuilds it.
-
-    Raises:
-        NotRebuilt: When Keras cannot rebuild the model from its config.
-        ValueError: When `make` returns something else than another model with the same variables.
+    `make` makes it, or else Keras rebuilds it, or raises `NotRebuilt`. `inputs` are specs.
     """
     try:
         twin = keras_models.rebuilt(model) if make is None else make()
@@ -112,12 +105,7 @@ def draw_weights(model, inputs, variables):
 
 
 def pretrained_layers(model, variables, values):
-    """The names of the layers whose weights are not as their initialisers draw them.
-
-    Args:
-        variables: Variables of the model.
-        values: New values of them, as drawn.
-    """
+    """The names of the layers with variables that are not as their newly drawn values are."""
     suspects = []
     for variable, value in zip(variables, values):
         if not tf.as_dtype(variable.dtype).is_floating:

@@ -11,16 +11,9 @@ from keras_fds.internals import keras_layers
 
 
 def redrawn_values(model, wanted):
-    """`{id of a variable: a newly drawn value}`.
+    """`{id of a variable: a newly drawn value}`, for the wanted variables of a built model.
 
     Draws from Python's `random`, as making layers does, in the order of the layers.
-
-    Args:
-        model: A built `keras.Model`.
-        wanted: The variables to draw values for.
-
-    Raises:
-        ValueError: An initialiser cannot be found; names the layer and why.
     """
     wanted = {id(variable): variable for variable in wanted}
     values = {}

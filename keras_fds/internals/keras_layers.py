@@ -223,9 +223,8 @@ def fresh_seed_state(generator):
 def replayed_build(layer):
     """Runs a layer's `build` again, and leaves the layer as it is.
 
-    Returns:
-        `(variable, shape, dtype, initializer)` for every weight that it adds, where the variable
-        is the one that it added the first time.
+    Returns `(variable, shape, dtype, initializer)` for every weight that it adds; the variable is
+    the one that it added the first time.
     """
     remaining = own_variables(layer)
     calls = []

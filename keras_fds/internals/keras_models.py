@@ -100,14 +100,9 @@ def losses_in_float64(model):
 
 
 def call_model(model, state, inputs, training, tape=None):
-    """Calls a model as its `train_step` would, on other values of its variables.
+    """The `Called` of a model called as in its `train_step`, on other values of its variables.
 
-    Args:
-        state: `(variable, tensor)` pairs.
-        tape: The `tf.GradientTape` of the step's gradient, where it is taken.
-
-    Returns:
-        A `Called`.
+    The state is `(variable, tensor)` pairs; the tape is that of the step's gradient.
     """
     return keras_layers.call_layer(
         model, state, inputs, tape=tape, **keras_layers.training_argument(model, training)
@@ -123,16 +118,7 @@ class Loss(NamedTuple):
 
 
 def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
-    """A model's `compute_loss` with other values of its variables and given added losses.
-
-    Args: see `call_model`.
-
-    Returns:
-        A `Loss`.
-
-    Raises:
-        ValueError: There is no loss at all.
-    """
+    """The `Loss` of `compute_loss` with given added losses; see `call_model`."""
     x, y, sample_weight = batch
     with (
         keras_layers.RecordingScope(state_mapping=state, tape=tape) as scope,

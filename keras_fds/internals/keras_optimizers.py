@@ -123,18 +123,11 @@ def _differentiable_at_zero():
         yield
 
 
-def apply_purely(optimizer, slots, gradients, weights):
-    """`optimizer.apply` as a pure function of a differentiable kind.
-
-    Args:
-        optimizer: An instance of a stock optimizer class with `PureMixin`.
-        slots, gradients, weights: Lists of tensors, in the optimizer's order.
-
-    Returns:
-        `(weights, slots)`, the new values.
-    """
-    with _differentiable_at_zero(), _read_when_used():
-        return optimizer.stateless_apply(slots, gradients, weights)
+def apply_purely(optimizer, state, gradients):
+    """`value(variable)` after `apply` of an optimizer with `PureMixin` on `(variable, tensor)`s."""
+    with _differentiable_at_zero(), _read_when_used(), keras.StatelessScope(state) as scope:
+        optimizer.apply(gradients)
+    return scope.get_current_value
 
 
 def variable_key(optimizer, variable):

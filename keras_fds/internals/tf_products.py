@@ -8,16 +8,10 @@ import functools
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager.execute import record_gradient
+from tensorflow.python.eager.record import record_operation
 
 from keras_fds.internals import tf_graph
-
-try:
-    from tensorflow.python.eager import execute as _execute
-    from tensorflow.python.eager.record import record_operation
-
-    record_gradient = _execute.record_gradient
-except (ImportError, AttributeError):  # TensorFlow has moved it; see `tf_forward_mode`.
-    record_gradient = None
 
 # Operations, and the inputs in each of which they are linear while the others stay. In other inputs
 # of floating point they are constant between kinks.
@@ -41,14 +35,9 @@ SIGNS = {"Add": 1, "AddV2": 1, "Sub": -1}
 
 
 def product(operation_type, attributes, inputs, outputs, tangents):
-    """The tangents of an operation's outputs.
+    """The tangents of an operation's outputs, a list, from those of its inputs.
 
-    Args:
-        operation_type, attributes, inputs, outputs: As TensorFlow records them in a graph.
-        tangents: Of the inputs; `None` for those that are not floating point.
-
-    Returns:
-        A list, one tensor for each output, `None` for those that are not floating point.
+    They are `None` for what is not floating point; all else is as TensorFlow records it in a graph.
     """
     if operation_type in MULTILINEAR:
         terms = [

@@ -8,8 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 _SECONDS_OF_MEASURING = 0.1  # About that of each thing that is timed, or one step.
-
-
 _FEW_TANGENTS = 3  # With which the modes cost about the same.
 
 
@@ -104,15 +102,7 @@ def ways_to_cut(mode, reason, horizons, steps_per_epoch):
 
 # ------------------------------------------------------------------------------------ measuring
 def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
-    """The `Cost` of a search.
-
-    Args:
-        mode: A bound mode of differentiation.
-        reason: Why it is used, a sentence.
-        horizons: Numbers of inner steps, one an outer step.
-        steps_per_epoch: Of them in an epoch.
-        seconds: What was measured.
-    """
+    """The `Cost` of a search in a bound mode, which is used for a reason."""
     return Cost(
         horizons=horizons,
         num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},
@@ -124,14 +114,9 @@ def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
 
 
 def measure_seconds(model, mode, batches, horizon, validation_training=False):
-    """The `Seconds` of a search; nothing has changed afterwards, but that it is compiled.
+    """The `Seconds` of a search in a bound mode with `(train, validation)` batches like these.
 
-    Args:
-        model: The `keras.Model`.
-        mode: The bound mode of differentiation.
-        batches: `(train, validation)` batches like those of the search.
-        horizon: Number of inner steps.
-        validation_training: Whether the model is in training mode for the validation loss.
+    Nothing has changed afterwards, but that it is compiled.
     """
     train, validation = batches
     source = train.start()

@@ -46,17 +46,7 @@ _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
-    """The outer loop of `fit`.
-
-    Args:
-        mode: A bound mode of differentiation.
-        data: The `SplitData`.
-        initializer: The `WeightInitializer`.
-        callbacks: A `keras.callbacks.CallbackList`.
-        horizons: Numbers of inner steps, one an outer step.
-        validation_training: Whether the model is in training mode for the validation loss.
-        divergence_factor: See `fit`.
-    """
+    """The outer loop of `fit`, in a bound mode, over horizons of so many inner steps each."""
 
     def __init__(
         self, mode, data, initializer, callbacks, horizons, validation_training, divergence_factor

@@ -6,16 +6,9 @@ from keras_fds.functional import draw_weights, pretrained_layers, seeded, values
 
 
 class WeightInitializer:
-    """Puts the start weights of an outer step in place.
+    """Puts the start weights of an outer step in place; `inputs` are the specs of the model's.
 
-    Args:
-        model: A built `keras.Model`.
-        mode: The bound mode that trains it.
-        initial_weights: See `fit`.
-        inputs: The `tf.TensorSpec`s of the model's inputs.
-
-    Attributes:
-        start: The values that every outer step starts from; `None` where they are drawn anew.
+    `start` holds the values that every outer step starts from, or `None` where they are drawn anew.
     """
 
     def __init__(self, model, mode, initial_weights, inputs):
