@@ -301,7 +301,7 @@ def _suspects(model, batch):
         if id(layer) in calls and not parts & faulty and not keras_layers.is_composition(layer):
             inputs, keywords = calls[id(layer)]
             error = layer_error(layer, *inputs, **keywords)
-            record(f"layer {layer.name!r} ({type(layer).__name__})", error, layer)
+            record(keras_layers.named(layer), error, layer)
 
     def loss(*outputs):
         outputs = tf.nest.pack_sequence_as(structure, outputs)
@@ -310,8 +310,8 @@ def _suspects(model, batch):
         return [loss.value_of_loss], []
 
     structure = outputs
-    name = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
-    record(f"loss {name!r}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
+    name = keras_models.name_of_loss(model.loss)
+    record(f"loss {name}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
     return found
 
 

@@ -70,15 +70,9 @@ def _config_of(model):
 
 
 def _new_twin(model, make_model, batches):
-    try:
+    problem = f"The model {model.name!r} cannot be rebuilt in float64 from its config."
+    with _remedied(problem, make_model):
         twin = keras_models.rebuilt_in_float64(model) if make_model is None else make_model()
-    except Exception as error:
-        if make_model is not None:
-            raise
-        raise ValueError(
-            f"The model {model.name!r} cannot be rebuilt in float64 from its config. {_REMEDY} "
-            f"({_told(error)})"
-        ) from error
     if not isinstance(twin, keras.Model) or twin is model:
         raise ValueError(f"`make_model` must return a newly made keras.Model. Received: {twin!r}")
     arguments = keras_models.losses_in_float64(twin if twin.compiled else model)
@@ -90,7 +84,11 @@ def _new_twin(model, make_model, batches):
             "check_hypergradients with `make_model=`, a function that returns a compiled model."
         )
     keras.Model.compile(twin, optimizer=twin_optimizer, **arguments)
-    _build(twin, batches.spec, make_model)
+    problem = (
+        f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built."
+    )
+    with _remedied(problem, make_model), keras_layers.twice_differentiable():
+        build_compiled(twin, batches.spec)
     return twin
 
 
@@ -100,21 +98,16 @@ _REMEDY = (
 )
 
 
-def _told(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _build(twin, spec, make_model):
+@contextlib.contextmanager
+def _remedied(problem, make_model):
+    """Says what to do about the errors of a model that Keras rebuilds."""
     try:
-        with keras_layers.twice_differentiable():
-            build_compiled(twin, spec)
+        yield
     except Exception as error:
         if make_model is not None:
             raise
-        raise ValueError(
-            f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built. "
-            f"{_REMEDY} ({_told(error)})"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{problem} {_REMEDY} ({type(error).__name__}: {reason})") from error
 
 
 def _copy_state(model, twin):
@@ -144,8 +137,8 @@ def _copy_derived_state(model, twin):
                         mine.load_assets(folder)
         except Exception as error:
             raise ValueError(
-                f"The state of the layer {other.name!r} ({type(other).__name__}) cannot be copied "
-                f"to float64: {type(error).__name__}: {error}"
+                f"The state of the {keras_layers.named(other)} cannot be copied to float64: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
@@ -185,13 +178,14 @@ def _check_same(model, twin, inputs):
                 received = mine(*arguments, **keywords)
             except Exception as error:
                 raise ValueError(
-                    f"{_named(layer)} cannot compute in float64: {type(error).__name__}: {error}. "
-                    "Move it in front of the model, into the data pipeline."
+                    f"The {keras_layers.named(layer)} cannot compute in float64: "
+                    f"{type(error).__name__}: {error}. Move it in front of the model, into the "
+                    "data pipeline."
                 ) from error
         if not _alike(outputs, received, layer.compute_dtype):
             raise ValueError(
-                f"{_named(layer)} computes something else in its float64 twin, so that "
-                "hypergradients would be of another model. It keeps state that Keras's "
+                f"The {keras_layers.named(layer)} computes something else in its float64 twin, so "
+                "that hypergradients would be of another model. It keeps state that Keras's "
                 "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
                 "use check_hypergradients with `make_model=`."
             )
@@ -229,7 +223,3 @@ def _alike(expected, received, dtype):
         if np.mean(difference > tolerance * scale) > 0.01:
             return False
     return True
-
-
-def _named(layer):
-    return f"The layer {layer.name!r} ({type(layer).__name__})"

@@ -5,6 +5,7 @@ differentiated through.
 """
 
 import contextlib
+import types
 
 import keras
 import tensorflow as tf
@@ -23,11 +24,11 @@ def kept_with(model):
     regularizer, a loss or the optimizer is another one.
     """
     identity = keras_models.compilation(model)
-    kept_for, things = vars(model).get(_KEPT, (None, {}))
-    if kept_for is None or not keras_models.same_compilation(kept_for, identity):
-        things = {}
-        vars(model)[_KEPT] = identity, things
-    return things
+    kept = vars(model).get(_KEPT)
+    if kept is None or not keras_models.same_compilation(kept.identity, identity):
+        # No tuple: Keras would look for layers in it when it saves or loads the model.
+        kept = vars(model)[_KEPT] = types.SimpleNamespace(identity=identity, things={})
+    return kept.things
 
 
 class StatelessModel:

@@ -38,7 +38,7 @@ def _of_layer(layer, own):
         calls = keras_layers.replayed_build(layer)
     except Exception as error:
         raise ValueError(
-            f"The layer {layer.name!r} ({type(layer).__name__}) cannot be built a second time: "
+            f"The {keras_layers.named(layer)} cannot be built a second time: "
             f"{type(error).__name__}: {error}"
         ) from error
     for variable, shape, dtype, initializer in calls:
@@ -47,7 +47,7 @@ def _of_layer(layer, own):
     for variable in own:
         if id(variable) not in found:
             raise ValueError(
-                f"The layer {layer.name!r} ({type(layer).__name__}) makes its weight "
+                f"The {keras_layers.named(layer)} makes its weight "
                 f"{variable.name!r} outside of `build`, so its initialiser cannot be seen"
             )
     return found

@@ -44,10 +44,7 @@ def floatx(dtype):
 
 
 # ----------------------------------------------------------------- twice differentiable layers
-_warned_of = weakref.WeakSet()
-
-
-_warned_of_loss = weakref.WeakSet()
+_told_of = weakref.WeakKeyDictionary()  # What was warned of, by layer or model.
 
 
 @contextlib.contextmanager
@@ -67,15 +64,14 @@ def twice_differentiable(loss_of=None):
 
     def stop_gradient(*args, **kwargs):
         if calling:
-            _warn_of(calling[-1], _STOPS)
+            _warn_once(calling[-1], named(calling[-1]), _STOPS)
         return stock_stop(*args, **kwargs)
 
     def tell_of_custom_gradient():
         if calling:
-            _warn_of(calling[-1], _DEFINES_ITS_OWN)
-        elif loss_of is not None and loss_of not in _warned_of_loss:
-            _warned_of_loss.add(loss_of)
-            _warn(f"loss of {loss_of.name!r}", _DEFINES_ITS_OWN)
+            _warn_once(calling[-1], named(calling[-1]), _DEFINES_ITS_OWN)
+        elif loss_of is not None:
+            _warn_once(loss_of, f"loss of {loss_of.name!r}", _DEFINES_ITS_OWN)
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
@@ -83,7 +79,7 @@ def twice_differentiable(loss_of=None):
         if own_floatx == "float64" and is_float32_only(type(layer)):
             own_floatx = "float32"
         try:
-            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"), floatx(own_floatx):
+            with explaining(named(layer)), floatx(own_floatx):
                 return stock_call(layer, *args, **kwargs)
         finally:
             calling.pop()
@@ -107,27 +103,27 @@ _STOPS = (
     "stops gradients (tf.stop_gradient): hypergradients take what it stops as constant. If that is "
     "not meant, write the layer without it."
 )
-
-
 _DEFINES_ITS_OWN = (
     "defines its own gradient (custom_gradient): hypergradients take it as the derivative, in "
     "training and in validation, where finite differences would see the function itself."
 )
 
 
-def _warn_of(layer, what):
-    """Warns, once a layer, of what it does to gradients."""
-    if layer not in _warned_of:
-        _warned_of.add(layer)
-        _warn(f"layer {layer.name!r} ({type(layer).__name__})", what)
+def _warn_once(owner, culprit, what):
+    """Warns of what a layer or a model's loss does to gradients; once for each."""
+    told = _told_of.setdefault(owner, set())
+    if culprit not in told:
+        told.add(culprit)
+        warnings.warn(
+            f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, "
+            "validation_data) measures what that makes of them.",
+            stacklevel=3,
+        )
 
 
-def _warn(culprit, what):
-    warnings.warn(
-        f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, validation_data) "
-        "measures what that makes of them.",
-        stacklevel=3,
-    )
+def named(layer):
+    """What messages call a layer."""
+    return f"layer {layer.name!r} ({type(layer).__name__})"
 
 
 class NotTwiceDifferentiable(ValueError):
@@ -156,8 +152,6 @@ def explaining(culprit):
 
 # Layers that Keras computes in float32 only and that act on data; and exceptions.
 _FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
-
-
 _ANY_FLOAT = (keras.layers.Resizing, keras.layers.CenterCrop)
 
 

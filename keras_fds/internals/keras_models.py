@@ -125,7 +125,7 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
         # `compute_loss` adds `model.losses`; the override makes them what we pass.
         keras_layers.replaced(model, _losses_override=list(losses)),
         keras_layers.twice_differentiable(loss_of=model),
-        keras_layers.explaining(f"loss {_called(model.loss)}"),
+        keras_layers.explaining(f"loss {name_of_loss(model.loss)}"),
     ):
         loss = model._compute_loss(x, y, outputs, sample_weight, training)
     return Loss(loss, scope.get_current_value, list(scope.written.values()))
@@ -194,10 +194,8 @@ def has_no_loss(model):
     return model._compile_loss is None and type(model).compute_loss is keras.Model.compute_loss
 
 
-def _called(loss):
+def name_of_loss(loss):
     """What a message calls a compiled loss."""
-    if isinstance(loss, str) or loss is None:
-        return repr(loss)
     return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
 
 
