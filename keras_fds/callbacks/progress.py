@@ -14,14 +14,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     the time left at first. Later it goes by the last outer step, but not by the first, which
     compiles.
 
-    Args:
-        mode: The bound mode of differentiation.
-        reason: Why it is used, a sentence.
-        batches: `(train, validation)` batches like those of the search.
-        horizons: Numbers of inner steps, one an outer step.
-        steps_per_epoch: How many of them are an epoch.
-        validation_training: Whether the model is in training mode for the validation loss.
-        begin: When the search was asked for, by `time.monotonic`. Defaults to now.
+    The batches to measure with are a pair like those of the search; `begin` is when it was asked
+    for, by `time.monotonic`.
     """
 
     acts_between_calls = True

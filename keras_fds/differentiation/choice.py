@@ -32,6 +32,9 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     optimizer = model.optimizer
     forward = Forward(optimizer.tangents_per_pass, optimizer.tangent_clipvalue)
     reverse = Reverse() if memory is None else Reverse(memory)
+    clips = ""
+    if optimizer.tangent_clipvalue is not None:
+        clips = "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
     by_name = {"auto": None, "forward": forward, "reverse": reverse, "adjoint": reverse}
     if isinstance(differentiation, str) and differentiation in by_name:
         asked_for = by_name[differentiation]
@@ -48,15 +51,13 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
             f"keras_fds.differentiation.Forward(). Received: differentiation={differentiation!r}"
         )
     if asked_for is not None:
-        obstacle = asked_for.supports(batches) or (
-            asked_for.name == "reverse" and forward.must_be_used(batches)
-        )
+        obstacle = asked_for.supports(batches) or (asked_for.name == "reverse" and clips)
         if obstacle:
             raise ValueError(f"{obstacle} Use differentiation='forward'.")
         mode = asked_for.bind(model, batches.spec)
         mode.check_memory(batches, horizon)
         return mode, f"{mode.name.capitalize()} mode, as asked for."
-    obstacle = forward.must_be_used(batches) or reverse.supports(batches)
+    obstacle = clips or reverse.supports(batches)
     if not obstacle and not _joinable(batches):
         obstacle = _NOT_JOINABLE
     if obstacle:

@@ -45,11 +45,7 @@ class DivergenceDetector:
 
     def read(self):
         """What was seen, as tensors."""
-        return LossHistory(
-            steps=self.seen.steps.read_value(),
-            start=self.seen.start.read_value(),
-            high=self.seen.high.read_value(),
-        )
+        return tf.nest.map_structure(lambda variable: variable.read_value(), self.seen)
 
     def write(self, seen):
         """Keeps what was seen for the next call."""

@@ -60,12 +60,6 @@ class Forward(Mode):
     def compiled_options(self):
         return self.tangent_chunk_size, self.tangent_clipvalue
 
-    def must_be_used(self, batches):
-        """Why no other mode can do what is asked for: a sentence, empty where one can."""
-        if self.tangent_clipvalue is not None:
-            return "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
-        return ""
-
     def build(self):
         self.num_tangents = self.buckets.size
         self.tangents = None  # Made when they are needed.

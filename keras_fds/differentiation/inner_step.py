@@ -139,9 +139,8 @@ class InnerStep:
         at_once = num_batches if self.model.evaluates_in_order else size
         with telling_of_the_end("`validation_steps`"):
             for first in range(0, num_batches, at_once):
-                with contextlib.ExitStack() as stack:
-                    if at_batch is not None and at_once == size:
-                        stack.enter_context(at_batch(first, first + size - 1))
+                told = at_batch is not None and at_once == size
+                with at_batch(first, first + size - 1) if told else contextlib.nullcontext():
                     count = min(at_once, num_batches - first)
                     numbers = (tf.constant(number, "int64") for number in (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)

@@ -100,23 +100,19 @@ def is_number(value):
     return isinstance(value, (int, float, np.number))
 
 
-def _attributes(owner):
-    """The dictionary that an object reads a number from when it computes."""
-    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
-    return [d for d in (keras_models.loss_arguments(owner), vars(owner)) if d is not None]
-
-
 def _follow(owner, path):
-    """`(attributes, name)` of a number at a dotted path from an object, or None."""
+    """`[(attributes, name)]` of the number at a dotted path from an object, or nothing."""
     *steps, last = path
     for step in steps:
         owner = getattr(owner, step, None)
-    if owner is None or not hasattr(owner, "__dict__"):
-        return None
-    places = [(d, last) for d in _attributes(owner) if is_number(d.get(last))]
-    if not places and is_number(inspect.getattr_static(type(owner), last, None)):
-        places = [(vars(owner), last)]  # A default in the class's body.
-    return places[0] if places else None
+    if not hasattr(owner, "__dict__"):
+        return []
+    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
+    for attributes in (keras_models.loss_arguments(owner) or {}, vars(owner)):
+        if is_number(attributes.get(last)):
+            return [(attributes, last)]
+    is_default = is_number(inspect.getattr_static(type(owner), last, None))  # In the class's body.
+    return [(vars(owner), last)] if is_default else []
 
 
 class _LossWeight(dict):
@@ -147,7 +143,7 @@ def locate(model, name):
         if len(path) > 1 and path[0] in owners:
             _check_own_loss(name, path[0], owners)
             owners, path = {path[0]: owners[path[0]]}, path[1:]
-        found = [_follow(owner, path) for owner in owners.values()]
+        found = [place for owner in owners.values() for place in _follow(owner, path)]
     elif root == "loss_weights":
         if len(path) == 1:
             found = [
@@ -156,16 +152,15 @@ def locate(model, name):
                 if fnmatch.fnmatchcase(each.name, path[0])
             ]
     elif root == "model":
-        found = [_follow(model, path)]
+        found = _follow(model, path)
     in_layers = _places_in_layers(model, name)
-    here, there = ({id(each[0]) for each in f if each} for f in (found, in_layers))
+    here, there = ({id(attributes) for attributes, _ in f} for f in (found, in_layers))
     if here and there - here:
         raise ValueError(
             f"{name!r} is a number of a layer that is called {root!r} and another one of the model "
             "or its loss. Give the layer another name."
         )
-    found = found if any(found) else in_layers
-    unique = {id(place[0]): place for place in found if place is not None}
+    unique = {id(place[0]): place for place in found or in_layers}
     if not unique:
         raise ValueError(
             f"{name!r} is no number of the model {model.name!r} that can be learned. {_hint(model)}"
@@ -178,10 +173,10 @@ def _places_in_layers(model, name):
     for i in range(1, len(parts)):  # Layers' names may hold dots, too.
         owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
         _check_random_mask(name, owners, path)
-        places = [_follow(owner, path) for owner in owners]
-        if any(places):
+        places = [place for owner in owners for place in _follow(owner, path)]
+        if places:
             _check_not_shared(model, name, owners, path)
-        found += [place for place in places if place is not None]
+        found += places
     return found
 
 

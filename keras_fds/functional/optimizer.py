@@ -6,7 +6,6 @@ from keras_fds.functional.learned_numbers import LearnedScalar, check_used
 from keras_fds.internals import keras_optimizers
 
 
-# --------------------------------------------------------------------------------- the optimizer
 def _attributes(scalars):
     attributes = dict(scalars)
     if "learning_rate" in attributes:

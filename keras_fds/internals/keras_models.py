@@ -13,7 +13,6 @@ from keras.src.saving import serialization_lib
 from keras_fds.internals import keras_layers
 
 
-# ---------------------------------------------------------------------------------- the model
 def build_model(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
     if not model.built:
@@ -27,13 +26,12 @@ def build_variables(model, inputs):
 
 
 def _keras_tensors(specs):
-    return tf.nest.map_structure(
-        lambda t: (
-            None
-            if t is None
-            else keras.KerasTensor(t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec))
+    return keras.tree.map_structure(
+        lambda t: keras.KerasTensor(
+            t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec)
         ),
         specs,
+        none_is_leaf=False,
     )
 
 

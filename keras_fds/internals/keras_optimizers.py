@@ -14,7 +14,6 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras_fds.internals import keras_layers
 
 
-# --------------------------------------------------------------------------------- the optimizer
 class PureMixin(TFOptimizer):
     """Undoes what Keras's TensorFlow optimizer adds for `tf.distribute`.
 

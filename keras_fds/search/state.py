@@ -18,64 +18,39 @@ MEASURED, BROKE_DOWN = "measured", "broke_down"
 
 @dataclasses.dataclass
 class Record:
-    """What an outer step measured; JSON can hold it.
+    """What an outer step measured; JSON can hold it."""
 
-    Args:
-        outer_step: Its number, from 1.
-        horizon: Inner steps.
-        status: `"measured"`, or `"broke_down"` when training was given up.
-        outcome: What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
-        logs: Losses and metrics, as callbacks get them.
-        values, step_sizes: `{name: [num_buckets]}`.
-        hypergradients: The same, by coordinates, means over the steps of a bucket; `None` when
-            training broke down.
-        val_loss_error: Standard error of the validation loss; `None` where it is not known.
-    """
-
-    outer_step: int
-    horizon: int
-    status: str
-    outcome: str
-    logs: dict
-    values: dict
+    outer_step: int  # Its number, from 1.
+    horizon: int  # Inner steps.
+    status: str  # `"measured"`, or `"broke_down"` when training was given up.
+    outcome: str  # What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
+    logs: dict  # Losses and metrics, as callbacks get them.
+    values: dict  # `{name: [num_buckets]}`
+    # By coordinates, means over the steps of a bucket; `None` when training broke down.
     hypergradients: dict | None
     step_sizes: dict
-    val_loss_error: float | None
+    val_loss_error: float | None  # Standard error of the validation loss, where it is known.
 
 
 @dataclasses.dataclass
 class Best:
-    """The best outer step so far.
+    """The best outer step so far."""
 
-    Args:
-        loss: Its validation loss.
-        outer_step: Its number, from 0.
-        horizon: Inner steps.
-        coordinates: Of all bucket values, float64 `[total_buckets]`.
-        weights: Of the model, a list of arrays.
-    """
-
-    loss: float
-    outer_step: int
-    horizon: int
-    coordinates: np.ndarray
-    weights: list
+    loss: float  # Of the validation.
+    outer_step: int  # Its number, from 0.
+    horizon: int  # Inner steps.
+    coordinates: np.ndarray  # Of all bucket values, float64 `[total_buckets]`.
+    weights: list  # Of the model, arrays.
 
 
 @dataclasses.dataclass
 class Position:
-    """Where a search stands.
+    """Where a search stands."""
 
-    Args:
-        outer_step: How many outer steps are finished; the number, from 0, of the present one.
-        inner_step: How many steps of the present one are done.
-        before: Batches consumed of every pass over the training and over the validation data, by
-            the outer steps that are finished: two lists of numbers.
-        within: The same of the present one.
-    """
-
-    outer_step: int = 0
-    inner_step: int = 0
+    outer_step: int = 0  # How many are finished; the number, from 0, of the present one.
+    inner_step: int = 0  # How many steps of the present one are done.
+    # Batches consumed of every pass over the training and over the validation data, by the outer
+    # steps that are finished, and by the present one: two lists of numbers each.
     before: list = dataclasses.field(default_factory=lambda: [[], []])
     within: list = dataclasses.field(default_factory=lambda: [[], []])
 
@@ -92,48 +67,29 @@ class Position:
 
 @dataclasses.dataclass
 class PartialOuterStep:
-    """An outer step that is begun and can be gone on with from the search's `Position`.
+    """An outer step that is begun and can be gone on with from the search's `Position`."""
 
-    Args:
-        horizon: Inner steps in all.
-        metrics: Names of the model's metrics.
-        state: All variables that a run changes, or their values: a list.
-    """
-
-    horizon: int
-    metrics: list
-    state: list
+    horizon: int  # Inner steps in all.
+    metrics: list  # Names of the model's metrics.
+    state: list  # All variables that a run changes, or their values.
 
 
 @dataclasses.dataclass
 class Search:
-    """A search for schedules, as far as it has come.
+    """A search for schedules, as far as it has come."""
 
-    Args:
-        seed: What all its randomness derives from, a whole number from 0.
-        mode: How hypergradients are computed, `"forward"` or `"reverse"`.
-        horizons: Numbers of inner steps, one an outer step.
-        start: The values of the model's variables that every outer step starts from, a list of
-            arrays; `None` for new ones each time.
-        resample: Whether what is held out is drawn anew every outer step.
-        settings: What else it depends on, `{name: value}`; kept as JSON has it.
-        position: Where it stands, a `Position`.
-        partial: The `PartialOuterStep` at that position, or `None`.
-        records: A `Record` for every finished outer step.
-        best: The `Best` outer step, or `None` before there is one.
-        rule_state: The outer rule's state, `{name: float64 array}`; its `values` are coordinates.
-    """
-
-    seed: int
-    mode: str
-    horizons: list = ()
+    seed: int  # What all its randomness derives from.
+    mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
+    horizons: list = ()  # Numbers of inner steps, one an outer step.
+    # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
-    resample: bool = False
-    settings: dict = dataclasses.field(default_factory=dict)
+    resample: bool = False  # Whether what is held out is drawn anew every outer step.
+    settings: dict = dataclasses.field(default_factory=dict)  # What else it depends on.
     position: Position = dataclasses.field(default_factory=Position)
-    partial: PartialOuterStep | None = None
-    records: list = dataclasses.field(default_factory=list)
+    partial: PartialOuterStep | None = None  # At that position.
+    records: list = dataclasses.field(default_factory=list)  # One a finished outer step.
     best: Best | None = None
+    # Of the outer rule, `{name: float64 array}`; its `values` are coordinates.
     rule_state: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
