@@ -306,8 +306,8 @@ def _suspects(model, batch):
     def loss(*outputs):
         outputs = tf.nest.pack_sequence_as(structure, outputs)
         nothing = [tf.zeros((), "float64")]
-        loss = keras_models.compiled_loss(model, _state(model), batch, outputs, nothing, True)
-        return [loss.value_of_loss], []
+        loss, _ = keras_models.compiled_loss(model, _state(model), batch, outputs, nothing, True)
+        return [loss], []
 
     structure = outputs
     name = keras_models.name_of_loss(model.loss)

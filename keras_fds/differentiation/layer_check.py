@@ -39,7 +39,7 @@ def layer_error(layer, *inputs, training=True, seed=0, **keywords):
             called = keras_layers.call_layer(layer, state, *inputs, **keywords)
         terms = [t for t in tf.nest.flatten(called.outputs) if _is_floating(t)]
         terms += called.added + called.penalties
-        return terms, [called.value(variable) for variable in variables]
+        return terms, [called.scope.get_current_value(variable) for variable in variables]
 
     return hessian_error(function, ([v.value for v in variables], moving), generator)
 

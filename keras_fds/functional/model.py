@@ -79,8 +79,8 @@ class StatelessModel:
 
         def trace(batch):
             for training, each in zip((True, False), written):
-                called, loss = self._computed(self._constants(), batch, training)
-                each.update({id(v): v for v in (*called.written, *loss.written)})
+                called, _, scope = self._computed(self._constants(), batch, training)
+                each.update(called.scope.written | scope.written)
 
         traced = tf.function(trace, autograph=False).get_concrete_function(batch)
         check_writes(self.model, traced.graph)
@@ -108,7 +108,7 @@ class StatelessModel:
         ]
 
     def _computed(self, state, batch, training, tape=None, penalties=True):
-        """`(keras_layers.Called, keras_models.Loss)` of a batch, with or without the penalties."""
+        """`(called, loss, scope)` of a batch, with or without the penalties."""
         stock = keras_layers.without_activity_regularizers(self.model)
         with contextlib.nullcontext() if penalties else stock, keras_layers.twice_differentiable():
             called = keras_models.call_model(self.model, state, batch[0], training, tape)
@@ -122,14 +122,17 @@ class StatelessModel:
                 f"The model {self.model.name!r} is compiled without a loss, and none of its layers "
                 "adds one. Pass `loss=` to compile()."
             )
-        state = [*state, *((variable, called.value(variable)) for variable in called.written)]
-        outputs = called.outputs
-        loss = keras_models.compiled_loss(self.model, state, batch, outputs, losses, training, tape)
-        return called, loss
+        assigned = called.scope.written.values()
+        state = [*state, *((v, called.scope.get_current_value(v)) for v in assigned)]
+        loss, scope = keras_models.compiled_loss(
+            self.model, state, batch, called.outputs, losses, training, tape
+        )
+        return called, loss, scope
 
-    def _after(self, loss):
+    def _after(self, scope):
         """The new `(statistics, counters)`."""
-        return [[loss.value(v) for v in group] for group in (self._statistics, self._counters)]
+        groups = self._statistics, self._counters
+        return [[scope.get_current_value(v) for v in group] for group in groups]
 
     def gradients(self, weights, statistics, counters, hyperparameters, batch):
         """The gradient stage of a training step.
@@ -151,16 +154,16 @@ class StatelessModel:
         ):
             tape.watch(weights)
             state = self._state(weights, statistics, counters)
-            called, loss = self._computed(state, batch, True, tape)
+            called, loss, scope = self._computed(state, batch, True, tape)
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
-            gradients = tape.gradient(loss.value_of_loss, weights)
+            gradients = tape.gradient(loss, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
             raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
-        statistics, counters = self._after(loss)
-        return (gradients, statistics), (loss.value_of_loss, called.outputs, counters)
+        statistics, counters = self._after(scope)
+        return (gradients, statistics), (loss, called.outputs, counters)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
         """`(loss, outputs, statistics, counters)`: what `model.evaluate` says without penalties.
@@ -170,8 +173,8 @@ class StatelessModel:
         what is minimised does not change while it is minimised.
         """
         state = self._state(weights, statistics, counters)
-        called, loss = self._computed(state, batch, training, penalties=False)
-        return loss.value_of_loss, called.outputs, *self._after(loss)
+        called, loss, scope = self._computed(state, batch, training, penalties=False)
+        return loss, called.outputs, *self._after(scope)
 
     def keep_metrics(self, counters):
         """Assigns the state of metrics among `counters`, lists of tensors."""

@@ -257,7 +257,7 @@ class RecordingScope(keras.StatelessScope):
 
     def __init__(self, *arguments, tape=None, **keywords):
         super().__init__(*arguments, **keywords)
-        self.written, self.tape = {}, tape
+        self.tape, self.written = tape, {}  # The latter `{id: variable}`.
 
     def add_update(self, update):
         variable, value = update
@@ -272,10 +272,9 @@ class Called(NamedTuple):
     """What a call gave on other values of the variables."""
 
     outputs: Any
-    value: Any  # `value(variable)` is a variable's value after the call, or None.
     added: list  # The losses of `add_loss` and of activity regularizers.
     penalties: list  # Those of the regularizers of weights.
-    written: list  # The variables that were assigned.
+    scope: RecordingScope  # Which knows the values of variables after the call.
 
 
 def call_layer(layer, state, *arguments, tape=None, **keywords):
@@ -283,10 +282,8 @@ def call_layer(layer, state, *arguments, tape=None, **keywords):
     with RecordingScope(state_mapping=state, collect_losses=True, tape=tape) as scope:
         outputs = layer(*arguments, **keywords)
         losses = list(layer.losses)
-        number = len(layer._get_regularization_losses())
-    first = len(losses) - number
-    written = list(scope.written.values())
-    return Called(outputs, scope.get_current_value, losses[:first], losses[first:], written)
+        first = len(losses) - len(layer._get_regularization_losses())
+    return Called(outputs, losses[:first], losses[first:], scope)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -107,16 +106,8 @@ def call_model(model, state, inputs, training, tape=None):
     )
 
 
-class Loss(NamedTuple):
-    """A loss on other values of the variables; see `Called`."""
-
-    value_of_loss: Any
-    value: Any
-    written: list
-
-
 def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
-    """The `Loss` of `compute_loss` with given added losses; see `call_model`."""
+    """`compute_loss` with given added losses, see `call_model`, and the scope it ran in."""
     x, y, sample_weight = batch
     with (
         keras_layers.RecordingScope(state_mapping=state, tape=tape) as scope,
@@ -126,7 +117,7 @@ def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
         keras_layers.explaining(f"loss {name_of_loss(model.loss)}"),
     ):
         loss = model._compute_loss(x, y, outputs, sample_weight, training)
-    return Loss(loss, scope.get_current_value, list(scope.written.values()))
+    return loss, scope
 
 
 def compilation(model):
