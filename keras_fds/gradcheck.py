@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import DatasetBatches
+from keras_fds.data import finite_batches
 from keras_fds.differentiation import Forward, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
@@ -144,11 +144,8 @@ def check_hypergradients(
             "`hyperparameters`."
         )
     with float64(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* stops gradients")  # The check measures their effect.
-        train, validation = (
-            DatasetBatches(_cached(dataset), None, (f"`{name}`", "dataset.take(n)"))
-            for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
-        )
+        warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
+        train, validation = finite_batches(_cached(train_data), _cached(validation_data))
         check_buckets(model.optimizer, train.num_batches)
         twin = float64_twin(model, make_model, train)
         runs = _Runs(twin, train, validation, validation_training)
@@ -251,8 +248,7 @@ def _compared(runs, tolerance):
             "values, or pass other batches."
         )
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
-    buckets = range(len(forward))
-    # Below this size rounding alone exceeds the tolerance.
+    # Rounding alone makes differences of this size uncertain by more than the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
     # Taken from the hypergradients: a difference across a kink can have any size.
     scales = np.concatenate(
@@ -262,7 +258,7 @@ def _compared(runs, tolerance):
         ]
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
-    for k in buckets:
+    for k in range(len(forward)):
         tried = []
         for step in _STEPS:
             found = runs.difference(k, step * steps[k], loss)
@@ -291,7 +287,9 @@ def _suspects(model, batch):
     """`{description: error}` of the layers, regularizers and losses with wrong derivatives."""
     batch = keras.utils.unpack_x_y_sample_weight(batch)
     generator = np.random.default_rng(0)
-    calls, outputs = _recorded_calls(model, batch[0])
+    with keras_layers.twice_differentiable(), keras_layers.recorded_calls(model) as recorded:
+        outputs = keras_models.call_model(model, _state(model), batch[0], training=True).outputs
+    calls = {id(layer): (inputs, keywords) for layer, inputs, keywords, _ in recorded}
     found, faulty = {}, set()
 
     def record(description, error, owner=None):
@@ -312,45 +310,18 @@ def _suspects(model, batch):
         if id(layer) in calls and not parts & faulty and not keras_layers.is_composition(layer):
             inputs, keywords = calls[id(layer)]
             error = layer_error(layer, *inputs, **keywords)
-            record(f"layer {layer.name!r} ({type(layer).__name__})", error, layer)
+            record(keras_layers.named(layer), error, layer)
 
     def loss(*outputs):
         outputs = tf.nest.pack_sequence_as(structure, outputs)
         nothing = [tf.zeros((), "float64")]
-        loss = keras_models.compiled_loss(model, _state(model), batch, outputs, nothing, True)
-        return [loss.value_of_loss], []
+        loss, _ = keras_models.compiled_loss(model, _state(model), batch, outputs, nothing, True)
+        return [loss], []
 
     structure = outputs
-    name = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
-    record(f"loss {name!r}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
+    name = keras_models.name_of_loss(model.loss)
+    record(f"loss {name}", hessian_error(loss, tuple(tf.nest.flatten(outputs)), generator))
     return found
-
-
-def _recorded_calls(model, inputs):
-    """`({id of a layer: (arguments, keywords)}, outputs)` of one call of a model."""
-    calls = {}
-
-    def recorded(layer):
-        stock = layer.call
-
-        def call(*arguments, **keywords):
-            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
-            if all(hasattr(t, "numpy") for t in tensors):
-                calls.setdefault(id(layer), (arguments, keywords))
-            return stock(*arguments, **keywords)
-
-        return call
-
-    layers = {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
-    for layer in layers:
-        vars(layer)["call"] = recorded(layer)
-    try:
-        with keras_layers.twice_differentiable():
-            outputs = keras_models.call_model(model, _state(model), inputs, training=True).outputs
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
-    return calls, outputs
 
 
 def _state(model):

@@ -135,9 +135,11 @@ class Hyperparameter:
             values = np.asarray(self.initial, dtype="float64")
         except (TypeError, ValueError):
             values = np.zeros((0, 0))
-        if np.asarray(self.initial, object).dtype.kind in "US" or self.initial is None:
-            values = np.zeros((0, 0))
-        if values.ndim > 1 or (values.ndim == 1 and len(values) != self.num_buckets):
+        if (
+            self.initial is None
+            or values.ndim > 1
+            or (values.ndim == 1 and len(values) != self.num_buckets)
+        ):
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
                 f"one per bucket. Received: initial={self.initial!r}"
@@ -261,7 +263,11 @@ class Buckets:
 
     def first_steps(self):
         """The `step_size` of every bucket."""
-        return self.join(np.full(h.num_buckets, h.step_size) for h in self.hyperparameters)
+        return self._for_each_bucket(lambda h: h.step_size)
+
+    def _for_each_bucket(self, of_hyperparameter, dtype="float64"):
+        """What each hyperparameter has, at all its buckets; `[total_buckets]`."""
+        return np.array(list(map(of_hyperparameter, self.hyperparameters)), dtype)[self.owners]
 
     def coordinates(self, values):
         """The coordinates of values, `{name: float64 [num_buckets]}`."""
@@ -324,18 +330,12 @@ class Buckets:
     def ranges(self):
         """The `keras_fds.outer.Ranges` of the coordinates."""
         with np.errstate(divide="ignore"):
-            ends = [
-                h.coordinates(np.array([h.min_value, h.max_value])) for h in self.hyperparameters
-            ]
-        minima, maxima = zip(*ends) if ends else ((), ())
-        smoothing_windows = [
-            max(1.0, h.smoothing_window * h.num_buckets) for h in self.hyperparameters
-        ]
-        linear = [h.scale == "linear" for h in self.hyperparameters]
-        return Ranges(
-            minimum=np.array(minima, "float64")[self.owners],
-            maximum=np.array(maxima, "float64")[self.owners],
-            linear=np.array(linear, bool)[self.owners],
-            groups=self.owners,
-            smoothing_windows=np.array(smoothing_windows, "float64")[self.owners],
-        )
+            return Ranges(
+                minimum=self._for_each_bucket(lambda h: h.coordinates(h.min_value)),
+                maximum=self._for_each_bucket(lambda h: h.coordinates(h.max_value)),
+                linear=self._for_each_bucket(lambda h: h.scale == "linear", bool),
+                groups=self.owners,
+                smoothing_windows=self._for_each_bucket(
+                    lambda h: max(1.0, h.smoothing_window * h.num_buckets)
+                ),
+            )

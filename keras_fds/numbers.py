@@ -1,5 +1,7 @@
 """One checker for every number that a user passes."""
 
+import operator
+
 import numpy as np
 
 
@@ -25,30 +27,24 @@ def number(
     """
     if value is None and optional:
         return None
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (
-            ("of at least", least),
-            ("above", above),
-            ("of at most", most),
-            ("below", below),
-        )
-        if bound is not None
-    ]
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(
-        value, (bool, complex)
+    bounds = (
+        ("of at least", least, operator.ge),
+        ("above", above, operator.gt),
+        ("of at most", most, operator.le),
+        ("below", below, operator.lt),
     )
+    bounds = [each for each in bounds if each[1] is not None]
+    is_number = isinstance(value, (int, float, np.number))
     if (
         is_number
+        and not isinstance(value, (bool, complex))
         and np.isfinite(value)
         and (not whole or int(value) == value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
+        and all(holds(value, bound) for _, bound, holds in bounds)
     ):
         return int(value) if whole else float(value)
-    kind = " ".join(["a", "whole number" if whole else "number", " and ".join(bounds)]).strip()
+    told = " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)
+    kind = f"a {'whole ' if whole else ''}number {told}".strip()
     argument = name.split("`")[1] if "`" in name else name
     quoted = name if "`" in name else f"`{name}`"
     raise ValueError(

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from keras_fds.callbacks import SearchProgress
-from keras_fds.data import DatasetBatches, raising_errors_of, split_data_of
+from keras_fds.data import finite_batches, raising_errors_of, split_data_of
 from keras_fds.differentiation import choose_mode
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
@@ -247,11 +247,11 @@ def hypergradients(
     memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
     options = validation_training, differentiation, memory, per_step
     if dtype is None:
-        return _hypergradients(model, *_datasets(train_data, validation_data), *options)
+        return _hypergradients(model, *finite_batches(train_data, validation_data), *options)
     if dtype != "float64":
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
     with float64():
-        batches = _datasets(in_float64(train_data), in_float64(validation_data))
+        batches = finite_batches(in_float64(train_data), in_float64(validation_data))
         return _hypergradients(float64_twin(model, None, batches[0]), *batches, *options)
 
 
@@ -288,10 +288,3 @@ def _hypergradients(
         mode.release()
         for variable, value in zip(variables, saved):
             variable.assign(value)
-
-
-def _datasets(train_data, validation_data):
-    return [
-        DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
-        for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
-    ]

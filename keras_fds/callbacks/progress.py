@@ -14,14 +14,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     remaining time is estimated from that at first, then from the last outer step. (The first outer
     step does not count: it includes compilation.)
 
-    Args:
-        mode: The bound mode of differentiation.
-        reason: Why it is used, a sentence.
-        batches: `(train, validation)` batches like those of the search.
-        horizons: Numbers of inner steps, one per outer step.
-        steps_per_epoch: Inner steps in an epoch.
-        validation_training: Whether the model is in training mode for the validation loss.
-        begin: When `fit` was called, by `time.monotonic`. Defaults to now.
+    The batches to measure with are a pair like those of the search; `begin` is when it was asked
+    for, by `time.monotonic`.
     """
 
     acts_between_calls = True
@@ -51,11 +45,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         to_come = self.horizons[len(self.model.optimizer.search.records) :]
         if to_come:
             seconds = measure_seconds(
-                self.model,
-                self.mode,
-                self.batches,
-                max(self.horizons),
-                self.validation_training,
+                self.model, self.mode, self.batches, max(self.horizons), self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, self.steps_per_epoch, seconds)
             print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))

@@ -1,22 +1,11 @@
 """Batches for the compiled loops, and their replay."""
 
 from keras_fds.data.arrays import ArrayBatches, as_arrays
-from keras_fds.data.datasets import DatasetBatches, raising_errors_of, telling_of_the_end
+from keras_fds.data.datasets import (
+    DatasetBatches,
+    finite_batches,
+    raising_errors_of,
+    telling_of_the_end,
+)
 from keras_fds.data.sources import get_batch, in_graph, is_streamed, materialize, size_in_bytes
-from keras_fds.data.split import SplitData, not_finite_in, split_data_of
-
-__all__ = [
-    "ArrayBatches",
-    "DatasetBatches",
-    "SplitData",
-    "as_arrays",
-    "get_batch",
-    "in_graph",
-    "is_streamed",
-    "materialize",
-    "not_finite_in",
-    "raising_errors_of",
-    "size_in_bytes",
-    "split_data_of",
-    "telling_of_the_end",
-]
+from keras_fds.data.split import not_finite_in, split_data_of

@@ -28,7 +28,7 @@ class ArrayBatches:
 
     def __init__(self, data, batch_size, examples=None, generator=None, steps=None, shuffle=True):
         self.data = data
-        self.num_examples = next(len(a) for a in tf.nest.flatten(data) if a is not None)
+        self.num_examples = num_examples(data)
         self.batch_size = number("batch_size", batch_size, least=1, whole=True)
         self.examples = np.arange(self.num_examples) if examples is None else examples
         self.generator, self.shuffle = generator, shuffle
@@ -90,13 +90,18 @@ def arrays_of(data, class_weight, what):
 def array_batches(arrays, batch_size, steps, what, examples=None):
     if steps is not None:
         steps = number(what[1], steps, least=1, whole=True)
-    batches = ArrayBatches(arrays, 32 if batch_size is None else batch_size, examples)
-    if batch_size is None and steps is not None:  # As in Keras.
-        size = -(-len(batches.examples) // steps)
-        batches = ArrayBatches(arrays, size, examples)
+    if batch_size is None:  # As in Keras.
+        count = num_examples(arrays) if examples is None else len(examples)
+        batch_size = 32 if steps is None else -(-count // steps)
+    batches = ArrayBatches(arrays, batch_size, examples, steps=steps)
     if steps is not None and steps > batches.pass_length:
         raise too_few(what, batches.pass_length, steps)
-    return ArrayBatches(arrays, batches.batch_size, examples, steps=steps)
+    return batches
+
+
+def num_examples(data):
+    """The number of examples in arrays of equal length."""
+    return next(len(array) for array in tf.nest.flatten(data) if array is not None)
 
 
 def too_few(what, number, steps):
@@ -104,12 +109,7 @@ def too_few(what, number, steps):
 
 
 def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
-    """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`.
-
-    Raises:
-        ValueError: When arrays are empty or of different lengths, with a sentence that
-            names `what`.
-    """
+    """`(x, y, sample_weight)` as tensors on the device, checked; floats become `floatx`."""
     if class_weight is not None:
         sample_weight = weights_of_classes(y, sample_weight, class_weight)
     if isinstance(y, (dict, list, tuple)) and isinstance(sample_weight, (dict, list, tuple)):

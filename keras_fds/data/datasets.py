@@ -140,6 +140,14 @@ class DatasetBatches:
         return self._iterator
 
 
+def finite_batches(train_data, validation_data):
+    """All batches of the datasets of one unroll, a pair of `DatasetBatches`."""
+    return [
+        DatasetBatches(dataset, None, (f"`{name}`", "dataset.take(n)"))
+        for name, dataset in (("train_data", train_data), ("validation_data", validation_data))
+    ]
+
+
 def _weighing_classes(class_weight):
     """A function of a dataset's batch that adds the weights of its classes."""
     classes = tf.constant(list(class_weight), "int64")

@@ -104,10 +104,10 @@ class PyDatasetPasses:
             return tf.nest.map_structure(_fitted, self.specs, arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.what} must have batches of one structure, whose arrays differ only in "
-                "their number of examples (and in axes in which the first two batches differ). "
-                f"Expected: {self.specs}. Received: {tf.nest.map_structure(_spec, arrays)} as "
-                f"batch {index}"
+                f"{self.what} must have batches of one structure, of arrays that differ in their "
+                "number of examples only (and in axes in which the first two batches differ). "
+                f"Expected: {self.specs}. Received: "
+                f"{tf.nest.map_structure(tf.type_spec_from_value, arrays)} as batch {index}"
             ) from error
 
     def _array(self, value):
@@ -118,15 +118,8 @@ class PyDatasetPasses:
                 f"{self.what} must have batches of arrays with one entry per example; sparse and "
                 f"ragged ones must come as a tf.data.Dataset. Received: {value!r}"
             )
-        return array.astype(keras.config.floatx()) if _kind(array).is_floating else array
-
-
-def _kind(array):
-    return tf.as_dtype(array.dtype)
-
-
-def _spec(array):
-    return tf.TensorSpec(array.shape, array.dtype)
+        is_floating = tf.as_dtype(array.dtype).is_floating
+        return array.astype(keras.config.floatx()) if is_floating else array
 
 
 def _common_spec(*arrays):

@@ -4,7 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data.arrays import ArrayBatches, array_batches, arrays_of, weights_of_classes
+from keras_fds.data.arrays import (
+    ArrayBatches,
+    array_batches,
+    arrays_of,
+    num_examples,
+    weights_of_classes,
+)
 from keras_fds.data.datasets import DatasetBatches
 
 
@@ -12,13 +18,12 @@ def not_finite_in(batches):
     """Which parts of some `ArrayBatches`, or of a dataset's first batch, hold NaN or infinities."""
     data = batches.data if isinstance(batches, ArrayBatches) else batches.first
     parts = zip(("inputs", "targets", "sample weights"), keras.utils.unpack_x_y_sample_weight(data))
-    return [
-        name
-        for name, part in parts
-        for tensor in keras.tree.flatten(part)
-        if tf.is_tensor(tensor) and tensor.dtype.is_floating
-        if not bool(tf.reduce_all(tf.math.is_finite(tensor)))
-    ]
+    return [name for name, part in parts if not all(map(_is_finite, keras.tree.flatten(part)))]
+
+
+def _is_finite(tensor):
+    is_floating = tf.is_tensor(tensor) and tensor.dtype.is_floating
+    return not is_floating or bool(tf.reduce_all(tf.math.is_finite(tensor)))
 
 
 class SplitData:
@@ -80,14 +85,9 @@ def split_data_of(
     validation_steps,
     shuffle,
 ):
-    """The `SplitData` of a search; its arguments mean what they mean in `model.fit`.
+    """The `SplitData` of a search, from `(x, y, sample_weight)` to train on.
 
-    Args:
-        train: `(x, y, sample_weight)`.
-        resample: As `resample_validation` of `fit`.
-
-    Raises:
-        ValueError: When data are missing, empty, or fewer than asked for.
+    The other arguments mean what they mean in `fit`; `resample` is its `resample_validation`.
     """
     if validation_data is not None:
         return SplitData(
@@ -104,7 +104,7 @@ def split_data_of(
     if isinstance(train[0], (tf.data.Dataset, keras.utils.PyDataset)):
         raise ValueError("`validation_split` needs arrays. With a dataset pass `validation_data`.")
     held_out_data = arrays_of(train, None, _TRAINING)
-    number = next(len(a) for a in tf.nest.flatten(held_out_data) if a is not None)
+    number = num_examples(held_out_data)
     first = int(np.floor(number * (1.0 - validation_split)))
     if not 0 < first < number:
         raise ValueError(
@@ -131,18 +131,9 @@ def split_data_of(
 
 
 def make_batches(data, batch_size, steps, what, class_weight=None, continues=True):
-    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset.
+    """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset; see `DatasetBatches`.
 
-    Args:
-        data: `(x, y, sample_weight)`.
-        batch_size: Examples per batch of arrays; `None` is Keras's 32, or what `steps` makes it.
-        steps: Batches to use, or `None` for all.
-        what: What messages call the data, and the argument that gives `steps`.
-        class_weight: As in `model.fit`.
-        continues: See `DatasetBatches`.
-
-    Raises:
-        ValueError: When data are missing, empty, or shorter than `steps`.
+    A `batch_size` of `None` is Keras's 32, or what `steps` makes it.
     """
     x, y, sample_weight = data
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):

@@ -19,26 +19,22 @@ _NOT_JOINABLE = (
 
 
 def choose_mode(model, batches, horizon, differentiation, memory=None):
-    """The mode asked for, bound to a model.
+    """`(mode, reason)`: the mode that is asked for, bound to a model, and a sentence that says why.
 
     Args:
-        model: A model compiled with a `HyperOptimizer`.
         batches: The training data's `ArrayBatches` or `DatasetBatches`.
         horizon: Number of inner steps; the greatest one of several.
         differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
-        memory: Bytes that reverse mode may keep. Defaults to `None`, the default of `Reverse`.
-
-    Returns:
-        `(mode, reason)`; the reason is a sentence.
-
-    Raises:
-        ValueError: The mode asked for cannot be used.
+        memory: Bytes that reverse mode may keep; `None` for what the mode says.
     """
     if memory is not None:
         number("reverse_memory", memory, above=0)
     optimizer = model.optimizer
     forward = Forward(optimizer.tangents_per_pass, optimizer.tangent_clipvalue)
     reverse = Reverse() if memory is None else Reverse(memory)
+    clips = ""
+    if optimizer.tangent_clipvalue is not None:
+        clips = "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
     by_name = {"auto": None, "forward": forward, "reverse": reverse, "adjoint": reverse}
     if isinstance(differentiation, str) and differentiation in by_name:
         asked_for = by_name[differentiation]
@@ -55,15 +51,13 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
             f"keras_fds.differentiation.Forward(). Received: differentiation={differentiation!r}"
         )
     if asked_for is not None:
-        obstacle = asked_for.supports(batches) or (
-            asked_for.name == "reverse" and forward.must_be_used(batches)
-        )
+        obstacle = asked_for.supports(batches) or (asked_for.name == "reverse" and clips)
         if obstacle:
             raise ValueError(f"{obstacle} Use differentiation='forward'.")
         mode = asked_for.bind(model, batches.spec)
         mode.check_memory(batches, horizon)
         return mode, f"{mode.name.capitalize()} mode, as asked for."
-    obstacle = forward.must_be_used(batches) or reverse.supports(batches)
+    obstacle = clips or reverse.supports(batches)
     if not obstacle and not _joinable(batches):
         obstacle = _NOT_JOINABLE
     if obstacle:

@@ -44,12 +44,8 @@ class DivergenceDetector:
         self.write(LossHistory(0.0, 0.0, 0.0))
 
     def read(self):
-        """The history so far, as tensors."""
-        return LossHistory(
-            steps=self.seen.steps.read_value(),
-            start=self.seen.start.read_value(),
-            high=self.seen.high.read_value(),
-        )
+        """What was seen, as tensors."""
+        return tf.nest.map_structure(lambda variable: variable.read_value(), self.seen)
 
     def write(self, seen):
         """Keeps a history for the next call."""

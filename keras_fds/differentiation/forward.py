@@ -60,12 +60,6 @@ class Forward(Mode):
     def compiled_options(self):
         return self.tangent_chunk_size, self.tangent_clipvalue
 
-    def must_be_used(self, batches):
-        """Why only forward mode can do what is asked for: a sentence, or an empty string."""
-        if self.tangent_clipvalue is not None:
-            return "`tangent_clipvalue` clips tangents, which exist in forward mode only."
-        return ""
-
     def build(self):
         self.num_tangents = self.buckets.size
         self.tangents = None  # Made when they are needed.
@@ -158,26 +152,24 @@ class Forward(Mode):
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
-        (gradients, statistics), (loss, outputs, counters), products = self._push(
+        (gradients, statistics), (loss, outputs, counters), products = jacobian_vector_products(
             self.step.gradient_stage(state, batch),
             (state.weights, state.statistics, of_model),
             (of_weights, of_statistics, model_rates),
+            self.tangent_chunk_size,
         )
         of_gradients, of_statistics = products
-        (weights, slots), optimizer_counters, (of_weights, of_slots) = self._push(
+        (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
             self.step.update_stage(state),
             (state.weights, state.slots, of_optimizer, gradients),
             (of_weights, of_slots, optimizer_rates, self._clipped(of_gradients)),
+            self.tangent_chunk_size,
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
         new_tangents = tf.nest.flatten((of_weights, of_statistics, of_slots))
         for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
             variable.scatter_update(tf.IndexedSlices(value, moving))
         return after, loss, outputs
-
-    def _push(self, function, primals, tangents):
-        size = self.tangent_chunk_size
-        return jacobian_vector_products(function, primals, tangents, size)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
         """`{name: [moving]}`, one-hot: one for the bucket that the step falls in."""

@@ -59,7 +59,7 @@ class InnerStep:
         self.dtype = self.variables.weights[0].dtype
         self.detector, self.in_use = DivergenceDetector(), False
         self._gradients = with_fixed_rng(self.model.gradients)
-        self._validate_batches = tf_compilation.compiled(self.validate_batches)
+        self._validate_batches = tf_compilation.compiled(self._validate_in_graph)
 
     def reset(self, horizon, divergence_factor=None):
         """Fresh optimizer slots, for a run of that many inner steps."""
@@ -139,9 +139,8 @@ class InnerStep:
         at_once = num_batches if self.model.evaluates_in_order else size
         with telling_of_the_end("`validation_steps`"):
             for first in range(0, num_batches, at_once):
-                with contextlib.ExitStack() as stack:
-                    if at_batch is not None and at_once == size:
-                        stack.enter_context(at_batch(first, first + size - 1))
+                told = at_batch is not None and at_once == size
+                with at_batch(first, first + size - 1) if told else contextlib.nullcontext():
                     count = min(at_once, num_batches - first)
                     numbers = (tf.constant(number, "int64") for number in (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
@@ -163,18 +162,8 @@ class InnerStep:
             tf.zeros([0], "float64"),
         )
 
-    def validate_batches(self, source, first, count, training, validation):
-        """Adds the loss and its gradient on some batches at the present state; in a graph.
-
-        Args:
-            source: The source of batches, see `get_batch`.
-            first, count: Int64 scalars: the first batch and the number of batches.
-            training: Whether the model runs in training mode.
-            validation: The `Validation` so far.
-
-        Returns:
-            The `Validation` with these batches.
-        """
+    def _validate_in_graph(self, source, first, count, training, validation):
+        """A `Validation` and what `count` batches from the `first` one add to it; in a graph."""
         state = [v.read_value() for v in self.model.weights + self.model.statistics]
         validate = self._in_order if self.model.evaluates_in_order else self._one_by_one
         sums, counters, losses, weights = validate(
@@ -191,7 +180,7 @@ class InnerStep:
     def _one_by_one(self, source, first, count, training, state, counters):
         """Batches that do not depend on each other: one gradient per batch."""
 
-        def one_batch(i, arrays, sums, counters):
+        def one_batch(i, sums, counters):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(state)
                 loss, weight, _, counters = self._validation_loss(
@@ -200,20 +189,10 @@ class InnerStep:
                 weighted = tf.cast(weight, loss.dtype) * loss
             gradients = tape.gradient(weighted, state, unconnected_gradients="zero")
             sums = [a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients)]
-            return i + 1, _written(arrays, i, loss, weight), sums, counters
+            return loss, weight, sums, counters
 
-        _, arrays, sums, counters = tf.while_loop(
-            lambda i, *_: i < count,
-            one_batch,
-            [
-                tf.constant(0, "int64"),
-                _two_arrays(count),
-                [tf.zeros_like(s) for s in state],
-                counters,
-            ],
-            parallel_iterations=1,
-        )
-        losses, weights = (array.stack() for array in arrays)
+        zeros = [tf.zeros_like(s) for s in state]
+        losses, weights, sums, counters = _over_batches(count, one_batch, zeros, counters)
         return sums, counters, losses, weights
 
     def _in_order(self, source, first, count, training, state, counters):
@@ -222,29 +201,19 @@ class InnerStep:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(state)
 
-            def one_batch(i, arrays, total, statistics, counters):
+            def one_batch(i, total, statistics, counters):
                 present = [*state[:num_weights], *statistics]
                 loss, weight, statistics, counters = self._validation_loss(
                     source, first + i, training, present, counters
                 )
                 total += tf.cast(weight, self.dtype) * tf.cast(loss, self.dtype)
-                return i + 1, _written(arrays, i, loss, weight), total, statistics, counters
+                return loss, weight, total, statistics, counters
 
-            _, arrays, total, _, counters = tf.while_loop(
-                lambda i, *_: i < count,
-                one_batch,
-                [
-                    tf.constant(0, "int64"),
-                    _two_arrays(count),
-                    tf.zeros((), self.dtype),
-                    state[num_weights:],
-                    counters,
-                ],
-                parallel_iterations=1,
+            losses, weights, total, _, counters = _over_batches(
+                count, one_batch, tf.zeros((), self.dtype), state[num_weights:], counters
             )
         gradients = tape.gradient(total, state, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        losses, weights = (array.stack() for array in arrays)
         return gradients, counters, losses, weights
 
     def _validation_loss(self, source, position, training, state, counters):
@@ -285,12 +254,25 @@ class Validation(NamedTuple):
         return [g / tf.cast(total, g.dtype) for g in self.gradients]
 
 
-def _two_arrays(count):
-    return [tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)]
+def _over_batches(count, one_batch, *carried):
+    """Calls `one_batch(i, *carried) → (loss, weight, *carried)` for every batch; in a graph.
 
-
-def _written(arrays, i, *values):
-    return [
-        array.write(tf.cast(i, "int32"), tf.cast(value, "float64"))
-        for array, value in zip(arrays, values)
+    Returns `(losses, weights, *carried)`, the first two float64 `[count]`.
+    """
+    arrays = [
+        tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)
     ]
+
+    def body(i, arrays, *carried):
+        loss, weight, *carried = one_batch(i, *carried)
+        position, values = tf.cast(i, "int32"), (loss, weight)
+        arrays = [a.write(position, tf.cast(v, "float64")) for a, v in zip(arrays, values)]
+        return i + 1, arrays, *carried
+
+    _, arrays, *carried = tf.while_loop(
+        lambda i, *_: i < count,
+        body,
+        [tf.constant(0, "int64"), arrays, *carried],
+        parallel_iterations=1,
+    )
+    return *(array.stack() for array in arrays), *carried

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.functional import keeping_random_state
 from keras_fds.internals import keras_layers, tf_forward_mode, tf_vectorization
 
 
@@ -63,17 +64,13 @@ def with_fixed_rng(function):
     Such numbers are drawn when the function is traced, as by Keras's AugMix, and tangents need the
     same ones as the outputs. The state of both generators is restored after every call.
     """
-    states = random.getstate(), np.random.get_state()
+    python, legacy = random.getstate(), np.random.get_state()
 
     def alike(*primals):
-        before = random.getstate(), np.random.get_state()
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        try:
+        with keeping_random_state():
+            random.setstate(python)
+            np.random.set_state(legacy)
             return function(*primals)
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
 
     return alike
 

@@ -16,35 +16,30 @@ _NUM_TANGENTS = 2
 
 
 def layer_error(layer, *inputs, training=True, seed=0, **keywords):
-    """The relative error of a layer's gradient and of its Hessian-vector products.
+    """The greater relative error of a layer's gradient and of its Hessian-vector products.
 
     The scalar whose Hessian is taken is Σ c ∘ (y + y²/2) plus the layer's losses, for the
     layer's floating-point outputs y and random c; it moves with the layer's floating-point
-    variables and inputs.
-
-    Args:
-        layer: A built `keras.layers.Layer` that computes in float64.
-        *inputs, **keywords: The arguments of its call, structures of arrays. Floating-point
-            arrays become float64; all others are constants.
-        training: The mode it is called in, if it has modes. Defaults to `True`.
-        seed: Seed of the random directions and of c. Defaults to `0`.
-
-    Returns:
-        The greater of both errors, a float, relative to the largest component.
+    variables and inputs. The layer computes in float64; inputs and keywords are structures of
+    arrays. The products' error is relative to their largest component.
     """
     keywords = {**keras_layers.training_argument(layer, training), **keywords}
     generator = np.random.default_rng(seed)
     variables = [v for v in layer.variables if tf.as_dtype(v.dtype).is_floating]
-    arguments, moving = _split((inputs, keywords))
+    arguments = tf.nest.map_structure(_as_tensor, (inputs, keywords))
+    moving = [t for t in tf.nest.flatten(arguments) if _is_floating(t)]
 
     def function(values, moved):
         state = zip(variables, values)
-        inputs, keywords = _merge(arguments, moved)
+        moved = iter(moved)
+        inputs, keywords = tf.nest.map_structure(
+            lambda t: next(moved) if _is_floating(t) else t, arguments
+        )
         with keras_layers.twice_differentiable():
             called = keras_layers.call_layer(layer, state, *inputs, **keywords)
         terms = [t for t in tf.nest.flatten(called.outputs) if _is_floating(t)]
         terms += called.added + called.penalties
-        return terms, [called.value(variable) for variable in variables]
+        return terms, [called.scope.get_current_value(variable) for variable in variables]
 
     return hessian_error(function, ([v.value for v in variables], moving), generator)
 
@@ -132,18 +127,6 @@ def _is_floating(tensor):
     return tf.is_tensor(tensor) and tensor.dtype.is_floating
 
 
-def _split(structure):
-    """`(flat constants with gaps, the floating-point tensors that fill the gaps)`."""
-    flat = tf.nest.flatten(structure)
-    flat = [tf.convert_to_tensor(a) if isinstance(a, np.ndarray) else a for a in flat]
-    moving = [tf.cast(a, "float64") for a in flat if _is_floating(a)]
-    constants = [None if _is_floating(a) else a for a in flat]
-    gaps = [_is_floating(a) for a in flat]
-    return (structure, constants, gaps), moving
-
-
-def _merge(arguments, moving):
-    structure, constants, gaps = arguments
-    moving = iter(moving)
-    flat = [next(moving) if gap else constant for gap, constant in zip(gaps, constants)]
-    return tf.nest.pack_sequence_as(structure, flat)
+def _as_tensor(array):
+    tensor = tf.convert_to_tensor(array) if isinstance(array, np.ndarray) else array
+    return tf.cast(tensor, "float64") if _is_floating(tensor) else tensor

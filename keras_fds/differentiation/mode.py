@@ -29,8 +29,8 @@ class Mode:
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        step = inner_step_of(model, spec)
-        if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
+        step = _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
+        if step.in_use:  # By a search whose callback asks for hypergradients.
             return self._bound(model, InnerStep(model, spec))
         key = type(self), self.compiled_options, str(spec)
         return _kept(model, key, lambda: self._bound(model, step))
@@ -161,11 +161,6 @@ class Mode:
     def __repr__(self):
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
-
-
-def inner_step_of(model, spec):
-    """The `InnerStep` of a model, which all modes share."""
-    return _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
 
 
 def _kept(model, key, make):

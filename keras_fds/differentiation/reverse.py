@@ -78,9 +78,8 @@ class Reverse(Mode):
     def build(self):
         self.blocks = []
         self._run = tf_compilation.compiled(self._run_in_graph)
-        self._run_keeping = tf_compilation.compiled(self._run_keeping_in_graph)
         self._sweep = tf_compilation.compiled(self._sweep_in_graph)
-        self._run_again = tf_compilation.compiled(self._run_keeping_in_graph)
+        self._run_again = tf_compilation.compiled(self._run_in_graph)
 
     def supports(self, batches):
         specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
@@ -167,57 +166,34 @@ class Reverse(Mode):
         if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
             state = None if self.keeps_all else tf.nest.flatten(self.step.read())
             self.blocks.append(_Block(state, []))
-        run = self._run_keeping if self.keeps_all else self._run
         numbers = _constants(position, inner_step, count, self.horizon)
-        steps, ok, kept = run(source, *numbers)
+        steps, ok, kept = self._run(source, *numbers, self.keeps_all, False)
         piece = _Piece(source, position, inner_step, int(steps), kept)
         self.blocks[-1].pieces.append(piece)
         return piece.count, bool(ok)
 
-    def _one_step(self, source, position, inner_step, horizon):
-        batch = get_batch(source, position)
-        hyperparameters = self.step.hyperparameters(inner_step, horizon)
-        after, loss, outputs = self.step(self.step.read(), hyperparameters, batch)
-        return after, loss, outputs, batch
-
-    def _run_in_graph(self, source, position, inner_step, count, horizon):
-        def one_step(i):
-            after, loss, outputs, batch = self._one_step(
-                source, position + i, inner_step + i, horizon
-            )
-            self.step.assign(after)
-            self.step.model.update_metrics(batch, loss, outputs)
-            return [loss]
-
-        steps, ok = steps_while_ok(count, one_step, detector=self.step.detector)
-        return steps, ok, []
-
-    def _run_keeping_in_graph(self, source, position, inner_step, count, horizon, again=False):
-        """Also returns the state at every step. With `again` it does not update the metrics."""
+    def _run_in_graph(self, source, position, inner_step, count, horizon, keeps_all, again):
+        """`(steps, ok, states)`, the states at all steps or none; `again` leaves metrics alone."""
 
         def one_step(i, arrays):
-            arrays = self._written(arrays, i)
-            after, loss, outputs, batch = self._one_step(
-                source, position + i, inner_step + i, horizon
-            )
+            state = self.step.read()
+            kept = zip(arrays, tf.nest.flatten(state))
+            arrays = [array.write(tf.cast(i, "int32"), value) for array, value in kept]
+            batch = get_batch(source, position + i)
+            hyperparameters = self.step.hyperparameters(inner_step + i, horizon)
+            after, loss, outputs = self.step(state, hyperparameters, batch)
             self.step.assign(after)
             if not again:
                 self.step.model.update_metrics(batch, loss, outputs)
             return loss, arrays
 
-        detector = None if again else self.step.detector
-        steps, ok, arrays = steps_while_ok(count, one_step, self._arrays(count), detector=detector)
-        return steps, ok, [array.stack() for array in arrays]
-
-    def _arrays(self, count):
-        return [
+        arrays = [
             tf.TensorArray(v.dtype, tf.cast(count, "int32"), element_shape=v.shape)
-            for v in tf.nest.flatten(self.step.variables)
+            for v in (tf.nest.flatten(self.step.variables) if keeps_all else ())
         ]
-
-    def _written(self, arrays, i):
-        state = tf.nest.flatten(self.step.read())
-        return [array.write(tf.cast(i, "int32"), value) for array, value in zip(arrays, state)]
+        detector = None if again else self.step.detector
+        steps, ok, arrays = steps_while_ok(count, one_step, arrays, detector=detector)
+        return steps, ok, [array.stack() for array in arrays]
 
     # -------------------------------------------------------------------- hypergradients
     def hypergradients(self):
@@ -253,7 +229,9 @@ class Reverse(Mode):
         """The pieces of a block with all states, computed again from its checkpoint."""
         self.step.assign(tf.nest.pack_sequence_as(self.step.variables, block.checkpoint))
         return [
-            piece._replace(states=self._run_again(piece.source, *self._numbers(piece), True)[2])
+            piece._replace(
+                states=self._run_again(piece.source, *self._numbers(piece), True, True)[2]
+            )
             for piece in block.pieces
         ]
 

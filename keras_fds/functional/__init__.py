@@ -13,31 +13,9 @@ from keras_fds.functional.optimizer import (
 from keras_fds.functional.rebuild import (
     build_compiled,
     draw_weights,
+    keeping_random_state,
     pretrained_layers,
     seeded,
     values_from,
 )
 from keras_fds.functional.stock_fit import AnnounceHorizon, announce_horizons
-
-__all__ = [
-    "AnnounceHorizon",
-    "StatelessModel",
-    "StatelessOptimizer",
-    "announce_horizons",
-    "build_compiled",
-    "build_optimizer",
-    "check_hyperparameter",
-    "check_optimizer",
-    "draw_weights",
-    "float64",
-    "float64_twin",
-    "fresh_slots",
-    "in_float64",
-    "is_multiplier",
-    "kept_with",
-    "multiplied_variables",
-    "pretrained_layers",
-    "seeded",
-    "values_from",
-    "with_hyperparameters",
-]

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import random
 import tempfile
 
 import keras
@@ -11,24 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.functional.model import kept_with
-from keras_fds.functional.rebuild import build_compiled
+from keras_fds.functional.rebuild import build_compiled, keeping_random_state
 from keras_fds.internals import keras_layers, keras_models
 
 
 @contextlib.contextmanager
 def float64():
-    """While open, float64 is the default; then the random state of Python and NumPy is restored."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    states = random.getstate(), np.random.get_state()
-    try:
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    """Float64 by default, and the state of Python's and NumPy's generators put back after."""
+    policy = keras.config.dtype_policy()
+    with keras_layers.floatx("float64"), keeping_random_state():
+        try:
+            keras.config.set_dtype_policy("float64")
+            yield
+        finally:
+            keras.config.set_dtype_policy(policy)
 
 
 def in_float64(dataset):
@@ -45,13 +40,8 @@ def in_float64(dataset):
 def float64_twin(model, make_model, batches):
     """A float64 model of the same architecture, state and schedules, compiled alike.
 
-    Args:
-        model: A compiled `keras.Model`.
-        make_model: A function that makes the twin; `None` lets Keras rebuild it.
-        batches: `DatasetBatches` in float64. Both models are compared on the first batch.
-
-    Raises:
-        ValueError: The twin cannot be made, or one of its layers computes something else.
+    `make_model` makes it, or else Keras rebuilds it. Both must compute the same on the first one of
+    the `batches`, which are in float64.
     """
     twin = None
     if make_model is None:
@@ -80,15 +70,9 @@ def _config_of(model):
 
 
 def _new_twin(model, make_model, batches):
-    try:
+    problem = f"The model {model.name!r} cannot be rebuilt in float64 from its config."
+    with _remedied(problem, make_model):
         twin = keras_models.rebuilt_in_float64(model) if make_model is None else make_model()
-    except Exception as error:
-        if make_model is not None:
-            raise
-        raise ValueError(
-            f"The model {model.name!r} cannot be rebuilt in float64 from its config. {_REMEDY} "
-            f"({_told(error)})"
-        ) from error
     if not isinstance(twin, keras.Model) or twin is model:
         raise ValueError(f"`make_model` must return a newly made keras.Model. Received: {twin!r}")
     arguments = keras_models.losses_in_float64(twin if twin.compiled else model)
@@ -100,7 +84,11 @@ def _new_twin(model, make_model, batches):
             "check_hypergradients with `make_model=`, a function that returns a compiled model."
         )
     keras.Model.compile(twin, optimizer=twin_optimizer, **arguments)
-    _build(twin, batches.spec, make_model)
+    problem = (
+        f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built."
+    )
+    with _remedied(problem, make_model), keras_layers.twice_differentiable():
+        build_compiled(twin, batches.spec)
     return twin
 
 
@@ -110,21 +98,16 @@ _REMEDY = (
 )
 
 
-def _told(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _build(twin, spec, make_model):
+@contextlib.contextmanager
+def _remedied(problem, make_model):
+    """Says what to do about the errors of a model that Keras rebuilds."""
     try:
-        with keras_layers.twice_differentiable():
-            build_compiled(twin, spec)
+        yield
     except Exception as error:
         if make_model is not None:
             raise
-        raise ValueError(
-            f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built. "
-            f"{_REMEDY} ({_told(error)})"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{problem} {_REMEDY} ({type(error).__name__}: {reason})") from error
 
 
 def _copy_state(model, twin):
@@ -154,8 +137,8 @@ def _copy_derived_state(model, twin):
                         mine.load_assets(folder)
         except Exception as error:
             raise ValueError(
-                f"The state of the layer {other.name!r} ({type(other).__name__}) cannot be copied "
-                f"to float64: {type(error).__name__}: {error}"
+                f"The state of the {keras_layers.named(other)} cannot be copied to float64: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
@@ -165,10 +148,7 @@ def _as_array(value):
 
 def _pairs(model, twin):
     """`(layer of the twin, layer of the model)`, where both have the same layers."""
-    mine, other = (
-        list({id(layer): layer for layer in keras_layers.layers_of(m)}.values())
-        for m in (twin, model)
-    )
+    mine, other = map(keras_layers.layers_of, (twin, model))
     if [type(layer) for layer in mine] != [type(layer) for layer in other]:
         return []
     return list(zip(mine, other))
@@ -178,13 +158,14 @@ def _pairs(model, twin):
 def _check_same(model, twin, inputs):
     """Raises a `ValueError` when a layer of the twin gives something else than the model's."""
     twin_of = {id(other): mine for mine, other in _pairs(model, twin)}
-    own, wide = model.variable_dtype, keras.config.floatx()
+    own = model.variable_dtype
     narrow = tf.nest.map_structure(lambda t: _cast(t, own), inputs)
-    keras.config.set_floatx(own)
-    try:
-        calls = _calls(model, narrow)
-    finally:
-        keras.config.set_floatx(wide)
+    with (
+        keras_layers.floatx(own),
+        keras_layers.recorded_calls(model) as calls,
+        keras.StatelessScope(),
+    ):
+        model(narrow, **keras_layers.training_argument(model, False))
     for layer, arguments, keywords, outputs in calls:
         mine = twin_of.get(id(layer))
         if mine is None or keras_layers.is_composition(layer) or _is_random(layer):
@@ -197,45 +178,17 @@ def _check_same(model, twin, inputs):
                 received = mine(*arguments, **keywords)
             except Exception as error:
                 raise ValueError(
-                    f"{_named(layer)} cannot compute in float64: {type(error).__name__}: {error}. "
-                    "Move it in front of the model, into the data pipeline."
+                    f"The {keras_layers.named(layer)} cannot compute in float64: "
+                    f"{type(error).__name__}: {error}. Move it in front of the model, into the "
+                    "data pipeline."
                 ) from error
         if not _alike(outputs, received, layer.compute_dtype):
             raise ValueError(
-                f"{_named(layer)} computes something else in its float64 twin, so "
-                "hypergradients would be those of another model. It keeps state that its "
-                "`save_own_variables`, `save_assets` and `get_config` leave out: add it there, or "
+                f"The {keras_layers.named(layer)} computes something else in its float64 twin, so "
+                "that hypergradients would be of another model. It keeps state that Keras's "
+                "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
                 "use check_hypergradients with `make_model=`."
             )
-
-
-def _calls(model, inputs):
-    """`(layer, arguments, keywords, outputs)` of every layer's first call, inner ones first."""
-    calls, seen = [], set()
-
-    def recorded(layer):
-        stock = layer.call
-
-        def call(*arguments, **keywords):
-            outputs = stock(*arguments, **keywords)
-            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
-            if id(layer) not in seen and all(hasattr(t, "numpy") for t in tensors):
-                seen.add(id(layer))
-                calls.append((layer, arguments, keywords, outputs))
-            return outputs
-
-        return call
-
-    layers = {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
-    for layer in layers:
-        vars(layer)["call"] = recorded(layer)
-    try:
-        with keras.StatelessScope():
-            model(inputs, **keras_layers.training_argument(model, False))
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
-    return calls
 
 
 def _is_random(layer):
@@ -270,7 +223,3 @@ def _alike(expected, received, dtype):
         if np.mean(difference > tolerance * scale) > 0.01:
             return False
     return True
-
-
-def _named(layer):
-    return f"The layer {layer.name!r} ({type(layer).__name__})"

@@ -24,12 +24,8 @@ MULTIPLIER = "learning_rate_multiplier"
 class LearnedScalar:
     """A tensor that stands where a Keras object keeps a Python number.
 
-    It converts to a tensor and computes like one. Compared with a number in Python, it is greater
-    and different, so no branch is switched off.
-
-    Args:
-        tensor: A scalar tensor.
-        name: Its name in errors.
+    It converts to a tensor and computes like one; asked in Python how it compares with a
+    number it says that it is greater and different, so that no branch is switched off.
     """
 
     def __init__(self, tensor, name="number"):
@@ -48,6 +44,9 @@ class LearnedScalar:
     @property
     def shape(self):
         return self._tensor.shape
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return self.tensor if dtype is None else tf.cast(self.tensor, dtype)
 
     def __bool__(self):
         return True
@@ -89,12 +88,6 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
     _delegate(_name)
 LearnedScalar.__neg__ = lambda self: -self.tensor
 LearnedScalar.__abs__ = lambda self: abs(self.tensor)
-tf.register_tensor_conversion_function(
-    LearnedScalar,
-    lambda value, dtype=None, name=None, as_ref=False: (
-        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
-    ),
-)
 
 
 # --------------------------------------------------------------------------------- where they live
@@ -107,23 +100,19 @@ def is_number(value):
     return isinstance(value, (int, float, np.number))
 
 
-def _attributes(owner):
-    """The dictionary that an object reads a number from when it computes."""
-    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
-    return [d for d in (keras_models.loss_arguments(owner), vars(owner)) if d is not None]
-
-
 def _follow(owner, path):
-    """`(attributes, name)` of a number at a dotted path from an object, or None."""
+    """`[(attributes, name)]` of the number at a dotted path from an object, or nothing."""
     *steps, last = path
     for step in steps:
         owner = getattr(owner, step, None)
-    if owner is None or not hasattr(owner, "__dict__"):
-        return None
-    places = [(d, last) for d in _attributes(owner) if is_number(d.get(last))]
-    if not places and is_number(inspect.getattr_static(type(owner), last, None)):
-        places = [(vars(owner), last)]  # A default in the class's body.
-    return places[0] if places else None
+    if not hasattr(owner, "__dict__"):
+        return []
+    # A loss such as CategoricalCrossentropy passes its numbers on to a function.
+    for attributes in (keras_models.loss_arguments(owner) or {}, vars(owner)):
+        if is_number(attributes.get(last)):
+            return [(attributes, last)]
+    is_default = is_number(inspect.getattr_static(type(owner), last, None))  # In the class's body.
+    return [(vars(owner), last)] if is_default else []
 
 
 class _LossWeight(dict):
@@ -141,18 +130,10 @@ class _LossWeight(dict):
 
 
 def locate(model, name):
-    """Where a model keeps the number with a dotted name.
+    """Where a built model keeps the number that a dotted name tells: `[(dictionary, key), …]`.
 
-    Args:
-        model: A compiled, built model.
-        name: Such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
-            `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
-
-    Returns:
-        List of `(dictionary, key)`, not empty.
-
-    Raises:
-        ValueError: There is no such number.
+    Names are such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
+    `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
     """
     root, *path = name.split(".")
     losses = keras_models.compiled_losses(model)
@@ -162,7 +143,7 @@ def locate(model, name):
         if len(path) > 1 and path[0] in owners:
             _check_own_loss(name, path[0], owners)
             owners, path = {path[0]: owners[path[0]]}, path[1:]
-        found = [_follow(owner, path) for owner in owners.values()]
+        found = [place for owner in owners.values() for place in _follow(owner, path)]
     elif root == "loss_weights":
         if len(path) == 1:
             found = [
@@ -171,16 +152,15 @@ def locate(model, name):
                 if fnmatch.fnmatchcase(each.name, path[0])
             ]
     elif root == "model":
-        found = [_follow(model, path)]
+        found = _follow(model, path)
     in_layers = _places_in_layers(model, name)
-    here, there = ({id(each[0]) for each in f if each} for f in (found, in_layers))
+    here, there = ({id(attributes) for attributes, _ in f} for f in (found, in_layers))
     if here and there - here:
         raise ValueError(
             f"{name!r} is ambiguous: the layer {root!r} has such a number, and so has the model or "
             "its loss. Give the layer another name."
         )
-    found = found if any(found) else in_layers
-    unique = {id(place[0]): place for place in found if place is not None}
+    unique = {id(place[0]): place for place in found or in_layers}
     if not unique:
         raise ValueError(
             f"The model {model.name!r} has no number {name!r} that can be learned. {_hint(model)}"
@@ -193,10 +173,10 @@ def _places_in_layers(model, name):
     for i in range(1, len(parts)):  # The names of layers may also contain dots.
         owners, path = _layers_called(model, ".".join(parts[:i])), parts[i:]
         _check_random_mask(name, owners, path)
-        places = [_follow(owner, path) for owner in owners]
-        if any(places):
+        places = [place for owner in owners for place in _follow(owner, path)]
+        if places:
             _check_not_shared(model, name, owners, path)
-        found += [place for place in places if place is not None]
+        found += places
     return found
 
 
@@ -272,14 +252,9 @@ def _hint(model):
 
 @contextlib.contextmanager
 def substituted(places_by_name, tensors):
-    """While open, tensors stand in the place of numbers.
+    """While open, scalar tensors by name stand in the places that `locate` tells.
 
-    Args:
-        places_by_name: `{name: [(dictionary, key), …]}`.
-        tensors: `{name: scalar tensor}`.
-
-    Yields:
-        `{name: LearnedScalar}`; `used` tells whether the number was used.
+    Yields `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
     """
     scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
     stock = []

@@ -3,6 +3,9 @@
 Tensors go in, tensors come out, and no variable is assigned: the functions can be differentiated.
 """
 
+import contextlib
+import types
+
 import keras
 import tensorflow as tf
 
@@ -11,13 +14,6 @@ from keras_fds.functional.variable_writes import check_writes
 from keras_fds.internals import keras_layers, keras_models
 
 _KEPT = "_kept_by_keras_fds"
-
-
-class _Kept:
-    """What was compiled for a model as it is compiled now."""
-
-    def __init__(self, identity):
-        self.identity, self.things = identity, {}
 
 
 def kept_with(model):
@@ -29,7 +25,8 @@ def kept_with(model):
     identity = keras_models.compilation(model)
     kept = vars(model).get(_KEPT)
     if kept is None or not keras_models.same_compilation(kept.identity, identity):
-        kept = vars(model)[_KEPT] = _Kept(identity)
+        # No tuple: Keras would look for layers in it when it saves or loads the model.
+        kept = vars(model)[_KEPT] = types.SimpleNamespace(identity=identity, things={})
     return kept.things
 
 
@@ -59,29 +56,21 @@ class StatelessModel:
         self.model = model
         self.places = {name: locate(model, name) for name in names}
         self._trainable = list(model.trainable_variables)
-        self._non_trainable = list(model.non_trainable_variables)
+        others = list(model.non_trainable_variables)
         written, written_in_evaluation = self._written(batch)
-        known = {id(v) for v in (*self._trainable, *self._non_trainable)}
+        known = {id(v) for v in (*self._trainable, *others)}
         self.outside = [v for key, v in written.items() if key not in known]
-        self._non_trainable += self.outside
-        metrics = {id(variable) for variable in model.metrics_variables}
-        self._updated = [i for i, v in enumerate(self._non_trainable) if id(v) in written]
-        carrying = [
-            i
-            for i in self._updated
-            if tf.as_dtype(self._non_trainable[i].dtype).is_floating
-            and id(self._non_trainable[i]) not in metrics
-        ]
-        self._statistics_positions = carrying
-        self._counter_positions = [i for i in self._updated if i not in carrying]
-        self.evaluates_in_order = any(
-            id(self._non_trainable[i]) in written_in_evaluation for i in carrying
-        )
+        self._metrics = {id(variable) for variable in model.metrics_variables}
+        self._updated = [v for v in (*others, *self.outside) if id(v) in written]
+        self._statistics = [v for v in self._updated if self._carries_derivatives(v)]
+        self._counters = [v for v in self._updated if not self._carries_derivatives(v)]
+        self.evaluates_in_order = any(id(v) in written_in_evaluation for v in self._statistics)
         self.weights = [variable.value for variable in self._trainable]
-        self.statistics = [self._non_trainable[i].value for i in carrying]
-        self.counters = [self._non_trainable[i].value for i in self._counter_positions]
-        of_metrics = [id(self._non_trainable[i]) in metrics for i in self._counter_positions]
-        self._of_metrics = of_metrics
+        self.statistics = [variable.value for variable in self._statistics]
+        self.counters = [variable.value for variable in self._counters]
+
+    def _carries_derivatives(self, variable):
+        return tf.as_dtype(variable.dtype).is_floating and id(variable) not in self._metrics
 
     def _written(self, batch):
         """`{id: variable}` that training or evaluation assigns, and that evaluation assigns."""
@@ -89,12 +78,8 @@ class StatelessModel:
 
         def trace(batch):
             for training, each in zip((True, False), written):
-                values = [v.value for v in (*self._trainable, *self._non_trainable)]
-                weights, others = values[: len(self._trainable)], values[len(self._trainable) :]
-                called = self._call(weights, others, batch, training)
-                losses = called.added + called.penalties
-                loss = self._loss(weights, others, batch, called, losses, training)
-                each.update({id(v): v for v in (*called.written, *loss.written)})
+                called, _, scope = self._computed(self._constants(), batch, training)
+                each.update(called.scope.written | scope.written)
 
         traced = tf.function(trace, autograph=False).get_concrete_function(batch)
         check_writes(self.model, traced.graph)
@@ -108,50 +93,45 @@ class StatelessModel:
                 )
         return {**written[0], **written[1]}, written[1]
 
-    def _merged(self, statistics, counters):
-        merged = [variable.value for variable in self._non_trainable]
-        for positions, values in (
-            (self._statistics_positions, statistics),
-            (self._counter_positions, counters),
-        ):
-            for position, value in zip(positions, values):
-                merged[position] = value
-        return merged
+    def _constants(self):
+        """All variables as they are; Keras looks up in a state what it regularizes."""
+        return [(variable, variable.value) for variable in self.model.variables]
 
-    def _state(self, weights, non_trainable):
-        return [*zip(self._trainable, weights), *zip(self._non_trainable, non_trainable)]
-
-    def _call(self, weights, non_trainable, batch, training, tape=None):
-        """The model's `keras_layers.Called`."""
-        state = self._state(weights, non_trainable)
-        with keras_layers.twice_differentiable():
-            return keras_models.call_model(self.model, state, batch[0], training, tape)
-
-    def _loss(self, weights, non_trainable, batch, called, losses, training, tape=None):
-        """The model's `keras_models.Loss` after a call."""
-        non_trainable = [
-            v if called.value(variable) is None else called.value(variable)
-            for variable, v in zip(self._non_trainable, non_trainable)
+    def _state(self, weights, statistics, counters):
+        """`(variable, tensor)` pairs of all variables."""
+        return [
+            *self._constants(),
+            *zip(self._trainable, weights),
+            *zip(self._statistics, statistics),
+            *zip(self._counters, counters),
         ]
-        state = self._state(weights, non_trainable)
-        # Also variables outside of the model's, before they are known.
-        state += [
-            (v, called.value(v)) for v in called.written if all(v is not mine for mine, _ in state)
-        ]
+
+    def _computed(self, state, batch, training, tape=None, penalties=True):
+        """`(called, loss, scope)` of a batch, with or without the penalties."""
+        stock = keras_layers.without_activity_regularizers(self.model)
+        with contextlib.nullcontext() if penalties else stock, keras_layers.twice_differentiable():
+            called = keras_models.call_model(self.model, state, batch[0], training, tape)
+        if penalties:
+            losses = called.added + called.penalties
+        else:
+            # A zero, where nothing is left to add, keeps Keras from adding the penalties itself.
+            losses = called.added or [tf.zeros((), keras.config.floatx())] * bool(called.penalties)
         if not losses and training and keras_models.has_no_loss(self.model):
             raise ValueError(
                 f"The model {self.model.name!r} is compiled without a loss, and none of its layers "
                 "adds one. Pass `loss=` to compile()."
             )
-        outputs = called.outputs
-        return keras_models.compiled_loss(self.model, state, batch, outputs, losses, training, tape)
+        assigned = called.scope.written.values()
+        state = [*state, *((v, called.scope.get_current_value(v)) for v in assigned)]
+        loss, scope = keras_models.compiled_loss(
+            self.model, state, batch, called.outputs, losses, training, tape
+        )
+        return called, loss, scope
 
-    def _after(self, loss):
+    def _after(self, scope):
         """The new `(statistics, counters)`."""
-        return [
-            [loss.value(self._non_trainable[i]) for i in positions]
-            for positions in (self._statistics_positions, self._counter_positions)
-        ]
+        groups = self._statistics, self._counters
+        return [[scope.get_current_value(v) for v in group] for group in groups]
 
     def gradients(self, weights, statistics, counters, hyperparameters, batch):
         """The gradient stage of a training step.
@@ -172,22 +152,17 @@ class StatelessModel:
             substituted(self.places, hyperparameters) as scalars,
         ):
             tape.watch(weights)
-            merged = self._merged(statistics, counters)
-            called = self._call(weights, merged, batch, True, tape)
-            losses = called.added + called.penalties
-            loss = self._loss(weights, merged, batch, called, losses, True, tape)
+            state = self._state(weights, statistics, counters)
+            called, loss, scope = self._computed(state, batch, True, tape)
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
-            gradients = tape.gradient(loss.value_of_loss, weights)
+            gradients = tape.gradient(loss, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         if not gradients:
-            raise ValueError(
-                f"The loss of {self.model.name!r} depends on no trainable weight. Check the "
-                "compiled loss, `compute_loss` and which layers are frozen."
-            )
-        statistics, counters = self._after(loss)
-        return (gradients, statistics), (loss.value_of_loss, called.outputs, counters)
+            raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
+        statistics, counters = self._after(scope)
+        return (gradients, statistics), (loss, called.outputs, counters)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
         """`(loss, outputs, statistics, counters)`: as `model.evaluate`, without penalties.
@@ -196,19 +171,15 @@ class StatelessModel:
         `add_loss` counts. Learned numbers of the model and its loss have the values they were
         compiled with, so the objective does not change during a search.
         """
-        merged = self._merged(statistics, counters)
-        with keras_layers.without_activity_regularizers(self.model):
-            called = self._call(weights, merged, batch, training=training)
-        # When no loss is left to add, a zero keeps Keras from adding the penalties itself.
-        losses = called.added or [tf.zeros((), keras.config.floatx())] * bool(called.penalties)
-        loss = self._loss(weights, merged, batch, called, losses, training)
-        return loss.value_of_loss, called.outputs, *self._after(loss)
+        state = self._state(weights, statistics, counters)
+        called, loss, scope = self._computed(state, batch, training, penalties=False)
+        return loss, called.outputs, *self._after(scope)
 
     def keep_metrics(self, counters):
-        """Assigns the states of metrics among `counters`, a list of tensors."""
-        for variable, value, is_metric in zip(self.counters, counters, self._of_metrics):
-            if is_metric:
-                variable.assign(value)
+        """Assigns the state of metrics among `counters`, lists of tensors."""
+        for variable, value in zip(self._counters, counters):
+            if id(variable) in self._metrics:
+                variable.value.assign(value)
 
     def update_metrics(self, batch, loss, outputs):
         """Adds a batch to the model's loss tracker and compiled metrics."""
@@ -227,5 +198,4 @@ class StatelessModel:
     def trained(self):
         """The variables of the model that training changes: not frozen ones, nor vocabularies."""
         outside = {id(variable) for variable in self.outside}
-        updated = (self._non_trainable[i] for i in self._updated)
-        return [*self._trainable, *(v for v in updated if id(v) not in outside)]
+        return [*self._trainable, *(v for v in self._updated if id(v) not in outside)]

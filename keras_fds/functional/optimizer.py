@@ -6,7 +6,6 @@ from keras_fds.functional.learned_numbers import LearnedScalar, check_used
 from keras_fds.internals import keras_optimizers
 
 
-# --------------------------------------------------------------------------------- the optimizer
 def _attributes(scalars):
     attributes = dict(scalars)
     if "learning_rate" in attributes:
@@ -18,9 +17,8 @@ def _attributes(scalars):
 def _view(kind, optimizer, scalars, multipliers=()):
     """Another optimizer of a class `kind` that shares an optimizer's variables.
 
-    Args:
-        scalars: `{name: LearnedScalar}` that replace the optimizer's own numbers.
-        multipliers: `(variables, scalar)` pairs: factors on the learning rate of some variables.
+    The scalars, by name, replace its own numbers; `(variables, scalar)` pairs are factors on the
+    learning rate of some variables.
     """
     view = object.__new__(kind)
     vars(view).update(vars(optimizer))
@@ -66,9 +64,7 @@ def _scalars_of(hyperparameters):
 def with_hyperparameters(optimizer, hyperparameters, multipliers=()):
     """A view of a Keras optimizer that shares its variables and has other hyperparameters.
 
-    Args:
-        hyperparameters: `{name: scalar tensor}`.
-        multipliers: `(variables, scalar tensor)` pairs, factors on their learning rate.
+    These are scalar tensors by name; `(variables, tensor)` pairs are factors on learning rates.
     """
     multipliers = [(v, LearnedScalar(factor)) for v, factor in multipliers]
     return _view(type(optimizer), optimizer, _scalars_of(hyperparameters), multipliers)
@@ -88,21 +84,17 @@ def build_optimizer(optimizer, names, variables):
 class StatelessOptimizer:
     """A built Keras optimizer as a pure function.
 
-    Its variables are split in `slots` (floating point) and `counters` (the rest).
-
-    Args:
-        optimizer: A built `keras.optimizers.Optimizer`.
-        multiplied: `{name: variables}`: hyperparameters that are factors on learning rates.
+    Its variables are split in `slots` (floating point) and `counters` (the rest). `multiplied` is
+    `{name: variables}`: hyperparameters that are factors on learning rates.
     """
 
     def __init__(self, optimizer, multiplied=None):
         self.optimizer = optimizer
         self.multiplied = multiplied or {}
-        variables = optimizer.variables
-        floating = [tf.as_dtype(variable.dtype).is_floating for variable in variables]
-        self._floating = floating
-        self.slots = [v.value for v, is_float in zip(variables, floating) if is_float]
-        self.counters = [v.value for v, is_float in zip(variables, floating) if not is_float]
+        self._slots = [v for v in optimizer.variables if tf.as_dtype(v.dtype).is_floating]
+        self._counters = [v for v in optimizer.variables if not tf.as_dtype(v.dtype).is_floating]
+        self.slots = [variable.value for variable in self._slots]
+        self.counters = [variable.value for variable in self._counters]
         self._class = type(
             type(optimizer).__name__, (type(optimizer), keras_optimizers.PureMixin), {}
         )
@@ -110,31 +102,23 @@ class StatelessOptimizer:
     def update(self, weights, slots, counters, hyperparameters, gradients, connected):
         """The update stage of a training step: `((weights, slots), counters)`, the new values.
 
-        Args:
-            weights: List of tensors.
-            slots, counters: Lists of tensors, as `self.slots` and `self.counters`.
-            hyperparameters: `{name: scalar tensor}` that replace the optimizer's own.
-            gradients: List of tensors, one for each weight that `connected` marks.
-            connected: List of bools, one per weight.
+        `connected` marks, by a bool each, the weights that have one of the `gradients`.
         """
         optimizer = self.optimizer
         scalars = _scalars_of(hyperparameters)
         own = {name: scalar for name, scalar in scalars.items() if name not in self.multiplied}
         multipliers = [(v, scalars[name]) for name, v in self.multiplied.items()]
         view = _view(self._class, optimizer, own, multipliers)
-        keys = {
-            id(v): keras_optimizers.variable_key(optimizer, v) for v in view._trainable_variables
-        }
+        trained = keras_optimizers.trained_variables(view)
+        keys = {id(v): keras_optimizers.variable_key(optimizer, v) for v in trained}
         vars(view)["_var_key"] = lambda variable: keys[id(variable)]
-        remaining_gradients, remaining_slots, remaining_counters = map(
-            iter, (gradients, slots, counters)
-        )
-        values = [next(remaining_slots if f else remaining_counters) for f in self._floating]
-        gradients = [next(remaining_gradients) if c else None for c in connected]
-        weights, values = keras_optimizers.apply_purely(view, values, gradients, weights)
+        remaining = iter(gradients)
+        gradients = [next(remaining) if is_connected else None for is_connected in connected]
+        groups = trained, self._slots, self._counters
+        state = [pair for pairs in map(zip, groups, (weights, slots, counters)) for pair in pairs]
+        value = keras_optimizers.apply_purely(view, state, gradients)
         check_used(scalars)
-        slots = [value for value, is_float in zip(values, self._floating) if is_float]
-        counters = [value for value, is_float in zip(values, self._floating) if not is_float]
+        weights, slots, counters = ([value(v) for v in group] for group in groups)
         return (weights, slots), counters
 
 

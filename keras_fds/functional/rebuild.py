@@ -28,16 +28,23 @@ def build_compiled(model, batch):
 
 
 @contextlib.contextmanager
-def seeded(seed):
-    """While open, `random` and `numpy.random`, and so Keras's initialisers, draw from a seed."""
+def keeping_random_state():
+    """Afterwards `random` and `numpy.random` go on as if nothing had been drawn."""
     python, legacy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """While open, `random` and `numpy.random`, and so Keras's initialisers, draw from a seed."""
+    with keeping_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
 
 
 class NotRebuilt(ValueError):
@@ -47,14 +54,7 @@ class NotRebuilt(ValueError):
 def fresh_model(model, inputs, make=None):
     """A new model of the same architecture with newly drawn weights.
 
-    Args:
-        model: A built `keras.Model`.
-        inputs: The `tf.TensorSpec`s of its inputs.
-        make: A function that returns the new model; by default Keras rebuilds it.
-
-    Raises:
-        NotRebuilt: When Keras cannot rebuild the model from its config.
-        ValueError: When `make` does not return another model with the same variables.
+    `make` makes it, or else Keras rebuilds it, or raises `NotRebuilt`. `inputs` are specs.
     """
     try:
         twin = keras_models.rebuilt(model) if make is None else make()
@@ -89,23 +89,10 @@ def values_from(model, inputs, make, variables):
 
 
 def draw_weights(model, inputs, variables):
-    """Draws new values for variables of a model: rebuilds the model, or else draws in place.
-
-    Args:
-        model: A built `keras.Model`.
-        inputs: The `tf.TensorSpec`s of its inputs.
-        variables: The variables that training changes.
-
-    Returns:
-        A list of values, one per variable.
-
-    Raises:
-        ValueError: When neither can be done, with both reasons.
-    """
+    """New values for variables that training changes, by rebuilding the model or else in place."""
     state = random.getstate()
     try:
-        twin = fresh_model(model, inputs)
-        value_of = {id(v): value for v, value in zip(model.variables, twin.variables)}
+        return values_from(model, inputs, None, variables)
     except NotRebuilt as error:
         random.setstate(state)
         try:
@@ -121,12 +108,7 @@ def draw_weights(model, inputs, variables):
 
 
 def pretrained_layers(model, variables, values):
-    """The names of the layers whose weights do not look as their initialisers draw them.
-
-    Args:
-        variables: Variables of the model.
-        values: Their newly drawn values.
-    """
+    """The names of the layers with variables that are not as their newly drawn values are."""
     suspects = []
     for variable, value in zip(variables, values):
         if not tf.as_dtype(variable.dtype).is_floating:
@@ -141,6 +123,6 @@ def pretrained_layers(model, variables, values):
     ids = {id(variable) for variable in suspects}
     return [
         layer.name
-        for layer in {id(layer): layer for layer in keras_layers.layers_of(model)}.values()
+        for layer in keras_layers.layers_of(model)
         if any(id(variable) in ids for variable in keras_layers.own_variables(layer))
     ]

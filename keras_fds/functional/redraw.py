@@ -11,20 +11,13 @@ from keras_fds.internals import keras_layers
 
 
 def redrawn_values(model, wanted):
-    """`{id of a variable: a newly drawn value}`.
+    """`{id of a variable: a newly drawn value}`, for the wanted variables of a built model.
 
-    Draws from Python's `random` in the order of the layers, as Keras does when it makes them.
-
-    Args:
-        model: A built `keras.Model`.
-        wanted: The variables to draw values for.
-
-    Raises:
-        ValueError: An initialiser cannot be found. The message names the layer and the reason.
+    Draws from Python's `random`, as making layers does, in the order of the layers.
     """
     wanted = {id(variable): variable for variable in wanted}
     values = {}
-    for layer in {id(layer): layer for layer in keras_layers.layers_of(model)}.values():
+    for layer in keras_layers.layers_of(model):
         generators = [g for g in keras_layers.seed_generators_of(layer) if id(g.state) in wanted]
         own = [v for v in keras_layers.own_variables(layer) if id(v) in wanted]
         if own:
@@ -43,7 +36,7 @@ def _of_layer(layer, own):
         calls = keras_layers.replayed_build(layer)
     except Exception as error:
         raise ValueError(
-            f"The layer {layer.name!r} ({type(layer).__name__}) cannot be built a second time: "
+            f"The {keras_layers.named(layer)} cannot be built a second time: "
             f"{type(error).__name__}: {error}"
         ) from error
     for variable, shape, dtype, initializer in calls:
@@ -52,7 +45,7 @@ def _of_layer(layer, own):
     for variable in own:
         if id(variable) not in found:
             raise ValueError(
-                f"The layer {layer.name!r} ({type(layer).__name__}) makes its weight "
+                f"The {keras_layers.named(layer)} makes its weight "
                 f"{variable.name!r} outside of `build`, so its initialiser cannot be seen"
             )
     return found

@@ -40,9 +40,7 @@ def _use_learned_numbers(model):
         if not hasattr(optimizer, "begin_schedules"):
             return stock(data)
         with tf.init_scope():
-            specs = tf.nest.map_structure(
-                lambda t: None if t is None else tf.type_spec_from_value(t), data
-            )
+            specs = keras.tree.map_structure(tf.type_spec_from_value, data, none_is_leaf=False)
             keras_models.build_model(model, keras.utils.unpack_x_y_sample_weight(specs))
         optimizer.multiplied(model)
         places = {name: locate(model, name) for name in optimizer.model_names}

@@ -38,12 +38,7 @@ _WRITING = (
 
 
 def check_writes(model, graph):
-    """Raises for side effects and Python code in the graph of a step, warns of random numbers.
-
-    Args:
-        model: The `keras.Model` that messages name.
-        graph: The `tf.Graph` in which its training step was traced.
-    """
+    """Raises for side effects and Python code in the graph of a step, warns of random numbers."""
     for operation in graph.get_operations():
         if operation.type in _WRITING:
             _refuse_write(model, _variable_name(graph, operation), operation.name)

@@ -32,11 +32,19 @@ def replaced(owner, **attributes):
             setattr(owner, name, value)
 
 
+@contextlib.contextmanager
+def floatx(dtype):
+    """While open, a dtype is Keras's default."""
+    stock = keras.config.floatx()
+    keras.config.set_floatx(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(stock)
+
+
 # ----------------------------------------------------------------- twice differentiable layers
-_warned_of = weakref.WeakSet()
-
-
-_warned_of_loss = weakref.WeakSet()
+_told_of = weakref.WeakKeyDictionary()  # What was warned of, by layer or model.
 
 
 @contextlib.contextmanager
@@ -56,20 +64,22 @@ def twice_differentiable(loss_of=None):
 
     def stop_gradient(*args, **kwargs):
         if calling:
-            _warn_of(calling[-1], _STOPS)
+            _warn_once(calling[-1], named(calling[-1]), _STOPS)
         return stock_stop(*args, **kwargs)
 
     def tell_of_custom_gradient():
         if calling:
-            _warn_of(calling[-1], _DEFINES_ITS_OWN)
-        elif loss_of is not None and loss_of not in _warned_of_loss:
-            _warned_of_loss.add(loss_of)
-            _warn(f"loss of {loss_of.name!r}", _DEFINES_ITS_OWN)
+            _warn_once(calling[-1], named(calling[-1]), _DEFINES_ITS_OWN)
+        elif loss_of is not None:
+            _warn_once(loss_of, f"loss of {loss_of.name!r}", _DEFINES_ITS_OWN)
 
     def call(layer, *args, **kwargs):
         calling.append(layer)
+        own_floatx = keras.config.floatx()
+        if own_floatx == "float64" and is_float32_only(type(layer)):
+            own_floatx = "float32"
         try:
-            with explaining(f"layer {layer.name!r} ({type(layer).__name__})"), _own_floatx(layer):
+            with explaining(named(layer)), floatx(own_floatx):
                 return stock_call(layer, *args, **kwargs)
         finally:
             calling.pop()
@@ -89,45 +99,31 @@ def twice_differentiable(loss_of=None):
         yield
 
 
-@contextlib.contextmanager
-def _own_floatx(layer):
-    """While open, float32 is the default for a layer that Keras computes in float32 only."""
-    floatx = keras.config.floatx()
-    if floatx != "float64" or not is_float32_only(type(layer)):
-        yield
-        return
-    keras.config.set_floatx("float32")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-
-
 _STOPS = (
     "stops gradients (tf.stop_gradient): hypergradients take what it stops as constant. If this is "
     "not intended, write the layer without it."
 )
-
-
 _DEFINES_ITS_OWN = (
     "defines its own gradient (custom_gradient): hypergradients take it as the derivative, in "
     "training and in validation, where finite differences see the function itself."
 )
 
 
-def _warn_of(layer, what):
-    """Warns, once per layer, of what it does to gradients."""
-    if layer not in _warned_of:
-        _warned_of.add(layer)
-        _warn(f"layer {layer.name!r} ({type(layer).__name__})", what)
+def _warn_once(owner, culprit, what):
+    """Warns of what a layer or a model's loss does to gradients; once for each."""
+    told = _told_of.setdefault(owner, set())
+    if culprit not in told:
+        told.add(culprit)
+        warnings.warn(
+            f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, "
+            "validation_data) measures what that makes of them.",
+            stacklevel=3,
+        )
 
 
-def _warn(culprit, what):
-    warnings.warn(
-        f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, validation_data) "
-        "measures the effect.",
-        stacklevel=3,
-    )
+def named(layer):
+    """What messages call a layer."""
+    return f"layer {layer.name!r} ({type(layer).__name__})"
 
 
 class NotTwiceDifferentiable(ValueError):
@@ -156,8 +152,6 @@ def explaining(culprit):
 
 # Layers on data that Keras computes in float32 only; then the exceptions.
 _FLOAT32 = (keras.layers.MelSpectrogram, BaseImagePreprocessingLayer)
-
-
 _ANY_FLOAT = (keras.layers.Resizing, keras.layers.CenterCrop)
 
 
@@ -171,8 +165,37 @@ def is_composition(model):
 
 
 def layers_of(model):
-    """The model and all layers inside it, at any depth."""
-    return model._flatten_layers()
+    """The model and all layers inside it, at any depth, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers()}.values())
+
+
+@contextlib.contextmanager
+def recorded_calls(model):
+    """While open, the list it yields gets `(layer, arguments, keywords, outputs)` of eager calls.
+
+    It holds every layer's first call, inner layers first.
+    """
+    calls, seen = [], set()
+
+    def recorded(layer, stock):
+        def call(*arguments, **keywords):
+            outputs = stock(*arguments, **keywords)
+            tensors = [t for t in tf.nest.flatten((arguments, keywords)) if tf.is_tensor(t)]
+            if id(layer) not in seen and all(hasattr(t, "numpy") for t in tensors):
+                seen.add(id(layer))
+                calls.append((layer, arguments, keywords, outputs))
+            return outputs
+
+        return call
+
+    layers = layers_of(model)
+    for layer in layers:
+        vars(layer)["call"] = recorded(layer, layer.call)
+    try:
+        yield calls
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
 
 
 def own_variables(layer):
@@ -194,9 +217,8 @@ def fresh_seed_state(generator):
 def replayed_build(layer):
     """Runs a layer's `build` again and leaves the layer unchanged.
 
-    Returns:
-        `(variable, shape, dtype, initializer)` for every weight that it adds; the variable is the
-        one that it added the first time.
+    Returns `(variable, shape, dtype, initializer)` for every weight that it adds; the variable is
+    the one that it added the first time.
     """
     remaining = own_variables(layer)
     calls = []
@@ -235,7 +257,7 @@ class RecordingScope(keras.StatelessScope):
 
     def __init__(self, *arguments, tape=None, **keywords):
         super().__init__(*arguments, **keywords)
-        self.written, self.tape = {}, tape
+        self.tape, self.written = tape, {}  # The latter `{id: variable}`.
 
     def add_update(self, update):
         variable, value = update
@@ -250,10 +272,9 @@ class Called(NamedTuple):
     """The results of a call on other values of the variables."""
 
     outputs: Any
-    value: Any  # `value(variable)` is a variable's value after the call, or None.
     added: list  # The losses of `add_loss` and of activity regularizers.
     penalties: list  # Those of the regularizers of weights.
-    written: list  # The variables that were assigned.
+    scope: RecordingScope  # Which knows the values of variables after the call.
 
 
 def call_layer(layer, state, *arguments, tape=None, **keywords):
@@ -261,10 +282,8 @@ def call_layer(layer, state, *arguments, tape=None, **keywords):
     with RecordingScope(state_mapping=state, collect_losses=True, tape=tape) as scope:
         outputs = layer(*arguments, **keywords)
         losses = list(layer.losses)
-        number = len(layer._get_regularization_losses())
-    first = len(losses) - number
-    written = list(scope.written.values())
-    return Called(outputs, scope.get_current_value, losses[:first], losses[first:], written)
+        first = len(losses) - len(layer._get_regularization_losses())
+    return Called(outputs, losses[:first], losses[first:], scope)
 
 
 @contextlib.contextmanager

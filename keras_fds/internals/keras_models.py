@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -13,7 +12,6 @@ from keras.src.saving import serialization_lib
 from keras_fds.internals import keras_layers
 
 
-# ---------------------------------------------------------------------------------- the model
 def build_model(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
     if not model.built:
@@ -27,13 +25,12 @@ def build_variables(model, inputs):
 
 
 def _keras_tensors(specs):
-    return tf.nest.map_structure(
-        lambda t: (
-            None
-            if t is None
-            else keras.KerasTensor(t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec))
+    return keras.tree.map_structure(
+        lambda t: keras.KerasTensor(
+            t.shape, t.dtype.name, sparse=isinstance(t, tf.SparseTensorSpec)
         ),
         specs,
+        none_is_leaf=False,
     )
 
 
@@ -100,49 +97,27 @@ def losses_in_float64(model):
 
 
 def call_model(model, state, inputs, training, tape=None):
-    """Calls a model as its `train_step` would, on other values of its variables.
+    """The `Called` of a model called as in its `train_step`, on other values of its variables.
 
-    Args:
-        state: `(variable, tensor)` pairs.
-        tape: The `tf.GradientTape` of the step's gradient, where it is taken.
-
-    Returns:
-        A `Called`.
+    The state is `(variable, tensor)` pairs; the tape is that of the step's gradient.
     """
     return keras_layers.call_layer(
         model, state, inputs, tape=tape, **keras_layers.training_argument(model, training)
     )
 
 
-class Loss(NamedTuple):
-    """A loss on other values of the variables; see `Called`."""
-
-    value_of_loss: Any
-    value: Any
-    written: list
-
-
 def compiled_loss(model, state, batch, outputs, losses, training, tape=None):
-    """A model's `compute_loss` with other values of its variables and given added losses.
-
-    Args: see `call_model`.
-
-    Returns:
-        A `Loss`.
-
-    Raises:
-        ValueError: There is no loss at all.
-    """
+    """`compute_loss` with given added losses, see `call_model`, and the scope it ran in."""
     x, y, sample_weight = batch
     with (
         keras_layers.RecordingScope(state_mapping=state, tape=tape) as scope,
         # `compute_loss` adds `model.losses`, which the override replaces.
         keras_layers.replaced(model, _losses_override=list(losses)),
         keras_layers.twice_differentiable(loss_of=model),
-        keras_layers.explaining(f"loss {_called(model.loss)}"),
+        keras_layers.explaining(f"loss {name_of_loss(model.loss)}"),
     ):
         loss = model._compute_loss(x, y, outputs, sample_weight, training)
-    return Loss(loss, scope.get_current_value, list(scope.written.values()))
+    return loss, scope
 
 
 def compilation(model):
@@ -208,10 +183,8 @@ def has_no_loss(model):
     return model._compile_loss is None and type(model).compute_loss is keras.Model.compute_loss
 
 
-def _called(loss):
-    """The name of a compiled loss in messages."""
-    if isinstance(loss, str) or loss is None:
-        return repr(loss)
+def name_of_loss(loss):
+    """What a message calls a compiled loss."""
     return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
 
 

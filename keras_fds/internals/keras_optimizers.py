@@ -14,7 +14,6 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras_fds.internals import keras_layers
 
 
-# --------------------------------------------------------------------------------- the optimizer
 class PureMixin(TFOptimizer):
     """Undoes what Keras's TensorFlow optimizer adds for `tf.distribute`.
 
@@ -123,18 +122,11 @@ def _differentiable_at_zero():
         yield
 
 
-def apply_purely(optimizer, slots, gradients, weights):
-    """`optimizer.apply` as a pure, differentiable function.
-
-    Args:
-        optimizer: An instance of a stock optimizer class with `PureMixin`.
-        slots, gradients, weights: Lists of tensors, in the optimizer's order.
-
-    Returns:
-        `(weights, slots)`, the new values.
-    """
-    with _differentiable_at_zero(), _read_when_used():
-        return optimizer.stateless_apply(slots, gradients, weights)
+def apply_purely(optimizer, state, gradients):
+    """`value(variable)` after `apply` of an optimizer with `PureMixin` on `(variable, tensor)`s."""
+    with _differentiable_at_zero(), _read_when_used(), keras.StatelessScope(state) as scope:
+        optimizer.apply(gradients)
+    return scope.get_current_value
 
 
 def variable_key(optimizer, variable):

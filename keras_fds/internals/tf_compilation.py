@@ -4,12 +4,8 @@ import contextlib
 import functools
 
 import tensorflow as tf
-
-try:
-    from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
-    from tensorflow.python.eager import context
-except ImportError:  # TensorFlow has moved them; see `_without_memory_rewrites`.
-    context = None
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context
 
 
 def compiled(function):
@@ -33,9 +29,6 @@ def _without_memory_rewrites():
     temporary variables. In a loop the last, unneeded iteration leaves one behind, and the next call
     fails: "AlreadyExistsError: Resource … tmp_var" (tensorflow#23780).
     """
-    if context is None:
-        yield
-        return
     here = context.context()
     stock = here.function_call_options
     config = config_pb2.ConfigProto.FromString(stock.config_proto_serialized)

@@ -1,24 +1,22 @@
 """Forward mode that puts products into the graph that is being built.
 
-TensorFlow makes a function of every operation's product and calls it. In a graph these calls only
-cost time: a third of the tracing, and `tf.vectorized_map` converts each function by itself. When
-TensorFlow lacks the internals used here, its own way is used.
+TensorFlow makes a function of every operation's product and calls that. When a graph is built
+the calls only cost: a third of the time to trace, and `tf.vectorized_map` converts each function
+by itself.
 """
 
 import contextlib
 import threading
 
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe as _pywrap_tfe
+from tensorflow.python.eager import forwardprop as _forwardprop
+from tensorflow.python.eager import forwardprop_util as _forwardprop_util
 
 from keras_fds.internals import tf_products
 
-try:
-    from tensorflow.python import pywrap_tfe as _pywrap_tfe
-    from tensorflow.python.eager import forwardprop as _forwardprop
-    from tensorflow.python.eager import forwardprop_util as _forwardprop_util
-except ImportError:
-    _forwardprop = None
-
+_HANDLES = (tf.resource, tf.variant)
+_lock, _open = threading.Lock(), []  # Accumulators in use, of all threads.
 _thread = threading.local()
 
 
@@ -29,9 +27,6 @@ def in_place(accumulator):
     Only for graphs that are being built: each product also records unused operations, which
     TensorFlow prunes.
     """
-    if not IS_POSSIBLE:
-        yield
-        return
     outside, _thread.accumulator = getattr(_thread, "accumulator", None), accumulator
     with _lock:
         _open.append(accumulator)
@@ -44,22 +39,6 @@ def in_place(accumulator):
             _open.pop()
             if not _open:
                 _pywrap_tfe.TFE_Py_RegisterJVPFunction(_forwardprop._jvp_dispatch)
-
-
-def _is_possible():
-    """Whether TensorFlow has the internals that are used here."""
-    try:
-        return all(
-            (
-                _forwardprop._jvp_dispatch,
-                _forwardprop_util.pack_tangents,
-                _forwardprop.ForwardAccumulator._push_accumulator,
-                _pywrap_tfe.TFE_Py_RegisterJVPFunction,
-                tf_products.record_gradient,
-            )
-        )
-    except AttributeError:
-        return False
 
 
 def _product_in_place(operation_type, attributes, inputs, outputs, tangents, use_batch=False):
@@ -76,10 +55,3 @@ def _product_in_place(operation_type, attributes, inputs, outputs, tangents, use
         return tf_products.product(operation_type, attributes, inputs, outputs, tangents)
     finally:
         accumulator._push_accumulator()
-
-
-_HANDLES = (tf.resource, tf.variant)
-_lock = threading.Lock()
-_open = []  # Accumulators in use, of all threads.
-
-IS_POSSIBLE = _is_possible()

@@ -1,17 +1,13 @@
-"""Small internals of TensorFlow. When TensorFlow lacks them, nothing is reported."""
+"""Small things of TensorFlow that are not public."""
 
 import contextlib
 import platform
 import threading
 
 import tensorflow as tf
-
-try:
-    from tensorflow.python.framework import ops as _ops
-    from tensorflow.python.ops import custom_gradient as _custom_gradient
-    from tensorflow.python.util import _pywrap_util_port
-except ImportError:
-    _custom_gradient = _pywrap_util_port = None
+from tensorflow.python.framework import ops as _ops
+from tensorflow.python.ops import custom_gradient as _custom_gradient
+from tensorflow.python.util import _pywrap_util_port
 
 _LIBRARIES = ("tensorflow", "keras", "keras_fds")
 _within = threading.local()  # Whether a reported custom gradient is being traced.
@@ -23,10 +19,7 @@ def telling_of_custom_gradients(tell):
 
     Those of TensorFlow, Keras and this package do not count: they are true derivatives.
     """
-    stock = getattr(_custom_gradient, "_graph_mode_decorator", None)
-    if stock is None:
-        yield
-        return
+    stock = _custom_gradient._graph_mode_decorator
 
     def decorated(function, arguments, keywords):
         if (function.__module__ or "").split(".")[0] in _LIBRARIES:
@@ -59,10 +52,7 @@ def rule_of_custom_gradient(operation):
 
 
 def lacks_onednn():
-    """Whether TensorFlow computes on an x86 CPU without oneDNN."""
-    try:
-        enabled = _pywrap_util_port.IsMklEnabled()
-    except AttributeError:
-        return False
+    """Whether TensorFlow computes on a CPU for which oneDNN exists, and leaves it out."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return is_x86 and not enabled and not tf.config.list_physical_devices("GPU")
+    lacks = is_x86 and not _pywrap_util_port.IsMklEnabled()
+    return lacks and not tf.config.list_physical_devices("GPU")

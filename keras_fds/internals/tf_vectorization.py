@@ -16,29 +16,24 @@ import functools
 import threading
 
 import tensorflow as tf
-
-try:
-    from tensorflow.python.framework import ops as _ops
-    from tensorflow.python.ops import control_flow_util as _control_flow
-    from tensorflow.python.ops.parallel_for import pfor as _pfor
-except ImportError:
-    _ops = _control_flow = _pfor = None
+from tensorflow.python.framework import ops as _ops
+from tensorflow.python.ops import control_flow_util as _control_flow
+from tensorflow.python.ops.parallel_for import pfor as _pfor
 
 _RULES = {}
-_lock = threading.Lock()
-_open = []  # The stock rules, once for each map that is being traced.
+_lock, _open = threading.Lock(), []  # The stock rules, once for everyone who has these in place.
 
 
 @contextlib.contextmanager
 def installed():
-    """While open, `tf.vectorized_map` uses the rules, where TensorFlow has what they need."""
-    stock_rules = _stock_rules()
-    registry = _pfor._pfor_converter_registry if stock_rules else {}
+    """While open, `tf.vectorized_map` uses the rules."""
+    registry = _pfor._pfor_converter_registry
     with _lock:
         if not _open:
-            for operation_type, stock in stock_rules.items():
-                registry[operation_type] = _with_stock_rule(_RULES[operation_type], stock)
-        _open.append(stock_rules)
+            stock_rules = {kind: registry[kind] for kind in _RULES}
+            for kind, stock in stock_rules.items():
+                registry[kind] = functools.partial(_RULES[kind], stock=stock)
+        _open.append(_open[0] if _open else stock_rules)
     try:
         yield
     finally:
@@ -48,29 +43,6 @@ def installed():
                 registry.update(stock_rules)
 
 
-def _stock_rules():
-    """`{operation type: TensorFlow's own rule}`; empty where TensorFlow lacks the internals."""
-    try:
-        registry = _pfor._pfor_converter_registry
-        used = (_pfor.wrap, _pfor._create_op, _pfor._fallback_converter, _pfor.PFor.loop_len_vector)
-        used += (_control_flow.GraphOrParentsInXlaContext, _ops.get_default_graph)
-        used += tuple(getattr(_pfor._PforInput, name) for name in ("inputs", "outputs", "get_attr"))
-        rules = {operation_type: registry[operation_type] for operation_type in _RULES}
-    except (AttributeError, KeyError):
-        return {}
-    return {kind: getattr(rule, "stock_rule", rule) for kind, rule in rules.items()}
-
-
-def _with_stock_rule(rule, stock):
-    @functools.wraps(rule)
-    def convert(pfor_input):
-        converted = rule(pfor_input, stock)
-        return stock(pfor_input) if converted is None else converted
-
-    convert.stock_rule = stock
-    return convert
-
-
 def _rule(*operation_types, when=None):
     """Registers `function(pfor_input, *tensors)` for inputs stacked as in `when`, a list of bools.
 
@@ -78,16 +50,18 @@ def _rule(*operation_types, when=None):
     """
 
     def record(function):
-        def convert(pfor_input, _):
+        def convert(pfor_input, stock):
             if when is not None and [x.is_stacked for x in pfor_input.inputs] not in when:
-                return None
+                return stock(pfor_input)
             for stacked, single in zip(pfor_input.inputs, pfor_input.op.inputs):
                 if stacked.is_stacked and single.shape.rank is not None:
                     stacked.t.set_shape([None, *single.shape])
             result = function(pfor_input, *(x.t for x in pfor_input.inputs))
+            if result is None:
+                return stock(pfor_input)
             return _pfor.wrap(result, True) if isinstance(result, tf.Tensor) else result
 
-        _RULES.update(dict.fromkeys(operation_types, functools.wraps(function)(convert)))
+        _RULES.update(dict.fromkeys(operation_types, convert))
         return function
 
     return record

@@ -6,18 +6,3 @@ from keras_fds.search.fingerprint import search_fingerprint
 from keras_fds.search.loop import OuterLoop
 from keras_fds.search.state import SEARCH_ENTRY, Search
 from keras_fds.search.weights import WeightInitializer
-
-__all__ = [
-    "SEARCH_ENTRY",
-    "OuterLoop",
-    "Search",
-    "WeightInitializer",
-    "check_buckets",
-    "check_compiled",
-    "check_searching",
-    "cost_of",
-    "cost_table",
-    "duration",
-    "measure_seconds",
-    "search_fingerprint",
-]

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_SECONDS_OF_MEASURING = 0.1  # About so long for each measurement, but at least one step.
-
-
-_FEW_TANGENTS = 3  # With three tangents both modes cost about the same.
+_SECONDS_OF_MEASURING = 0.1  # About that of each thing that is timed, or one step.
+_FEW_TANGENTS = 3  # With which the modes cost about the same.
 
 
 class Seconds(NamedTuple):
@@ -104,15 +102,7 @@ def ways_to_cut(mode, reason, horizons, steps_per_epoch):
 
 # ------------------------------------------------------------------------------------ measuring
 def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
-    """The `Cost` of a search.
-
-    Args:
-        mode: A bound mode of differentiation.
-        reason: Why it is used, a sentence.
-        horizons: Numbers of inner steps, one per outer step.
-        steps_per_epoch: Number of inner steps in an epoch.
-        seconds: The measured `Seconds`.
-    """
+    """The `Cost` of a search in a bound mode, which is used for a reason."""
     return Cost(
         horizons=horizons,
         num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},
@@ -124,14 +114,9 @@ def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
 
 
 def measure_seconds(model, mode, batches, horizon, validation_training=False):
-    """The `Seconds` of a search. Only compiled functions remain; nothing else is changed.
+    """The `Seconds` of a search in a bound mode with `(train, validation)` batches like these.
 
-    Args:
-        model: The `keras.Model`.
-        mode: The bound mode of differentiation.
-        batches: `(train, validation)` batches like those of the search.
-        horizon: Number of inner steps.
-        validation_training: Whether the model is in training mode for the validation loss.
+    Nothing has changed afterwards, but that it is compiled.
     """
     train, validation = batches
     source = train.start()

@@ -46,17 +46,7 @@ _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
-    """The outer loop of `fit`.
-
-    Args:
-        mode: A bound mode of differentiation.
-        data: The `SplitData`.
-        initializer: The `WeightInitializer`.
-        callbacks: A `keras.callbacks.CallbackList`.
-        horizons: Numbers of inner steps, one per outer step.
-        validation_training: Whether the model is in training mode for the validation loss.
-        divergence_factor: See `fit`.
-    """
+    """The outer loop of `fit`, in a bound mode, over horizons of so many inner steps each."""
 
     def __init__(
         self, mode, data, initializer, callbacks, horizons, validation_training, divergence_factor
@@ -71,7 +61,9 @@ class OuterLoop:
         self.steps_a_call = self.model.steps_per_execution
         has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
         self.paces_itself = self.steps_a_call == 1 and not has_hooks
-        self.guard = _Guard(mode, self.optimizer) if has_hooks else None
+        self.guarded_variables = []  # What hypergradients depend on and callbacks may reach.
+        if has_hooks:
+            self.guarded_variables = [*mode.protected_variables, *self.optimizer.schedule_variables]
         self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
@@ -157,13 +149,11 @@ class OuterLoop:
         """Whether a partial outer step fits the present horizon, metrics and variables."""
         if partial is None:
             return False
-        horizon = self.horizons[position.outer_step : position.outer_step + 1]
-        now = [tuple(each.shape) for each in self.variables()]
-        then = [tuple(each.shape) for each in partial.state]
-        return (
-            horizon == [partial.horizon]
-            and partial.metrics == list(_logs(self.model))
-            and then == now
+        begun = [partial.horizon], partial.metrics, [tuple(v.shape) for v in partial.state]
+        return begun == (
+            self.horizons[position.outer_step : position.outer_step + 1],
+            list(_logs(self.model)),
+            [tuple(v.shape) for v in self.variables()],
         )
 
     def has_ended(self):
@@ -302,7 +292,10 @@ class OuterLoop:
             position.inner_step += steps
             position.within[0][-1] += steps
             logs = _logs(self.model)
-            self.search.partial = self.partial_outer_step(horizon, logs) if ok else None
+            if ok and self.mode.checkpoint_variables is not None:
+                self.search.partial = PartialOuterStep(horizon, list(logs), self.variables())
+            else:
+                self.search.partial = None
             # With `steps_per_execution` Keras counts a short call as whole.
             whole = ok and self.model.steps_per_execution > 1
             last = done + (self.steps_a_call if whole else steps)
@@ -381,11 +374,6 @@ class OuterLoop:
         every += self.mode.checkpoint_variables or []
         return list({id(each): each for each in every}.values())
 
-    def partial_outer_step(self, horizon, logs):
-        if self.mode.checkpoint_variables is None:
-            return None
-        return PartialOuterStep(horizon=horizon, metrics=list(logs), state=self.variables())
-
     def go_on(self, train):
         """Restores a partial outer step; returns the source of its batches."""
         partial, self.going_on = self.going_on, None
@@ -411,13 +399,19 @@ class OuterLoop:
 
     @contextlib.contextmanager
     def guarded(self, done):
-        """Raises a `ValueError` when callbacks assign, within a run, what it depends on."""
-        within = self.guard and 0 < done < self.mode.horizon
-        before = self.guard.values() if within else None
+        """Raises a `ValueError` for what callbacks assign within and that counts in the horizon."""
+        variables = self.guarded_variables if 0 < done < self.mode.horizon else []
+        before = [tf.identity(variable.value) for variable in variables]
         yield
         self.check_rate()
-        if within:
-            self.guard.check(before)
+        for variable, value in zip(variables, before):
+            if not bool(tf.reduce_all(tf.equal(variable.value, value) | (value != value))):
+                raise ValueError(
+                    f"A callback assigns {variable.path!r} between the steps of a run, and "
+                    "hypergradients know nothing of that. Let the model do it: a layer may count "
+                    "steps and assign its own variables (`add_weight(trainable=False)`) in `call`. "
+                    "For a variable that no step assigns, differentiation='forward' is right."
+                )
 
     def present_rate(self):
         """The learning rate that a callback could set, or `None`."""
@@ -438,7 +432,7 @@ class OuterLoop:
         """Warns of a run that is given up; raises when the data are at fault."""
         reason = self.mode.break_down_reason
         not_finite = not_finite_in(self.data.train) if "finite" in reason else []
-        at_fault = f" The training data hold NaN or infinities in their {_and(not_finite)}."
+        at_fault = f" The training data hold NaN or infinities in their {' and '.join(not_finite)}."
         if not_finite and steps == 1:
             raise ValueError(f"The training loss of the first batch is not finite.{at_fault}")
         warnings.warn(
@@ -463,32 +457,10 @@ class OuterLoop:
             )
 
 
-class _Guard:
-    """Checks whether callbacks assign what the hypergradients of a run depend on."""
-
-    def __init__(self, mode, optimizer):
-        self.variables = [*mode.protected_variables, *optimizer.schedule_variables]
-
-    def values(self):
-        """The present values."""
-        return [tf.identity(variable.value) for variable in self.variables]
-
-    def check(self, before):
-        """Raises a `ValueError` when the values have changed."""
-        for variable, value in zip(self.variables, before):
-            if not bool(tf.reduce_all(tf.equal(variable.value, value) | (value != value))):
-                raise ValueError(
-                    f"A callback assigns {variable.path!r} between the steps of a run, which "
-                    "hypergradients cannot include. Let the model do it: a layer may count steps "
-                    "and assign its own variables (`add_weight(trainable=False)`) in `call`. For a "
-                    "variable that no step assigns, differentiation='forward' is right."
-                )
-
-
 def _overrides(callbacks, hooks):
     """Whether a callback has hooks that must be called for every batch."""
     return any(
-        name in vars(callback) or _module(callback, name) not in _BY_CALL
+        name in vars(callback) or getattr(type(callback), name).__module__ not in _BY_CALL
         for callback in callbacks.callbacks
         for name in hooks
         # Progress and checkpoints need no call for every batch.
@@ -496,17 +468,9 @@ def _overrides(callbacks, hooks):
     )
 
 
-def _module(callback, name):
-    return getattr(type(callback), name).__module__
-
-
 _BY_CALL = tuple(
     kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger)
 )
-
-
-def _and(names):
-    return " and ".join(dict.fromkeys(names))
 
 
 def _as_lists(arrays):

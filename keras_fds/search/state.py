@@ -10,72 +10,47 @@ import json
 import keras
 import numpy as np
 
-_VERSION = 4
+_VERSION = 5
 SEARCH_ENTRY = "search"
-MEASURED = "measured"
-BROKE_DOWN = "broke_down"
+_ARRAY = "array of the search"  # Stands in JSON for an array that is kept beside it.
+MEASURED, BROKE_DOWN = "measured", "broke_down"
 
 
 @dataclasses.dataclass
 class Record:
-    """What an outer step measured; JSON can hold it.
+    """What an outer step measured; JSON can hold it."""
 
-    Args:
-        outer_step: Its number, from 1.
-        horizon: Inner steps.
-        status: `"measured"`, or `"broke_down"` when training was given up.
-        outcome: The outer rule's verdict: `"best"` so far, `"accepted"` or `"rejected"`.
-        logs: Losses and metrics, as callbacks get them.
-        values, step_sizes: `{name: [num_buckets]}`.
-        hypergradients: The same form: derivatives by the coordinates, means over the steps of a
-            bucket. `None` when training broke down.
-        val_loss_error: Standard error of the validation loss; `None` if it is not known.
-    """
-
-    outer_step: int
-    horizon: int
-    status: str
-    outcome: str
-    logs: dict
-    values: dict
+    outer_step: int  # Its number, from 1.
+    horizon: int  # Inner steps.
+    status: str  # `"measured"`, or `"broke_down"` when training was given up.
+    outcome: str  # What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
+    logs: dict  # Losses and metrics, as callbacks get them.
+    values: dict  # `{name: [num_buckets]}`
+    # By coordinates, means over the steps of a bucket; `None` when training broke down.
     hypergradients: dict | None
     step_sizes: dict
-    val_loss_error: float | None
+    val_loss_error: float | None  # Standard error of the validation loss, where it is known.
 
 
 @dataclasses.dataclass
 class Best:
-    """The best outer step so far.
+    """The best outer step so far."""
 
-    Args:
-        loss: Its validation loss.
-        outer_step: Its number, from 0.
-        horizon: Inner steps.
-        coordinates: The coordinates of all bucket values, float64 `[total_buckets]`.
-        weights: The model's weights, a list of arrays.
-    """
-
-    loss: float
-    outer_step: int
-    horizon: int
-    coordinates: np.ndarray
-    weights: list
+    loss: float  # Of the validation.
+    outer_step: int  # Its number, from 0.
+    horizon: int  # Inner steps.
+    coordinates: np.ndarray  # Of all bucket values, float64 `[total_buckets]`.
+    weights: list  # Of the model, arrays.
 
 
 @dataclasses.dataclass
 class Position:
-    """Where a search stands.
+    """Where a search stands."""
 
-    Args:
-        outer_step: Number of finished outer steps; the present one's number, from 0.
-        inner_step: Number of finished inner steps of the present outer step.
-        before: Batches that the finished outer steps consumed of every pass over the training data
-            and over the validation data: two lists of numbers.
-        within: The same for the present outer step.
-    """
-
-    outer_step: int = 0
-    inner_step: int = 0
+    outer_step: int = 0  # How many are finished; the number, from 0, of the present one.
+    inner_step: int = 0  # How many steps of the present one are done.
+    # Batches consumed of every pass over the training and over the validation data, by the outer
+    # steps that are finished, and by the present one: two lists of numbers each.
     before: list = dataclasses.field(default_factory=lambda: [[], []])
     within: list = dataclasses.field(default_factory=lambda: [[], []])
 
@@ -92,47 +67,33 @@ class Position:
 
 @dataclasses.dataclass
 class PartialOuterStep:
-    """An unfinished outer step that can be resumed at the search's `Position`.
+    """An outer step that is begun and can be gone on with from the search's `Position`."""
 
-    Args:
-        horizon: Inner steps in all.
-        metrics: Names of the model's metrics.
-        state: All variables that a run changes, or their values: a list.
-    """
-
-    horizon: int
-    metrics: list
-    state: list
+    horizon: int  # Inner steps in all.
+    metrics: list  # Names of the model's metrics.
+    state: list  # All variables that a run changes, or their values.
 
 
+@dataclasses.dataclass
 class Search:
-    """A search for schedules and its progress.
+    """A search for schedules, as far as it has come."""
 
-    Args:
-        seed: All its randomness derives from this whole number of at least 0.
-        mode: How hypergradients are computed, `"forward"` or `"reverse"`.
-        horizons: Numbers of inner steps, one per outer step. Defaults to `()`.
-        start: The values of the model's variables that every outer step starts from, a list of
-            arrays. Defaults to `None`: newly drawn ones each time.
-        resample: Whether every outer step redraws what is held out. Defaults to `False`.
-        settings: What else it depends on, `{name: value}`; JSON must be able to hold it.
+    seed: int  # What all its randomness derives from.
+    mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
+    horizons: list = ()  # Numbers of inner steps, one an outer step.
+    # The values of the model's variables that every outer step starts from; `None`: new ones.
+    start: list | None = None
+    resample: bool = False  # Whether what is held out is drawn anew every outer step.
+    settings: dict = dataclasses.field(default_factory=dict)  # What else it depends on.
+    position: Position = dataclasses.field(default_factory=Position)
+    partial: PartialOuterStep | None = None  # At that position.
+    records: list = dataclasses.field(default_factory=list)  # One a finished outer step.
+    best: Best | None = None
+    # Of the outer rule, `{name: float64 array}`; its `values` are coordinates.
+    rule_state: dict = dataclasses.field(default_factory=dict)
 
-    Attributes:
-        position: The present `Position`.
-        partial: The `PartialOuterStep` at that position, or `None`.
-        records: A `Record` for every finished outer step.
-        best: The `Best` outer step, or `None` before there is one.
-        rule_state: The outer rule's state, `{name: float64 array}`; its `values` are coordinates.
-    """
-
-    def __init__(self, seed, mode, horizons=(), start=None, resample=False, settings=None):
-        self.seed, self.mode, self.horizons = seed, mode, list(horizons)
-        self.start, self.resample = start, resample
-        self.settings = json.loads(json.dumps(settings or {}, default=str))
-        self.position, self.partial = Position(), None
-        self.records = []
-        self.best = None
-        self.rule_state = {}
+    def __post_init__(self):
+        self.settings = json.loads(json.dumps(self.settings, default=str))
 
     def randomness(self, outer_step):
         """`(generator, of_split, seed)` of an outer step, counted from 0.
@@ -172,37 +133,21 @@ class Search:
             )
 
     def to_arrays(self):
-        """The whole search as `{key: array}`."""
-        groups = {"start": self.start, "rule": list(self.rule_state.values())}
-        description = {
-            "version": _VERSION,
-            "seed": self.seed,
-            "mode": self.mode,
-            "resample": self.resample,
-            "settings": self.settings,
-            "records": [dataclasses.asdict(record) for record in self.records],
-            "position": dataclasses.asdict(self.position),
-            "rule": list(self.rule_state),
-        }
-        if self.best:
-            groups["best"] = [self.best.coordinates, *self.best.weights]
-            description["best"] = {
-                "loss": self.best.loss,
-                "outer_step": self.best.outer_step,
-                "horizon": self.best.horizon,
-            }
-        if self.partial:
-            groups["partial"] = [keras.ops.convert_to_numpy(v) for v in self.partial.state]
-            description["partial"] = {
-                "horizon": self.partial.horizon,
-                "metrics": self.partial.metrics,
-            }
-        groups = {name: arrays for name, arrays in groups.items() if arrays is not None}
-        description["lengths"] = {name: len(arrays) for name, arrays in groups.items()}
-        entries = {SEARCH_ENTRY: np.frombuffer(json.dumps(description).encode(), "uint8")}
-        for name, arrays in groups.items():
-            entries.update({_key(name, i): array for i, array in enumerate(arrays)})
-        return entries
+        """All of it as `{key: array}`: a text of JSON, and the arrays that it refers to."""
+        arrays = {}
+
+        def reference(value):
+            if dataclasses.is_dataclass(value):
+                return vars(value)
+            key = f"{SEARCH_ENTRY}_{len(arrays)}"
+            arrays[key] = keras.ops.convert_to_numpy(value)
+            return {_ARRAY: key}
+
+        # As arrays also where NumPy made scalars of them.
+        rule_state = {name: np.asarray(value) for name, value in self.rule_state.items()}
+        content = {"version": _VERSION, **vars(self), "rule_state": rule_state}
+        text = json.dumps(content, default=reference)
+        return {SEARCH_ENTRY: np.frombuffer(text.encode(), "uint8"), **arrays}
 
     @classmethod
     def taken_out_of(cls, entries):
@@ -216,8 +161,12 @@ class Search:
         """
         if SEARCH_ENTRY not in entries:
             return None
-        description = json.loads(entries.pop(SEARCH_ENTRY).tobytes())
-        version = description["version"]
+
+        def referred_to(value):
+            return entries.pop(value[_ARRAY]) if _ARRAY in value else value
+
+        content = json.loads(entries.pop(SEARCH_ENTRY).tobytes(), object_hook=referred_to)
+        version = content.pop("version")
         if version != _VERSION:
             age = "a newer" if version > _VERSION else "an older"
             raise ValueError(
@@ -225,29 +174,9 @@ class Search:
                 f"reads version {_VERSION}. Resume with that keras_fds, or begin a new search "
                 "in another folder. Its schedules.json can be loaded."
             )
-        groups = {
-            name: [entries.pop(_key(name, i)) for i in range(length)]
-            for name, length in description["lengths"].items()
-        }
-        search = cls(
-            description["seed"],
-            description["mode"],
-            start=groups.get("start"),
-            resample=description["resample"],
-            settings=description["settings"],
-        )
-        search.records = [Record(**record) for record in description["records"]]
-        search.position = Position(**description["position"])
-        search.rule_state = dict(zip(description["rule"], groups["rule"]))
-        if "best" in groups:
-            coordinates, *weights = groups["best"]
-            search.best = Best(
-                coordinates=np.array(coordinates, "float64"), weights=weights, **description["best"]
-            )
-        if "partial" in groups:
-            search.partial = PartialOuterStep(state=groups["partial"], **description["partial"])
+        search = cls(**content)
+        search.position = Position(**search.position)
+        search.records = [Record(**record) for record in search.records]
+        search.best = search.best and Best(**search.best)
+        search.partial = search.partial and PartialOuterStep(**search.partial)
         return search
-
-
-def _key(name, i):
-    return f"{SEARCH_ENTRY}_{name}_{i}"

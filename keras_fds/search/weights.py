@@ -6,62 +6,45 @@ from keras_fds.functional import draw_weights, pretrained_layers, seeded, values
 
 
 class WeightInitializer:
-    """Assigns the weights that an outer step starts from.
+    """Puts the start weights of an outer step in place; `inputs` are the specs of the model's.
 
-    Args:
-        model: A built `keras.Model`.
-        mode: The bound mode that trains it.
-        initial_weights: See `fit`.
-        inputs: The `tf.TensorSpec`s of the model's inputs.
-
-    Attributes:
-        start: The values that every outer step starts from; `None` if they are redrawn.
+    `start` holds the values that every outer step starts from, or `None` where they are drawn anew.
     """
 
     def __init__(self, model, mode, initial_weights, inputs):
         self.model, self.start = model, None
         self.outside = [(variable, variable.numpy()) for variable in mode.outside_variables]
-        self.trained = trained = mode.trained_variables
+        self.variables = variables = mode.trained_variables
         if callable(initial_weights):
-            self.draw = lambda: values_from(model, inputs, initial_weights, trained)
+            self.draw = lambda: values_from(model, inputs, initial_weights, variables)
         elif initial_weights == "fresh":
-            self.draw = lambda: draw_weights(model, inputs, trained)
+            self.draw = lambda: draw_weights(model, inputs, variables)
         elif initial_weights == "same":
-            self.start = [variable.numpy() for variable in model.variables]
-            self.draw = None
+            self.variables, self.draw = model.variables, lambda: self.start
+            self.start = [variable.numpy() for variable in self.variables]
         else:
             raise ValueError(
                 "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
                 f"model. Received: initial_weights={initial_weights!r}"
             )
-        if self.draw is not None:
-            values = self.draw()  # Raises before any training when it cannot be done.
+        values = self.draw()  # Whether it can be done is known before any training.
         optimizer = model.optimizer
-        if (
-            initial_weights == "fresh"
-            and optimizer.search is None
-            and not optimizer.iterations.numpy()
-        ):
-            _tell_of_pretrained(pretrained_layers(model, trained, values))
+        is_new = optimizer.search is None and not optimizer.iterations.numpy()
+        if initial_weights == "fresh" and is_new:
+            _tell_of_pretrained(pretrained_layers(model, variables, values))
 
     def remember(self):
         """Starts from the present weights from now on; returns them, `None` if they are redrawn."""
         self.outside = [(variable, variable.numpy()) for variable, _ in self.outside]
-        if self.draw is None:
-            self.start = [variable.numpy() for variable in self.model.variables]
+        if self.start is not None:
+            self.start = [variable.numpy() for variable in self.variables]
         return self.start
 
     def __call__(self, seed):
-        for variable, value in self.outside:
+        with seeded(seed):
+            values = self.draw()
+        for variable, value in (*self.outside, *zip(self.variables, values)):
             variable.assign(value)
-        if self.draw is None:
-            for variable, value in zip(self.model.variables, self.start):
-                variable.assign(value)
-        else:
-            with seeded(seed):
-                values = self.draw()
-            for variable, value in zip(self.trained, values):
-                variable.assign(value)
 
 
 def _tell_of_pretrained(layers):

@@ -389,8 +389,8 @@ def test_where_every_checkpoint_is_damaged_the_new_ones_are_kept(checkpoints, tm
 
 def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
     folder = shutil.copytree(checkpoints, tmp_path / "copy")
-    monkeypatch.setattr("keras_fds.search.state._VERSION", 3)
-    with pytest.raises(ValueError, match="a search of version 4, of a newer keras_fds"):
+    monkeypatch.setattr("keras_fds.search.state._VERSION", 4)
+    with pytest.raises(ValueError, match="a search of version 5, of a newer keras_fds"):
         search([Checkpoint(folder, {"batch_size": 10})])
 
 

@@ -93,9 +93,3 @@ def test_in_place_products_are_exact_where_the_function_takes_products_itself():
     derivative -= (np.sin(X) + X * np.cos(X)) * np.sin(X)
     derivative += np.sin(X) + X * np.cos(X)
     np.testing.assert_allclose(actual, derivative * DX, rtol=1e-13)
-
-
-def test_this_tensorflow_has_the_internals():
-    assert tf_forward_mode.IS_POSSIBLE, (
-        "TensorFlow has moved what tf_forward_mode.py uses: right as before, but slower to start."
-    )

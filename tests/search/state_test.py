@@ -94,7 +94,7 @@ def test_other_entries_hold_no_search():
     assert list(entries) == ["0"]
 
 
-@pytest.mark.parametrize(("version", "age"), [(99, "a newer"), (3, "an older")])
+@pytest.mark.parametrize(("version", "age"), [(99, "a newer"), (4, "an older")])
 def test_another_version_is_refused(version, age):
     entries = Search(0, "forward").to_arrays()
     other = json.loads(entries["search"].tobytes()) | {"version": version}
