@@ -144,7 +144,7 @@ def check_hypergradients(
             "`hyperparameters`."
         )
     with float64(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* stops gradients")  # It is measured here.
+        warnings.filterwarnings("ignore", ".* stops gradients")  # The check measures their effect.
         train, validation = finite_batches(_cached(train_data), _cached(validation_data))
         check_buckets(model.optimizer, train.num_batches)
         twin = float64_twin(model, make_model, train)
@@ -248,7 +248,7 @@ def _compared(runs, tolerance):
             "values, or pass other batches."
         )
     steps = np.maximum(np.abs(runs.coordinates), _SMALLEST_VALUE)
-    # Rounding alone makes differences of this size uncertain by more than the tolerance.
+    # Below this size rounding alone exceeds the tolerance.
     rounding = 10 * np.finfo("float64").eps * abs(loss) / (_STEPS[0] * steps.min() * tolerance)
     # Taken from the hypergradients: a difference across a kink can have any size.
     scales = np.concatenate(

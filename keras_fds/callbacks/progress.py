@@ -14,8 +14,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     remaining time is estimated from that at first, then from the last outer step. (The first outer
     step does not count: it includes compilation.)
 
-    The batches to measure with are a pair like those of the search; `begin` is when it was asked
-    for, by `time.monotonic`.
+    `batches` are `(train, validation)` batches like those of the search. `begin` is when `fit` was
+    called, by `time.monotonic`.
     """
 
     acts_between_calls = True

@@ -104,8 +104,8 @@ class PyDatasetPasses:
             return tf.nest.map_structure(_fitted, self.specs, arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.what} must have batches of one structure, of arrays that differ in their "
-                "number of examples only (and in axes in which the first two batches differ). "
+                f"{self.what} must have batches of one structure, whose arrays differ only in "
+                "their number of examples (and in axes in which the first two batches differ). "
                 f"Expected: {self.specs}. Received: "
                 f"{tf.nest.map_structure(tf.type_spec_from_value, arrays)} as batch {index}"
             ) from error

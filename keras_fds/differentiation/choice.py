@@ -25,7 +25,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         batches: The training data's `ArrayBatches` or `DatasetBatches`.
         horizon: Number of inner steps; the greatest one of several.
         differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
-        memory: Bytes that reverse mode may keep; `None` for what the mode says.
+        memory: Bytes that reverse mode may keep; `None` is the default of `Reverse`.
     """
     if memory is not None:
         number("reverse_memory", memory, above=0)
@@ -34,7 +34,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     reverse = Reverse() if memory is None else Reverse(memory)
     clips = ""
     if optimizer.tangent_clipvalue is not None:
-        clips = "Tangents, which `tangent_clipvalue` is to clip, exist in forward mode only."
+        clips = "`tangent_clipvalue` clips tangents, which exist in forward mode only."
     by_name = {"auto": None, "forward": forward, "reverse": reverse, "adjoint": reverse}
     if isinstance(differentiation, str) and differentiation in by_name:
         asked_for = by_name[differentiation]

@@ -44,7 +44,7 @@ class DivergenceDetector:
         self.write(LossHistory(0.0, 0.0, 0.0))
 
     def read(self):
-        """What was seen, as tensors."""
+        """The history so far, as tensors."""
         return tf.nest.map_structure(lambda variable: variable.read_value(), self.seen)
 
     def write(self, seen):

@@ -20,8 +20,8 @@ def layer_error(layer, *inputs, training=True, seed=0, **keywords):
 
     The scalar whose Hessian is taken is Σ c ∘ (y + y²/2) plus the layer's losses, for the
     layer's floating-point outputs y and random c; it moves with the layer's floating-point
-    variables and inputs. The layer computes in float64; inputs and keywords are structures of
-    arrays. The products' error is relative to their largest component.
+    variables and inputs. The layer computes in float64; its inputs and keywords are structures
+    of arrays. The error is relative to the largest component.
     """
     keywords = {**keras_layers.training_argument(layer, training), **keywords}
     generator = np.random.default_rng(seed)

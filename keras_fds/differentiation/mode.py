@@ -30,7 +30,7 @@ class Mode:
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
         step = _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
-        if step.in_use:  # By a search whose callback asks for hypergradients.
+        if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
             return self._bound(model, InnerStep(model, spec))
         key = type(self), self.compiled_options, str(spec)
         return _kept(model, key, lambda: self._bound(model, step))

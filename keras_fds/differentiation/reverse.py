@@ -173,7 +173,7 @@ class Reverse(Mode):
         return piece.count, bool(ok)
 
     def _run_in_graph(self, source, position, inner_step, count, horizon, keeps_all, again):
-        """`(steps, ok, states)`, the states at all steps or none; `again` leaves metrics alone."""
+        """`(steps, ok, states)`, the states at all steps or none; `again` skips the metrics."""
 
         def one_step(i, arrays):
             state = self.step.read()

@@ -16,7 +16,7 @@ from keras_fds.internals import keras_layers, keras_models
 
 @contextlib.contextmanager
 def float64():
-    """Float64 by default, and the state of Python's and NumPy's generators put back after."""
+    """While open, float64 is the default. Then Python's and NumPy's random state is restored."""
     policy = keras.config.dtype_policy()
     with keras_layers.floatx("float64"), keeping_random_state():
         try:
@@ -40,8 +40,8 @@ def in_float64(dataset):
 def float64_twin(model, make_model, batches):
     """A float64 model of the same architecture, state and schedules, compiled alike.
 
-    `make_model` makes it, or else Keras rebuilds it. Both must compute the same on the first one of
-    the `batches`, which are in float64.
+    `make_model` makes it, or else Keras rebuilds it. Both models must compute the same on the first
+    of the `batches`, which are in float64.
     """
     twin = None
     if make_model is None:
@@ -185,8 +185,8 @@ def _check_same(model, twin, inputs):
         if not _alike(outputs, received, layer.compute_dtype):
             raise ValueError(
                 f"The {keras_layers.named(layer)} computes something else in its float64 twin, so "
-                "that hypergradients would be of another model. It keeps state that Keras's "
-                "`save_own_variables`, `save_assets` and `get_config` do not tell: let them, or "
+                "hypergradients would be those of another model. It keeps state that its "
+                "`save_own_variables`, `save_assets` and `get_config` leave out: add it there, or "
                 "use check_hypergradients with `make_model=`."
             )
 

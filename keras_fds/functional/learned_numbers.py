@@ -24,8 +24,8 @@ MULTIPLIER = "learning_rate_multiplier"
 class LearnedScalar:
     """A tensor that stands where a Keras object keeps a Python number.
 
-    It converts to a tensor and computes like one; asked in Python how it compares with a
-    number it says that it is greater and different, so that no branch is switched off.
+    It converts to a tensor and computes like one. Compared with a number in Python, it is greater
+    and different, so no branch is switched off.
     """
 
     def __init__(self, tensor, name="number"):
@@ -130,7 +130,7 @@ class _LossWeight(dict):
 
 
 def locate(model, name):
-    """Where a built model keeps the number that a dotted name tells: `[(dictionary, key), …]`.
+    """Where a built model keeps the number with a dotted name: `[(dictionary, key), …]`.
 
     Names are such as `"loss.label_smoothing"`, `"loss_weights.output"`, `"model.temperature"`,
     `"dense.kernel_regularizer.l2"`, `"conv_*.kernel_regularizer.l2"`.
@@ -254,7 +254,7 @@ def _hint(model):
 def substituted(places_by_name, tensors):
     """While open, scalar tensors by name stand in the places that `locate` tells.
 
-    Yields `{name: LearnedScalar}`; their `used` tells whether the number was asked for.
+    Yields `{name: LearnedScalar}`; `used` tells whether the number was used.
     """
     scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
     stock = []

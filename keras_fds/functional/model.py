@@ -176,7 +176,7 @@ class StatelessModel:
         return loss, called.outputs, *self._after(scope)
 
     def keep_metrics(self, counters):
-        """Assigns the state of metrics among `counters`, lists of tensors."""
+        """Assigns the states of metrics among `counters`, a list of tensors."""
         for variable, value in zip(self._counters, counters):
             if id(variable) in self._metrics:
                 variable.value.assign(value)

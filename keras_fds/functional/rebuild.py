@@ -89,7 +89,7 @@ def values_from(model, inputs, make, variables):
 
 
 def draw_weights(model, inputs, variables):
-    """New values for variables that training changes, by rebuilding the model or else in place."""
+    """New values for variables that training changes: rebuilds the model, or draws in place."""
     state = random.getstate()
     try:
         return values_from(model, inputs, None, variables)
@@ -108,7 +108,7 @@ def draw_weights(model, inputs, variables):
 
 
 def pretrained_layers(model, variables, values):
-    """The names of the layers with variables that are not as their newly drawn values are."""
+    """The names of the layers whose variables do not look like newly drawn values."""
     suspects = []
     for variable, value in zip(variables, values):
         if not tf.as_dtype(variable.dtype).is_floating:

@@ -13,7 +13,7 @@ from keras_fds.internals import keras_layers
 def redrawn_values(model, wanted):
     """`{id of a variable: a newly drawn value}`, for the wanted variables of a built model.
 
-    Draws from Python's `random`, as making layers does, in the order of the layers.
+    Draws from Python's `random` in the order of the layers, as Keras does when it makes them.
     """
     wanted = {id(variable): variable for variable in wanted}
     values = {}

@@ -116,13 +116,13 @@ def _warn_once(owner, culprit, what):
         told.add(culprit)
         warnings.warn(
             f"The {culprit} {what} keras_fds.check_hypergradients(model, train_data, "
-            "validation_data) measures what that makes of them.",
+            "validation_data) measures the effect.",
             stacklevel=3,
         )
 
 
 def named(layer):
-    """What messages call a layer."""
+    """The name of a layer in messages."""
     return f"layer {layer.name!r} ({type(layer).__name__})"
 
 

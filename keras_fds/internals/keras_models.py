@@ -184,7 +184,7 @@ def has_no_loss(model):
 
 
 def name_of_loss(loss):
-    """What a message calls a compiled loss."""
+    """The name of a compiled loss in messages."""
     return repr(getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss)
 
 

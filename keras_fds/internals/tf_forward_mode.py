@@ -1,8 +1,7 @@
 """Forward mode that puts products into the graph that is being built.
 
-TensorFlow makes a function of every operation's product and calls that. When a graph is built
-the calls only cost: a third of the time to trace, and `tf.vectorized_map` converts each function
-by itself.
+TensorFlow makes a function of every operation's product and calls it. In a graph these calls only
+cost time: a third of the tracing, and `tf.vectorized_map` converts each function by itself.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Small things of TensorFlow that are not public."""
+"""Small internals of TensorFlow."""
 
 import contextlib
 import platform
@@ -52,7 +52,7 @@ def rule_of_custom_gradient(operation):
 
 
 def lacks_onednn():
-    """Whether TensorFlow computes on a CPU for which oneDNN exists, and leaves it out."""
+    """Whether TensorFlow computes on an x86 CPU without oneDNN."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     lacks = is_x86 and not _pywrap_util_port.IsMklEnabled()
     return lacks and not tf.config.list_physical_devices("GPU")

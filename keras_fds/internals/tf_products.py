@@ -13,24 +13,40 @@ from tensorflow.python.eager.record import record_operation
 
 from keras_fds.internals import tf_graph
 
-# Operations, and the inputs in each of which they are linear while the others stay. In other inputs
-# of floating point they are constant between kinks.
-_LINEAR = (
-    "AvgPool BiasAddGrad BroadcastTo Cast ExpandDims GatherV2 Identity LeakyReluGrad Mean Neg Pad "
-    "Relu6Grad ReluGrad Reshape Slice Squeeze StridedSlice Sum Tile Transpose"
-)
-_BILINEAR = "BatchMatMulV2 Conv2D DepthwiseConv2dNative MatMul Mul"
-MULTILINEAR = (
-    {
-        "AvgPoolGrad": (1,),
-        "Conv2DBackpropFilter": (0, 2),
-        "Conv2DBackpropInput": (1, 2),
-        "MaxPoolGrad": (2,),
-        "MaxPoolGradGrad": (2,),
-    }
-    | dict.fromkeys(_LINEAR.split(), (0,))
-    | dict.fromkeys(_BILINEAR.split(), (0, 1))
-)
+# Operations, and the inputs in each of which they are linear while the other inputs stay. In their
+# other floating-point inputs they are constant between kinks.
+MULTILINEAR = {
+    "AvgPool": (0,),
+    "AvgPoolGrad": (1,),
+    "BatchMatMulV2": (0, 1),
+    "BiasAddGrad": (0,),
+    "BroadcastTo": (0,),
+    "Cast": (0,),
+    "Conv2D": (0, 1),
+    "Conv2DBackpropFilter": (0, 2),
+    "Conv2DBackpropInput": (1, 2),
+    "DepthwiseConv2dNative": (0, 1),
+    "ExpandDims": (0,),
+    "GatherV2": (0,),
+    "Identity": (0,),
+    "LeakyReluGrad": (0,),
+    "MatMul": (0, 1),
+    "MaxPoolGrad": (2,),
+    "MaxPoolGradGrad": (2,),
+    "Mean": (0,),
+    "Mul": (0, 1),
+    "Neg": (0,),
+    "Pad": (0,),
+    "Relu6Grad": (0,),
+    "ReluGrad": (0,),
+    "Reshape": (0,),
+    "Slice": (0,),
+    "Squeeze": (0,),
+    "StridedSlice": (0,),
+    "Sum": (0,),
+    "Tile": (0,),
+    "Transpose": (0,),
+}
 SIGNS = {"Add": 1, "AddV2": 1, "Sub": -1}
 
 

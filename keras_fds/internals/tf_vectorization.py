@@ -21,7 +21,8 @@ from tensorflow.python.ops import control_flow_util as _control_flow
 from tensorflow.python.ops.parallel_for import pfor as _pfor
 
 _RULES = {}
-_lock, _open = threading.Lock(), []  # The stock rules, once for everyone who has these in place.
+_lock = threading.Lock()
+_open = []  # The stock rules, once for each map that is being traced.
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def check_validation_freq(validation_freq):
 
 
 def resampling(resample_validation, resplit, validation_split, validation_data):
-    """`resample_validation`, also where the old `resplit` says so."""
+    """`resample_validation`, also when the old `resplit` gives it."""
     if resplit is not None:
         warnings.warn(
             "`resplit` is now `resample_validation`: 'outer_step' for True, 'once' for False.",
@@ -254,8 +254,8 @@ def check_searching(callback):
 
 
 def callback_list(callbacks, model, verbose, outer_steps, horizon, progress):
-    """Keras's list of the callbacks of a search; `progress` is for where no progress bar is."""
-    if verbose == "auto":  # A bar where it is seen moving, a line an outer step in a log file.
+    """Keras's list of the callbacks of a search; adds `progress` if there is no progress bar."""
+    if verbose == "auto":  # A bar in a terminal or notebook, else one line per outer step.
         verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []

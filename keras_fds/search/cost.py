@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_SECONDS_OF_MEASURING = 0.1  # About that of each thing that is timed, or one step.
-_FEW_TANGENTS = 3  # With which the modes cost about the same.
+_SECONDS_OF_MEASURING = 0.1  # About so long for each measurement, but at least one step.
+_FEW_TANGENTS = 3  # With three tangents both modes cost about the same.
 
 
 class Seconds(NamedTuple):
@@ -102,7 +102,7 @@ def ways_to_cut(mode, reason, horizons, steps_per_epoch):
 
 # ------------------------------------------------------------------------------------ measuring
 def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
-    """The `Cost` of a search in a bound mode, which is used for a reason."""
+    """The `Cost` of a search in a bound mode; `reason` says why this mode is used."""
     return Cost(
         horizons=horizons,
         num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},

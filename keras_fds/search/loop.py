@@ -46,7 +46,7 @@ _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
-    """The outer loop of `fit`, in a bound mode, over horizons of so many inner steps each."""
+    """The outer loop of `fit` in a bound mode; `horizons` are numbers of inner steps."""
 
     def __init__(
         self, mode, data, initializer, callbacks, horizons, validation_training, divergence_factor
@@ -399,7 +399,7 @@ class OuterLoop:
 
     @contextlib.contextmanager
     def guarded(self, done):
-        """Raises a `ValueError` for what callbacks assign within and that counts in the horizon."""
+        """Raises a `ValueError` when callbacks assign, within a run, what it depends on."""
         variables = self.guarded_variables if 0 < done < self.mode.horizon else []
         before = [tf.identity(variable.value) for variable in variables]
         yield

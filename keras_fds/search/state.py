@@ -13,7 +13,8 @@ import numpy as np
 _VERSION = 5
 SEARCH_ENTRY = "search"
 _ARRAY = "array of the search"  # Stands in JSON for an array that is kept beside it.
-MEASURED, BROKE_DOWN = "measured", "broke_down"
+MEASURED = "measured"
+BROKE_DOWN = "broke_down"
 
 
 @dataclasses.dataclass
@@ -23,7 +24,7 @@ class Record:
     outer_step: int  # Its number, from 1.
     horizon: int  # Inner steps.
     status: str  # `"measured"`, or `"broke_down"` when training was given up.
-    outcome: str  # What the outer rule made of it: `"best"` so far, `"accepted"` or `"rejected"`.
+    outcome: str  # The outer rule's verdict: `"best"` so far, `"accepted"` or `"rejected"`.
     logs: dict  # Losses and metrics, as callbacks get them.
     values: dict  # `{name: [num_buckets]}`
     # By coordinates, means over the steps of a bucket; `None` when training broke down.
@@ -47,10 +48,10 @@ class Best:
 class Position:
     """Where a search stands."""
 
-    outer_step: int = 0  # How many are finished; the number, from 0, of the present one.
-    inner_step: int = 0  # How many steps of the present one are done.
-    # Batches consumed of every pass over the training and over the validation data, by the outer
-    # steps that are finished, and by the present one: two lists of numbers each.
+    outer_step: int = 0  # Number of finished ones; the present one's number, from 0.
+    inner_step: int = 0  # Number of finished inner steps of the present outer step.
+    # Batches consumed of every pass over the training and over the validation data, by the finished
+    # outer steps and by the present one: two lists of numbers each.
     before: list = dataclasses.field(default_factory=lambda: [[], []])
     within: list = dataclasses.field(default_factory=lambda: [[], []])
 
@@ -67,7 +68,7 @@ class Position:
 
 @dataclasses.dataclass
 class PartialOuterStep:
-    """An outer step that is begun and can be gone on with from the search's `Position`."""
+    """An unfinished outer step that can be resumed at the search's `Position`."""
 
     horizon: int  # Inner steps in all.
     metrics: list  # Names of the model's metrics.
@@ -76,18 +77,18 @@ class PartialOuterStep:
 
 @dataclasses.dataclass
 class Search:
-    """A search for schedules, as far as it has come."""
+    """A search for schedules and its progress."""
 
-    seed: int  # What all its randomness derives from.
+    seed: int  # All its randomness derives from it.
     mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
-    horizons: list = ()  # Numbers of inner steps, one an outer step.
+    horizons: list = ()  # Numbers of inner steps, one per outer step.
     # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
-    resample: bool = False  # Whether what is held out is drawn anew every outer step.
+    resample: bool = False  # Whether every outer step redraws what is held out.
     settings: dict = dataclasses.field(default_factory=dict)  # What else it depends on.
     position: Position = dataclasses.field(default_factory=Position)
     partial: PartialOuterStep | None = None  # At that position.
-    records: list = dataclasses.field(default_factory=list)  # One a finished outer step.
+    records: list = dataclasses.field(default_factory=list)  # One per finished outer step.
     best: Best | None = None
     # Of the outer rule, `{name: float64 array}`; its `values` are coordinates.
     rule_state: dict = dataclasses.field(default_factory=dict)
@@ -133,7 +134,7 @@ class Search:
             )
 
     def to_arrays(self):
-        """All of it as `{key: array}`: a text of JSON, and the arrays that it refers to."""
+        """The whole search as `{key: array}`: a JSON text, and the arrays that it refers to."""
         arrays = {}
 
         def reference(value):

@@ -6,9 +6,9 @@ from keras_fds.functional import draw_weights, pretrained_layers, seeded, values
 
 
 class WeightInitializer:
-    """Puts the start weights of an outer step in place; `inputs` are the specs of the model's.
+    """Assigns the weights that an outer step starts from; `inputs` are the model's specs.
 
-    `start` holds the values that every outer step starts from, or `None` where they are drawn anew.
+    `start` holds the values that every outer step starts from, or `None` if they are redrawn.
     """
 
     def __init__(self, model, mode, initial_weights, inputs):
@@ -27,7 +27,7 @@ class WeightInitializer:
                 "`initial_weights` must be 'fresh', 'same' or a function that returns a new "
                 f"model. Received: initial_weights={initial_weights!r}"
             )
-        values = self.draw()  # Whether it can be done is known before any training.
+        values = self.draw()  # Raises before any training when it cannot be done.
         optimizer = model.optimizer
         is_new = optimizer.search is None and not optimizer.iterations.numpy()
         if initial_weights == "fresh" and is_new:
