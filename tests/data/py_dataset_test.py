@@ -279,7 +279,7 @@ def test_its_own_errors_are_raised(differentiation):
         (Slices(np.ones(6), endless=True), {}, "infinite length. Pass `steps_per_epoch`"),
         (Slices(np.ones(0)), {}, "The training data is empty"),
         (Slices(np.ones(6)), {"steps_per_epoch": 2}, "has only 1 batches"),
-        (Slices(np.ones(6)), {"y": np.ones(6)}, "holds its own y"),
+        (Slices(np.ones(6)), {"y": np.ones(6)}, "holds its own `y`"),
         (
             Slices(np.ones((6, 4))),
             {"validation_data": None},

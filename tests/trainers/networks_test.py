@@ -132,7 +132,7 @@ def test_unknown_name():
 
 
 def test_images_too_small_for_lenet():
-    with pytest.raises(ValueError, match=r"12x12 .* input_shape=\(8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"12x12.*input_shape=\(8, 8, 1\)"):
         networks.build("lenet", (8, 8, 1), 10)
 
 
