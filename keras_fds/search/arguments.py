@@ -1,5 +1,6 @@
 """What `fit` and `hypergradients` refuse before any compute, and in which words."""
 
+import functools
 import sys
 import warnings
 
@@ -67,9 +68,8 @@ def _check_steps(model):
 
 def check_targets(model, x, y):
     """Raises a `ValueError` when arrays come without what the loss compares them to."""
-    holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
-    holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
-    if y is None and model.loss is not None and not holds_targets:
+    is_dataset = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
+    if y is None and model.loss is not None and not is_dataset:
         raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
 
 
@@ -212,19 +212,15 @@ def check_passes(train, horizon):
         )
 
 
-_told_of_missing_onednn = False
-
-
+@functools.cache
 def tell_of_missing_onednn():
     """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
-    global _told_of_missing_onednn
-    if _told_of_missing_onednn or not tf_graph.lacks_onednn():
-        return
-    _told_of_missing_onednn = True
-    tf.get_logger().warning(
-        "TensorFlow runs without oneDNN on this processor, so convolutions take about three times "
-        "as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python starts."
-    )
+    if tf_graph.lacks_onednn():
+        tf.get_logger().warning(
+            "TensorFlow runs without oneDNN on this processor, so convolutions take about three "
+            "times as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python "
+            "starts."
+        )
 
 
 def check_searching(callback):
