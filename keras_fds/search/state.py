@@ -80,7 +80,8 @@ class Search:
 
     seed: int  # What all its randomness derives from.
     mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
-    horizons: list = ()  # Numbers of inner steps, one an outer step.
+    # Numbers of inner steps, one an outer step.
+    horizons: list = dataclasses.field(default_factory=list)
     # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
     resample: bool = False  # Whether what is held out is drawn anew every outer step.
