@@ -54,10 +54,7 @@ def twice_differentiable(loss_of=None):
     Functions of TensorFlow whose second derivative is wrong are replaced, and cuDNN's, which
     have none, are not used. A layer with an operation whose gradient has no gradient raises
     `NotTwiceDifferentiable`, which names the layer; one that stops gradients, or defines its own,
-    is warned of, once.
-
-    Args:
-        loss_of: The model whose loss is traced, which is outside of all layers.
+    is warned of, once. `loss_of` is the model whose loss is traced, outside of all layers.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
     calling = []  # The layers that are being called, innermost last.

@@ -109,10 +109,9 @@ class Search:
         return generator, split_generator, int(of_weights.generate_state(1)[0])
 
     def check_same(self, other):
-        """Raises a `ValueError` unless one that is begun now may go on with this one.
+        """Raises a `ValueError` unless another one, begun now, may go on with this one.
 
-        Args:
-            other: The `Search` that is begun now; where it has no seed of its own, any will do.
+        Where the other one was given no seed, any will do.
         """
         both = min(len(self.records), len(other.horizons))
         of_records = [record.horizon for record in self.records[:both]]
@@ -154,11 +153,7 @@ class Search:
     def taken_out_of(cls, entries):
         """The search whose arrays are among the entries, a dictionary that then lacks them.
 
-        Returns:
-            The `Search`, or `None` when there is none.
-
-        Raises:
-            ValueError: It was written by another version.
+        `None` where there is none; a `ValueError` where another version wrote it.
         """
         if SEARCH_ENTRY not in entries:
             return None
