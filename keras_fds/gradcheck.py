@@ -53,17 +53,13 @@ class HypergradientCheck:
     suspects: dict
 
     def __str__(self):
-        width = max(map(len, self.forward))
-        lines = [
-            f"{'hyperparameter':{max(width, 14)}}  bucket       forward   differences    error"
-        ]
-        for name in self.forward:
-            rows = zip(self.forward[name], self.finite_differences[name], self.errors[name])
-            for bucket, ((value, expected, error), verdict) in enumerate(
-                zip(rows, self.verdicts[name])
-            ):
+        width = max(14, *map(len, self.forward))
+        lines = [f"{'hyperparameter':{width}}  bucket       forward   differences    error"]
+        for name, forward in self.forward.items():
+            columns = forward, self.finite_differences[name], self.errors[name], self.verdicts[name]
+            for bucket, (value, expected, error, verdict) in enumerate(zip(*columns)):
                 lines.append(
-                    f"{name:{max(width, 14)}}  {bucket:6}  {value:12.5e}  {expected:12.5e}  "
+                    f"{name:{width}}  {bucket:6}  {value:12.5e}  {expected:12.5e}  "
                     f"{error:.1e}  {verdict}"
                 )
         return "\n".join([*lines, *self._conclusion()])

@@ -334,7 +334,7 @@ def test_a_search_that_is_still_on_its_way_says_so():
 
 
 def test_a_missing_onednn_is_told_once(monkeypatch):
-    monkeypatch.setattr(arguments, "_told_of_missing_onednn", False)
+    tell_of_missing_onednn.cache_clear()
     monkeypatch.setattr(arguments.tf_graph, "lacks_onednn", lambda: True)
     told = []
     monkeypatch.setattr(tf.get_logger(), "warning", told.append)

@@ -26,10 +26,7 @@ class MaterializedSource(NamedTuple):
 class LookedInto:
     """A pass over a dataset whose first element was looked at; it comes first again.
 
-    Args:
-        first: That element.
-        iterator: A `tf.data.Iterator` at the second one.
-        signature: The `tf.TypeSpec`s of the elements.
+    The iterator is at the second one; the signature is the `tf.TypeSpec`s of the elements.
     """
 
     def __init__(self, first, iterator, signature):
@@ -77,11 +74,7 @@ def get_batch(source, position):
 
 
 def materialize(iterator, count):
-    """The next `count` batches of an iterator as a `MaterializedSource`, which can be replayed.
-
-    Raises:
-        ValueError: When the batches are sparse or ragged, or of shapes that cannot be joined.
-    """
+    """The next `count` batches of an iterator as a `MaterializedSource`, to be replayed."""
     batches = [keras.utils.unpack_x_y_sample_weight(next(iterator)) for _ in range(count)]
     flat = [tf.nest.flatten(batch) for batch in batches]
     if not all(tensor is None or tf.is_tensor(tensor) for tensor in flat[0]):

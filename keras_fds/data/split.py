@@ -45,9 +45,7 @@ class SplitData:
     def draw(self, generator, of_split):
         """`(train, validation)` batches for one outer step.
 
-        Args:
-            generator: A `numpy.random.Generator` that shuffles.
-            of_split: One that draws what is held out.
+        One `numpy.random.Generator` shuffles, the other one draws what is held out.
         """
         train, validation = self.train, self.validation
         if self.resample:

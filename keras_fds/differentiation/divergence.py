@@ -35,11 +35,7 @@ class DivergenceDetector:
         self.seen = LossHistory(steps=_variable(0.0), start=_variable(0.0), high=_variable(0.0))
 
     def reset(self, factor=None):
-        """Begins a new run.
-
-        Args:
-            factor: See `factor` above; `None` for infinity.
-        """
+        """Begins a new run; without a factor it is infinite."""
         self.factor.assign(np.inf if factor is None else factor)
         self.write(LossHistory(0.0, 0.0, 0.0))
 
@@ -80,11 +76,7 @@ class DivergenceDetector:
 def steps_while_ok(count, one_step, *carried, detector=None):
     """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
 
-    Args:
-        detector: The `DivergenceDetector` of the losses; `None` when they were checked before.
-
-    Returns:
-        `(steps, ok, *carried)`.
+    Returns `(steps, ok, *carried)`. Without a detector the losses are known to be fine.
     """
 
     def body(i, _, seen, *carried):

@@ -35,11 +35,9 @@ class State(NamedTuple):
 
 
 class InnerStep:
-    """The training step of a model that is compiled with a `HyperOptimizer`.
+    """The training step of a model that is compiled with a `HyperOptimizer`; it is built here.
 
-    Args:
-        model: A compiled model. It is built here.
-        batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
+    `batch` is the `tf.TensorSpec`s `(x, y, sample_weight)`.
     """
 
     def __init__(self, model, batch):

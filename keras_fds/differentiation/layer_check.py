@@ -45,13 +45,10 @@ def layer_error(layer, *inputs, training=True, seed=0, **keywords):
 
 
 def hessian_error(function, primals, generator):
-    """The relative error of Hessian-vector products; see `layer_error`.
+    """The relative error of Hessian-vector products by float64 primals; see `layer_error`.
 
-    Args:
-        function: Takes `*primals`, returns `(outputs, state)`, two lists of float64 tensors;
-            the outputs enter the scalar, the state is only differentiated once.
-        primals: Tuple of structures of float64 tensors.
-        generator: A `numpy.random.Generator`.
+    `function(*primals)` gives `(outputs, state)`, two lists of float64 tensors: the outputs enter
+    the scalar, the state is only differentiated once.
     """
     if not tf.nest.flatten(primals):
         return 0.0

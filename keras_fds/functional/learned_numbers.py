@@ -45,9 +45,6 @@ class LearnedScalar:
     def shape(self):
         return self._tensor.shape
 
-    def __tf_tensor__(self, dtype=None, name=None):
-        return self.tensor if dtype is None else tf.cast(self.tensor, dtype)
-
     def __bool__(self):
         return True
 
@@ -88,6 +85,13 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
     _delegate(_name)
 LearnedScalar.__neg__ = lambda self: -self.tensor
 LearnedScalar.__abs__ = lambda self: abs(self.tensor)
+# Unlike `__tf_tensor__`, it is told the dtype of the other operand.
+tf.register_tensor_conversion_function(
+    LearnedScalar,
+    lambda value, dtype=None, name=None, as_ref=False: (
+        value.tensor if dtype is None else tf.cast(value.tensor, dtype)
+    ),
+)
 
 
 # --------------------------------------------------------------------------------- where they live

@@ -1,5 +1,6 @@
 """Arguments of `fit` and `hypergradients`, checked before any computation."""
 
+import functools
 import sys
 import warnings
 
@@ -66,13 +67,10 @@ def _check_steps(model):
 
 
 def check_targets(model, x, y):
-    """Raises a `ValueError` when arrays come without the targets that the loss needs."""
-    holds_targets = isinstance(x, tf.data.Dataset) or hasattr(x, "__next__")
-    holds_targets = holds_targets or isinstance(x, keras.utils.PyDataset)
-    if y is None and model.loss is not None and not holds_targets:
-        raise ValueError(
-            f"`y` is missing: the model is compiled with loss={model.loss!r}. Pass the targets."
-        )
+    """Raises a `ValueError` when arrays come without what the loss compares them to."""
+    is_dataset = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
+    if y is None and model.loss is not None and not is_dataset:
+        raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
 
 
 def check_batched(model, spec):
@@ -223,19 +221,15 @@ def check_passes(train, horizon):
         )
 
 
-_told_of_missing_onednn = False
-
-
+@functools.cache
 def tell_of_missing_onednn():
-    """Warns, once, when TensorFlow runs without oneDNN on a processor that would profit."""
-    global _told_of_missing_onednn
-    if _told_of_missing_onednn or not tf_graph.lacks_onednn():
-        return
-    _told_of_missing_onednn = True
-    tf.get_logger().warning(
-        "TensorFlow runs without oneDNN on this processor: convolutions take about three times "
-        "as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python starts."
-    )
+    """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
+    if tf_graph.lacks_onednn():
+        tf.get_logger().warning(
+            "TensorFlow runs without oneDNN on this processor, so convolutions take about three "
+            "times as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python "
+            "starts."
+        )
 
 
 def check_searching(callback):

@@ -81,7 +81,8 @@ class Search:
 
     seed: int  # All its randomness derives from it.
     mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
-    horizons: list = ()  # Numbers of inner steps, one per outer step.
+    # Numbers of inner steps, one an outer step.
+    horizons: list = dataclasses.field(default_factory=list)
     # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
     resample: bool = False  # Whether every outer step redraws what is held out.
@@ -109,10 +110,9 @@ class Search:
         return generator, split_generator, int(of_weights.generate_state(1)[0])
 
     def check_same(self, other):
-        """Raises a `ValueError` unless a new search may resume this one.
+        """Raises a `ValueError` unless another one, begun now, may go on with this one.
 
-        Args:
-            other: The new `Search`. If it has no seed of its own, any seed matches.
+        Where the other one was given no seed, any will do.
         """
         both = min(len(self.records), len(other.horizons))
         of_records = [record.horizon for record in self.records[:both]]
@@ -154,11 +154,7 @@ class Search:
     def taken_out_of(cls, entries):
         """Takes the search out of a dictionary of arrays.
 
-        Returns:
-            The `Search`, or `None` when there is none.
-
-        Raises:
-            ValueError: It was written by another version.
+        `None` where there is none; a `ValueError` where another version wrote it.
         """
         if SEARCH_ENTRY not in entries:
             return None

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_fds
 from keras_fds.data.arrays import ArrayBatches, as_arrays
-from keras_fds.functional.learned_numbers import locate, substituted
+from keras_fds.functional.learned_numbers import LearnedScalar, locate, substituted
 from keras_fds.functional.rebuild import build_compiled
 from tests.differentiation import reference
 
@@ -365,3 +365,9 @@ def test_numbers_are_as_before_after_a_substitution():
         assert scalars["a"].used
         raise RuntimeError
     assert regularizer.l2 == 0.25
+
+
+def test_a_number_takes_the_type_of_the_tensor_that_it_multiplies():
+    number = LearnedScalar(tf.constant(2.0))
+    product = tf.constant(1.5, "bfloat16") * number
+    assert product.dtype == tf.bfloat16 and float(product) == 3.0
