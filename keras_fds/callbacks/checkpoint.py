@@ -152,7 +152,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 def _read(path):
     """The entries of a checkpoint, `{name: array}`; raises one of `DAMAGE`."""
-    with np.load(path) as file:  # Which holds a checksum of every entry.
+    with np.load(path) as file:  # The archive holds a checksum of every entry.
         entries = dict(file)
     if SEARCH_ENTRY not in entries:
         raise ValueError("It holds no search.")

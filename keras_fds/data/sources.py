@@ -74,7 +74,7 @@ def get_batch(source, position):
 
 
 def materialize(iterator, count):
-    """The next `count` batches of an iterator as a `MaterializedSource`, to be replayed."""
+    """The next `count` batches of an iterator as a `MaterializedSource`, which can be replayed."""
     batches = [keras.utils.unpack_x_y_sample_weight(next(iterator)) for _ in range(count)]
     flat = [tf.nest.flatten(batch) for batch in batches]
     if not all(tensor is None or tf.is_tensor(tensor) for tensor in flat[0]):

@@ -76,7 +76,7 @@ class DivergenceDetector:
 def steps_while_ok(count, one_step, *carried, detector=None):
     """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
 
-    Returns `(steps, ok, *carried)`. Without a detector the losses are known to be fine.
+    Returns `(steps, ok, *carried)`. Without a detector the losses were checked before.
     """
 
     def body(i, _, seen, *carried):

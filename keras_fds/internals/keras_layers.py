@@ -53,8 +53,8 @@ def twice_differentiable(loss_of=None):
 
     TensorFlow's functions with a wrong second derivative are replaced. cuDNN's functions, which
     have none, are not used. A layer with an operation whose gradient has no gradient raises
-    `NotTwiceDifferentiable`, which names the layer; one that stops gradients, or defines its own,
-    is warned of, once. `loss_of` is the model whose loss is traced, outside of all layers.
+    `NotTwiceDifferentiable`, which names the layer. A layer that stops gradients or defines its own
+    causes a warning, once. `loss_of` is the model whose loss is traced, outside of all layers.
     """
     stock_call, stock_stop = keras.layers.Layer.__call__, tf.stop_gradient
     calling = []  # The layers that are being called, innermost last.

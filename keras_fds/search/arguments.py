@@ -67,10 +67,12 @@ def _check_steps(model):
 
 
 def check_targets(model, x, y):
-    """Raises a `ValueError` when arrays come without what the loss compares them to."""
+    """Raises a `ValueError` when arrays come without the targets that the loss needs."""
     is_dataset = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
     if y is None and model.loss is not None and not is_dataset:
-        raise ValueError(f"`y` is missing: the model is compiled with loss={model.loss!r}.")
+        raise ValueError(
+            f"`y` is missing: the model is compiled with loss={model.loss!r}. Pass the targets."
+        )
 
 
 def check_batched(model, spec):
@@ -223,10 +225,10 @@ def check_passes(train, horizon):
 
 @functools.cache
 def tell_of_missing_onednn():
-    """Tells, once, when TensorFlow runs without oneDNN on a processor that would profit."""
+    """Warns, once, when TensorFlow runs without oneDNN on a processor that would profit."""
     if tf_graph.lacks_onednn():
         tf.get_logger().warning(
-            "TensorFlow runs without oneDNN on this processor, so convolutions take about three "
+            "TensorFlow runs without oneDNN on this processor: convolutions take about three "
             "times as long. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before Python "
             "starts."
         )

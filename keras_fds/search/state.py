@@ -81,7 +81,7 @@ class Search:
 
     seed: int  # All its randomness derives from it.
     mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
-    # Numbers of inner steps, one an outer step.
+    # Numbers of inner steps, one per outer step.
     horizons: list = dataclasses.field(default_factory=list)
     # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
@@ -110,9 +110,9 @@ class Search:
         return generator, split_generator, int(of_weights.generate_state(1)[0])
 
     def check_same(self, other):
-        """Raises a `ValueError` unless another one, begun now, may go on with this one.
+        """Raises a `ValueError` unless another search, which begins now, may resume this one.
 
-        Where the other one was given no seed, any will do.
+        If the other one has no seed of its own, any seed matches.
         """
         both = min(len(self.records), len(other.horizons))
         of_records = [record.horizon for record in self.records[:both]]
