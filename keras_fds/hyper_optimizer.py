@@ -147,16 +147,21 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     @property
     def schedules(self):
         """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary."""
-        return {name: BucketedSchedule(v, self.horizon) for name, v in self.values.items()}
+        values = self.values
+        return {
+            h.name: BucketedSchedule(values[h.name], self.horizon, h.interpolation)
+            for h in self.hyperparameters
+        }
 
     @schedules.setter
     def schedules(self, schedules):
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)
-            if schedule is None or schedule.num_buckets != hyperparameter.num_buckets:
+            expected = hyperparameter.num_buckets, hyperparameter.interpolation
+            if schedule is None or (schedule.num_buckets, schedule.interpolation) != expected:
                 raise ValueError(
-                    f"`schedules` must hold {hyperparameter.num_buckets} bucket(s) of "
-                    f"{hyperparameter.name!r}. Received: schedules={schedules}"
+                    f"`schedules` must hold {expected[0]} value(s) of {hyperparameter.name!r}, "
+                    f"with interpolation={expected[1]!r}. Received: schedules={schedules}"
                 )
         self.coordinates = self.buckets.coordinates(
             {name: schedules[name].values for name in self.names}

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_fds.numbers import number
 from keras_fds.outer import Ranges
+from keras_fds.schedules import INTERPOLATIONS, blend, shares
 
 # The upper end of the range of exponential averages; all other ranges are unbounded.
 _LARGEST_DECAY = 0.999
@@ -29,9 +30,10 @@ _SCALES = {
 
 @keras.saving.register_keras_serializable("keras_fds")
 class Hyperparameter:
-    """A number that training computes with, learned as one value for each bucket of the horizon.
+    """A number that training computes with, learned as a few values that share the horizon.
 
-    Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`.
+    Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`, and has
+    its value; or it lies on a straight line between the two knots beside it.
 
     Args:
         name: Its name in the wrapped optimizer (`"learning_rate"`, `"momentum"`,
@@ -61,12 +63,16 @@ class Hyperparameter:
         smoothing_window: A part of the horizon, at most 1. The default outer rule averages the
             slopes of shorter buckets over it, so they are learned as fast as one bucket of that
             length, and smoothly. Defaults to `1 / 7`.
+        interpolation: `"constant"`, a value for each bucket, or `"linear"`: the values are knots at
+            equal distances, from the first step to the end of the horizon, with straight lines
+            between them. Defaults to `"constant"`.
         breadth: Deprecated; the older name of `smoothing_window`.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
             length than `num_buckets`, a step size that is not positive, an empty range, a range
-            or start value outside of the scale, or a `smoothing_window` outside (0, 1].
+            or start value outside of the scale, an unknown interpolation, or a
+            `smoothing_window` outside (0, 1].
 
     Example:
 
@@ -85,6 +91,7 @@ class Hyperparameter:
         max_value=None,
         scale="linear",
         smoothing_window=1 / 7,
+        interpolation="constant",
         breadth=None,
     ):
         if breadth is not None:
@@ -104,7 +111,13 @@ class Hyperparameter:
             raise ValueError(
                 f"`scale` of {name!r} must be 'linear', 'log' or 'logit'. Received: scale={scale!r}"
             )
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"`interpolation` of {name!r} must be 'constant' or 'linear'. "
+                f"Received: interpolation={interpolation!r}"
+            )
         self.name, self.scale, self.initial = name, scale, initial
+        self.interpolation = interpolation
         self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
         self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
         self.smoothing_window = number(
@@ -183,17 +196,33 @@ class Hyperparameter:
         """The start values, float64 of shape `[num_buckets]`."""
         return np.broadcast_to(np.asarray(self.initial, "float64"), [self.num_buckets]).copy()
 
-    def bucket(self, inner_step, horizon):
-        """The bucket of an inner step; whole numbers, arrays or integer tensors."""
-        return self.num_buckets * inner_step // horizon
+    def shares(self, inner_step, horizon):
+        """The row of the sharing matrix at inner steps, see `keras_fds.schedules.shares`."""
+        return shares(self.interpolation, self.num_buckets, inner_step, horizon)
 
     def opening_steps(self, horizon):
-        """The first inner step of every bucket, int64 of shape `[num_buckets]`."""
-        return -(-np.arange(self.num_buckets, dtype="int64") * int(horizon) // self.num_buckets)
+        """The first inner step that shares each value, int64 of shape `[num_buckets]`."""
+        values, horizon = np.arange(self.num_buckets, dtype="int64"), int(horizon)
+        if self.interpolation == "constant":
+            return -(-values * horizon // self.num_buckets)
+        # A knot is shared after the one before it.
+        return np.where(values == 0, 0, (values - 1) * horizon // max(1, self.num_buckets - 1) + 1)
 
     def bucket_lengths(self, horizon):
-        """The number of inner steps in every bucket, int64 of shape `[num_buckets]`."""
-        return np.diff(np.append(self.opening_steps(horizon), int(horizon)))
+        """How many inner steps share each value, `[num_buckets]`: sums over the sharing matrix.
+
+        Whole numbers for buckets; between knots, steps count in parts.
+        """
+        lengths = self.sums(np.ones(int(horizon)))
+        return lengths if self.interpolation == "linear" else lengths.astype("int64")
+
+    def sums(self, of_steps):
+        """The transposed sharing matrix times numbers of single steps, `[num_buckets]`."""
+        lower, upper, fraction = self.shares(np.arange(len(of_steps)), len(of_steps))
+        if fraction is None:
+            return np.bincount(lower, of_steps, self.num_buckets)
+        of_lower = np.bincount(lower, (1 - fraction) * of_steps, self.num_buckets)
+        return of_lower + np.bincount(upper, fraction * of_steps, self.num_buckets)
 
     def get_config(self):
         return {
@@ -206,6 +235,7 @@ class Hyperparameter:
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
             "smoothing_window": self.smoothing_window,
+            "interpolation": self.interpolation,
         }
 
     @classmethod
@@ -220,9 +250,9 @@ class Hyperparameter:
 class Buckets:
     """The vector of all bucket values of all hyperparameters.
 
-    Each bucket of the vector belongs to one hyperparameter. The sharing matrix B of a horizon
-    tells which buckets an inner step falls in: λ(t) = Σ_k B_k(t) λ_k. The outer rule moves
-    coordinates u of the values, see `Hyperparameter`.
+    Each bucket of the vector belongs to one hyperparameter; a knot counts as a bucket. The sharing
+    matrix B of a horizon tells which values an inner step shares: λ(t) = Σ_k B_k(t) λ_k. The outer
+    rule moves coordinates u of the values, see `Hyperparameter`.
 
     Args:
         hyperparameters: List of `Hyperparameter`, in the order of the vector.
@@ -284,40 +314,44 @@ class Buckets:
         return self.join(h.derivatives(values[h.name]) for h in self.hyperparameters)
 
     def opening_steps(self, horizon):
-        """The first inner step of every bucket, int64 `[total_buckets]`."""
+        """The first inner step that shares each value, int64 `[total_buckets]`."""
         return self.join(h.opening_steps(horizon) for h in self.hyperparameters).astype("int64")
 
     def lengths(self, horizon):
-        """The number of inner steps in every bucket, int64 `[total_buckets]`."""
-        return self.join(h.bucket_lengths(horizon) for h in self.hyperparameters).astype("int64")
+        """How many inner steps share each value, `[total_buckets]`."""
+        return self.join(h.bucket_lengths(horizon) for h in self.hyperparameters)
 
-    def positions(self, inner_step, horizon):
-        """`{name: position in the vector}` at an inner step; arguments are int64 tensors."""
+    def shares(self, inner_step, horizon):
+        """`{name: (lower, upper, fraction)}` at an inner step; arguments are int64 tensors.
+
+        The first two are positions in the vector; see `keras_fds.schedules.shares`.
+        """
+        rows = {h.name: h.shares(inner_step, horizon) for h in self.hyperparameters}
         return {
-            h.name: first + tf.clip_by_value(h.bucket(inner_step, horizon), 0, h.num_buckets - 1)
-            for first, h in zip(self._firsts, self.hyperparameters)
+            name: (first + lower, first + upper, fraction)
+            for first, (name, (lower, upper, fraction)) in zip(self._firsts, rows.items())
         }
 
     def values_at(self, coordinates, inner_step, horizon, dtype):
         """`{name: scalar tensor}` at an inner step; all but `dtype` are tensors."""
-        positions = self.positions(inner_step, horizon)
-        return {
-            h.name: tf.cast(h.values(coordinates[positions[h.name]]), dtype)
-            for h in self.hyperparameters
-        }
+        found = {}
+        for h, row in zip(self.hyperparameters, self.shares(inner_step, horizon).values()):
+            *neighbours, fraction = row
+            lower, upper = (h.values(coordinates[position]) for position in neighbours)
+            found[h.name] = tf.cast(blend(lower, upper, fraction), dtype)
+        return found
 
     def sums(self, per_step):
         """Bᵀ times values of single steps, float64 `[horizon, hyperparameters]`."""
-        steps, horizon = np.arange(len(per_step)), len(per_step)
-        return self.join(
-            np.bincount(h.bucket(steps, horizon), of_steps, h.num_buckets)
-            for h, of_steps in zip(self.hyperparameters, per_step.T)
-        )
+        return self.join(h.sums(of_steps) for h, of_steps in zip(self.hyperparameters, per_step.T))
 
     def at_steps(self, vector, horizon):
         """B times a vector, `{name: [horizon]}`."""
-        parts, steps = self.split(vector), np.arange(horizon)
-        return {h.name: parts[h.name][h.bucket(steps, horizon)] for h in self.hyperparameters}
+        found, parts = {}, self.split(vector)
+        for h in self.hyperparameters:
+            lower, upper, fraction = h.shares(np.arange(horizon), horizon)
+            found[h.name] = blend(parts[h.name][lower], parts[h.name][upper], fraction)
+        return found
 
     def means(self, derivatives, horizon):
         """Derivatives by buckets as means over their steps, `{name: float64 [num_buckets]}`.

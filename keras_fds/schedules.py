@@ -1,4 +1,4 @@
-"""Learned schedules: piecewise constant, stretched to any horizon, kept as JSON."""
+"""Learned schedules: piecewise constant or linear, stretched to any horizon, kept as JSON."""
 
 import json
 import pathlib
@@ -10,24 +10,59 @@ import tensorflow as tf
 from keras_fds.files import replacement
 
 _FORMAT = "keras_fds.schedules"
-_VERSION = 1
+_VERSION = 2  # The first with lines between values.
+
+INTERPOLATIONS = ("constant", "linear")
+
+
+def shares(interpolation, num_values, inner_step, horizon):
+    """The row of the sharing matrix that an inner step has: which values it shares, and how.
+
+    Its number is λ(t) = (1 − fraction) · values[lower] + fraction · values[upper]. In a bucket both
+    are ⌊num_values · t / horizon⌋. With straight lines, value k is a knot at the step
+    k · horizon / (num_values − 1), the last one at the end of the horizon. From the horizon on,
+    steps have the last value.
+
+    Args:
+        interpolation: `"constant"` or `"linear"`.
+        num_values: Number of values.
+        inner_step, horizon: Whole numbers, arrays, or int64 tensors.
+
+    Returns:
+        `(lower, upper, fraction)`, the fraction in float64, or `None` in a bucket; for `blend`.
+    """
+    clip = tf.clip_by_value if tf.is_tensor(inner_step) or tf.is_tensor(horizon) else np.clip
+    last = num_values - 1
+    if interpolation == "constant":
+        bucket = clip(num_values * inner_step // horizon, 0, last)
+        return bucket, bucket, None
+    lower = clip(last * inner_step // horizon, 0, last)
+    return lower, clip(lower + 1, 0, last), (last * inner_step - lower * horizon) / horizon
+
+
+def blend(lower, upper, fraction):
+    """What a step has of two values; see `shares`."""
+    return lower if fraction is None else lower + fraction * (upper - lower)
 
 
 @keras.saving.register_keras_serializable("keras_fds")
 class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that is constant over each of a few equal parts of the horizon.
+    """A schedule of a few values that share the horizon.
 
-    `schedule(t) = values[floor(num_buckets * t / horizon)]`. From the horizon on, steps keep the
-    last value. It is a Keras `LearningRateSchedule`, so any Keras optimizer takes it as its
-    `learning_rate`.
+    With `interpolation="constant"` every value has a bucket, an equal part of the horizon:
+    `schedule(t) = values[floor(num_buckets * t / horizon)]`. With `"linear"` the values are knots
+    at equal distances, the last one at the end of the horizon, with straight lines between them.
+    From the horizon on, steps keep the last value. It is a Keras `LearningRateSchedule`, so any
+    Keras optimizer takes it as its `learning_rate`.
 
     Args:
-        values: One number per bucket.
+        values: One number per bucket or knot.
         horizon: Number of inner steps that the buckets divide.
+        interpolation: `"constant"` or `"linear"`. Defaults to `"constant"`.
 
     Raises:
-        ValueError: When there are no values, a value is not finite, or the horizon is
-            shorter than one step.
+        ValueError: When there are no values, a value is not finite, the horizon is
+            shorter than one step, or the interpolation is another word.
 
     Example:
 
@@ -36,9 +71,11 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     (0.30000001192092896, 0.10000000149011612)
     >>> schedule.stretched(100).horizon
     100
+    >>> float(BucketedSchedule([0.5, 0.0], horizon=10, interpolation="linear")(5))
+    0.25
     """
 
-    def __init__(self, values, horizon):
+    def __init__(self, values, horizon, interpolation="constant"):
         try:
             self.values = np.array(values, dtype="float64").reshape(-1)
         except (TypeError, ValueError, OverflowError):
@@ -53,31 +90,46 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 "`horizon` must be a whole number of inner steps, at least 1. "
                 f"Received: horizon={horizon!r}"
             )
-        self.horizon = int(horizon)
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                "`interpolation` must be 'constant' or 'linear'. "
+                f"Received: interpolation={interpolation!r}"
+            )
+        self.horizon, self.interpolation = int(horizon), interpolation
 
     @property
     def num_buckets(self):
-        """Number of buckets."""
+        """Number of buckets or knots."""
         return len(self.values)
 
     def __call__(self, step):
-        bucket = self.num_buckets * tf.cast(step, "int64") // self.horizon
+        lower, upper, fraction = self._shares(tf.cast(step, "int64"))
         values = tf.constant(self.values, keras.config.floatx())
-        return tf.gather(values, tf.clip_by_value(bucket, 0, self.num_buckets - 1))
+        if fraction is not None:
+            fraction = tf.cast(fraction, values.dtype)
+        return blend(tf.gather(values, lower), tf.gather(values, upper), fraction)
 
     def stretched(self, horizon):
         """The same shape over another number of inner steps."""
-        return BucketedSchedule(self.values, horizon)
+        return BucketedSchedule(self.values, horizon, self.interpolation)
 
     def per_step(self):
         """The value at every inner step, float64 of shape `[horizon]`."""
-        return self.values[self.num_buckets * np.arange(self.horizon) // self.horizon]
+        lower, upper, fraction = self._shares(np.arange(self.horizon))
+        return blend(self.values[lower], self.values[upper], fraction)
+
+    def _shares(self, steps):
+        return shares(self.interpolation, self.num_buckets, steps, self.horizon)
 
     def get_config(self):
-        return {"values": self.values.tolist(), "horizon": self.horizon}
+        config = {"values": self.values.tolist(), "horizon": self.horizon}
+        if self.interpolation != "constant":
+            config["interpolation"] = self.interpolation
+        return config
 
     def __repr__(self):
-        return f"BucketedSchedule(values={self.values.tolist()}, horizon={self.horizon})"
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"BucketedSchedule({arguments})"
 
 
 def save_schedules(path, schedules):
@@ -93,7 +145,8 @@ def save_schedules(path, schedules):
     """
     content = {
         "format": _FORMAT,
-        "version": _VERSION,
+        # Files without lines are read by older versions, too.
+        "version": max([1, *(2 for each in schedules.values() if each.interpolation == "linear")]),
         "schedules": {name: schedule.get_config() for name, schedule in schedules.items()},
     }
     with replacement(path) as partial:

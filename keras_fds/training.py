@@ -270,11 +270,13 @@ def _hypergradients(
             if not ok:
                 warnings.warn("The training loss stopped being finite.", stacklevel=3)
             mode.validate(validation.start(), validation.num_batches, validation_training)
-            derivatives = buckets.derivatives(model.optimizer.coordinates)
             if per_step:
-                of_steps = buckets.at_steps(derivatives, horizon)
-                found = dict(zip(buckets.names, mode.per_step().T))
-                return {name: values * of_steps[name] for name, values in found.items()}
+                values = buckets.at_steps(buckets.join(model.optimizer.values), horizon)
+                return {
+                    h.name: of_steps * h.derivatives(values[h.name])
+                    for h, of_steps in zip(buckets.hyperparameters, mode.per_step().T)
+                }
+            derivatives = buckets.derivatives(model.optimizer.coordinates)
             found = buckets.means(mode.hypergradients() * derivatives, horizon)
             unknown = [name for name, values in found.items() if np.isnan(values).any()]
             if unknown and ok:

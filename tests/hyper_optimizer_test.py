@@ -118,7 +118,7 @@ def test_schedules_can_be_set():
         "momentum": keras_fds.BucketedSchedule([0.9], 10),
     }
     np.testing.assert_array_equal(optimizer.schedules["learning_rate"].values, [0.4, 0.2])
-    with pytest.raises(ValueError, match="2 bucket.*'learning_rate'"):
+    with pytest.raises(ValueError, match="2 value.*'learning_rate'"):
         optimizer.schedules = {"momentum": keras_fds.BucketedSchedule([0.9], 10)}
 
 

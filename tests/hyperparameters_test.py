@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_fds import Hyperparameter
+from keras_fds.hyperparameters import Buckets
 
 settings.register_profile("keras_fds", deadline=None, derandomize=True)
 settings.load_profile("keras_fds")
@@ -35,6 +36,7 @@ def attributes(hyperparameter):
         "max_value",
         "scale",
         "smoothing_window",
+        "interpolation",
     )
     values = {name: getattr(hyperparameter, name) for name in names}
     return {**values, "initial_values": hyperparameter.initial_values.tolist()}
@@ -49,8 +51,9 @@ def test_buckets_opening_steps_and_lengths_agree_at_every_step(num_buckets, hori
     lengths = hyperparameter.bucket_lengths(horizon)
     opening = hyperparameter.opening_steps(horizon)
 
-    assert [hyperparameter.bucket(t, horizon) for t in range(horizon)] == expected
-    assert hyperparameter.bucket(np.arange(horizon), horizon).tolist() == expected
+    assert [hyperparameter.shares(t, horizon)[0] for t in range(horizon)] == expected
+    lower, upper, fraction = hyperparameter.shares(np.arange(horizon), horizon)
+    assert lower.tolist() == upper.tolist() == expected and fraction is None
     assert lengths.tolist() == [count[bucket] for bucket in range(num_buckets)]
     assert lengths.sum() == horizon
     for bucket in count:
@@ -71,8 +74,8 @@ def test_borders_are_exact_on_long_horizons(num_buckets, horizon):
     hyperparameter = Hyperparameter("learning_rate", num_buckets)
     opening = hyperparameter.opening_steps(horizon)
     last = np.append(opening[1:], horizon) - 1
-    assert hyperparameter.bucket(opening, horizon).tolist() == list(range(num_buckets))
-    assert hyperparameter.bucket(last, horizon).tolist() == list(range(num_buckets))
+    assert hyperparameter.shares(opening, horizon)[0].tolist() == list(range(num_buckets))
+    assert hyperparameter.shares(last, horizon)[0].tolist() == list(range(num_buckets))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +93,43 @@ def test_lengths_worked_out_by_hand(num_buckets, horizon, lengths):
     assert hyperparameter.bucket_lengths(horizon).tolist() == lengths
 
 
-def test_bucket_of_a_tensor_in_a_graph():
-    hyperparameter = Hyperparameter("learning_rate", num_buckets=7)
-    bucket = tf.function(hyperparameter.bucket)
-    steps = tf.range(10, dtype="int64")
-    actual = bucket(steps, tf.constant(10, "int64"))
-    assert actual.dtype == "int64"
-    assert actual.numpy().tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]
+@pytest.mark.parametrize("interpolation", ["constant", "linear"])
+def test_shares_of_a_tensor_in_a_graph(interpolation):
+    hyperparameter = Hyperparameter("learning_rate", 7, interpolation=interpolation)
+    expected = hyperparameter.shares(np.arange(12), 10)
+    row = tf.function(hyperparameter.shares)(tf.range(12, dtype="int64"), tf.constant(10, "int64"))
+    assert row[0].dtype == row[1].dtype == "int64"
+    assert [each is None for each in row] == [each is None for each in expected]
+    for actual, wanted in zip(row, expected):
+        assert actual is None or actual.numpy().tolist() == wanted.tolist()
+
+
+# ---------------------------------------------------------------------------------------- knots
+def sharing_matrix(hyperparameter, horizon):
+    """`[horizon, num_buckets]`, from the numbers of single steps."""
+    unit = np.eye(hyperparameter.num_buckets)
+    columns = [Buckets([hyperparameter]).at_steps(row, horizon)["learning_rate"] for row in unit]
+    return np.stack(columns, 1)
+
+
+@pytest.mark.parametrize("interpolation", ["constant", "linear"])
+@given(num_buckets=st.integers(1, 12), surplus=st.integers(0, 60))
+def test_one_sharing_matrix_stands_behind_all(interpolation, num_buckets, surplus):
+    horizon = num_buckets + surplus
+    hyperparameter = Hyperparameter("learning_rate", num_buckets, interpolation=interpolation)
+    matrix, buckets = sharing_matrix(hyperparameter, horizon), Buckets([hyperparameter])
+    np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-14)
+    of_steps = np.random.default_rng(0).normal(size=horizon)
+    np.testing.assert_allclose(buckets.sums(of_steps[:, None]), matrix.T @ of_steps, atol=1e-12)
+    np.testing.assert_allclose(buckets.lengths(horizon), matrix.sum(0), rtol=1e-12)
+    assert (matrix.sum(0) > 0).all()
+    assert buckets.opening_steps(horizon).tolist() == (matrix > 0).argmax(0).tolist()
+
+
+def test_lines_between_knots_by_hand():
+    hyperparameter = Hyperparameter("learning_rate", 3, interpolation="linear")
+    values = Buckets([hyperparameter]).at_steps(np.array([0.0, 4.0, 1.0]), 8)["learning_rate"]
+    assert values.tolist() == [0, 1, 2, 3, 4, 3.25, 2.5, 1.75]
 
 
 # ------------------------------------------------------------------------- start values, ranges
@@ -130,6 +163,7 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         "max_value": np.inf,
         "scale": "linear",
         "smoothing_window": 1 / 7,
+        "interpolation": "constant",
         "initial_values": [0.0],
     }
 

@@ -13,6 +13,7 @@ import keras_fds
 from keras_fds.data import get_batch, size_in_bytes
 from keras_fds.functional import build_compiled
 from keras_fds.internals import keras_models
+from keras_fds.schedules import blend
 
 NUM_EXAMPLES = 60
 
@@ -24,13 +25,22 @@ def arrays():
     return x, (x @ [[1.0], [-2.0], [0.5]] + 0.3 * rng.normal(size=(NUM_EXAMPLES, 1))).astype("f4")
 
 
-def make_model(num_buckets=2, initial=0.05, outer=None, compiled=True, **compile_arguments):
+def make_model(
+    num_buckets=2,
+    initial=0.05,
+    outer=None,
+    compiled=True,
+    interpolation="constant",
+    **compile_arguments,
+):
     """A linear model that learns a schedule of its learning rate, and its momentum."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
     optimizer = keras_fds.HyperOptimizer(
         keras_fds.optimizers.SGD(),
         [
-            keras_fds.Hyperparameter("learning_rate", num_buckets, initial, step_size=0.1),
+            keras_fds.Hyperparameter(
+                "learning_rate", num_buckets, initial, step_size=0.1, interpolation=interpolation
+            ),
             keras_fds.Hyperparameter("momentum", 1, 0.0, step_size=0.3),
         ],
         outer=outer,
@@ -93,16 +103,20 @@ class NumpyMode(keras_fds.differentiation.Mode):
                 self.weight.assign(weight[:, None].astype(self.weight.dtype))
                 return step + 1, False
             gradient, hessian = 2 * x.T @ (x @ weight - y) / len(x), 2 * x.T @ x / len(x)
-            at = self.buckets.positions(inner_step + step, self.horizon)
-            rate, momentum = (int(at[name]) for name in ("learning_rate", "momentum"))
-            unit = np.eye(self.buckets.size)[:, :, None]
-            of_velocity = (
-                flat[momentum] * of_velocity + unit[momentum] * velocity + of_weight @ hessian
+            rows = self.buckets.shares(inner_step + step, self.horizon)
+            unit = np.eye(self.buckets.size)
+            of_rate, of_momentum = (
+                blend(unit[lower], unit[upper], fraction)
+                for lower, upper, fraction in (rows["learning_rate"], rows["momentum"])
             )
-            velocity = flat[momentum] * velocity + gradient
-            of_weight = of_weight - unit[rate] * velocity - flat[rate] * of_velocity
+            rate, momentum = of_rate @ flat, of_momentum @ flat
+            of_velocity = (
+                momentum * of_velocity + of_momentum[:, None] * velocity + of_weight @ hessian
+            )
+            velocity = momentum * velocity + gradient
+            of_weight = of_weight - of_rate[:, None] * velocity - rate * of_velocity
             # Kept in the model's type after every step, so calls may be of any length.
-            weight = (weight - flat[rate] * velocity).astype(self.weight.dtype).astype("float64")
+            weight = (weight - rate * velocity).astype(self.weight.dtype).astype("float64")
         self.weight.assign(weight[:, None].astype(self.weight.dtype))
         self.carried.assign(np.stack([velocity, *of_weight, *of_velocity]))
         return count, True

@@ -54,6 +54,31 @@ def test_values_over_all_steps(values, horizon):
     assert schedule(steps).numpy().tolist() == expected + [values[-1]] * 5
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 7, 100])
+def test_two_knots_are_the_linear_decay_of_keras(horizon):
+    schedule = BucketedSchedule([0.8, 0.1], horizon, interpolation="linear")
+    stock = keras.optimizers.schedules.PolynomialDecay(0.8, horizon, 0.1)
+    steps = range(horizon + 3)
+    expected = [float(stock(step)) for step in steps]
+    np.testing.assert_allclose([float(schedule(step)) for step in steps], expected, rtol=1e-6)
+    np.testing.assert_allclose(schedule.per_step(), expected[:horizon], rtol=1e-6)
+    assert schedule.stretched(3).interpolation == "linear"
+
+
+def test_lines_are_kept_in_a_file_of_their_version(tmp_path):
+    schedules = {
+        "learning_rate": BucketedSchedule([0.5, 0.1, 0.0], 10, interpolation="linear"),
+        "momentum": BucketedSchedule([0.9], 10),
+    }
+    save_schedules(tmp_path / "schedules.json", schedules)
+    assert json.loads((tmp_path / "schedules.json").read_text())["version"] == 2
+    loaded = load_schedules(tmp_path / "schedules.json")
+    assert [s.get_config() for s in loaded.values()] == [s.get_config() for s in schedules.values()]
+    # Without lines, older versions can read it.
+    save_schedules(tmp_path / "schedules.json", {"momentum": schedules["momentum"]})
+    assert json.loads((tmp_path / "schedules.json").read_text())["version"] == 1
+
+
 @pytest.mark.parametrize(
     "step",
     [4, np.int64(4), tf.constant(4), tf.constant(4, "int64"), tf.Variable(4), tf.constant(4.0)],
@@ -299,9 +324,9 @@ def test_foreign_file(tmp_path, document):
 
 def test_file_of_a_newer_version(tmp_path):
     path = tmp_path / "schedules.json"
-    document = {**json.loads(VERSION_1_FILE), "version": 2, "schedules": "another form"}
+    document = {**json.loads(VERSION_1_FILE), "version": 3, "schedules": "another form"}
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"schedules.json.*version 2.*up to 1.*newer keras_fds"):
+    with pytest.raises(ValueError, match=r"schedules.json.*version 3.*up to 2.*newer keras_fds"):
         load_schedules(path)
 
 

@@ -8,14 +8,18 @@ import keras_fds
 NUM_EXAMPLES = 60
 
 
-def make_model(num_buckets=2, compiled=True, initial=0.0, **compile_arguments):
+def make_model(
+    num_buckets=2, compiled=True, initial=0.0, interpolation="constant", **compile_arguments
+):
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)]
     )
     optimizer = keras_fds.HyperOptimizer(
         keras_fds.optimizers.SGD(),
         [
-            keras_fds.Hyperparameter("learning_rate", num_buckets, initial, 0.3),
+            keras_fds.Hyperparameter(
+                "learning_rate", num_buckets, initial, 0.3, interpolation=interpolation
+            ),
             keras_fds.Hyperparameter("momentum", 1, 0.0, 0.3),
         ],
     )

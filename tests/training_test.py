@@ -468,3 +468,50 @@ def test_steps_per_execution_sets_the_steps_a_call_and_changes_no_result():
         spies.append(spy)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     assert spies[1].batches == [3, 7, 8, 12] * 3  # As Keras counts a call that is cut short.
+
+
+# --------------------------------------------------------------------------------------- knots
+def test_lines_mean_the_same_in_fit_in_model_fit_and_after_loading(tmp_path):
+    x, y = arrays()
+    values = [0.5, 0.1, 0.3]
+    of_search = make_model(3, initial=values, interpolation="linear")
+    of_search.save(tmp_path / "model.keras")
+    keras_fds.fit(
+        *(of_search, x, y),
+        batch_size=10,
+        epochs=2,
+        outer_steps=1,
+        initial_weights="same",
+        shuffle=False,
+        verbose=0,
+    )
+    stock = keras.models.load_model(tmp_path / "model.keras")
+    assert stock.optimizer.schedules["learning_rate"].interpolation == "linear"
+    stock.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0)
+    for mine, expected in zip(of_search.get_weights(), stock.get_weights()):
+        np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_hypergradients_by_knots_are_those_of_differences(scale):
+    x, y = arrays()
+    model = make_model()
+    hyperparameters = [
+        keras_fds.Hyperparameter(
+            "learning_rate", 3, [0.5, 0.1, 0.3], scale=scale, interpolation="linear"
+        ),
+        keras_fds.Hyperparameter("momentum", 2, [0.5, 0.9], interpolation="linear"),
+    ]
+    model.compile(keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), hyperparameters), model.loss)
+    report = keras_fds.check_hypergradients(
+        model, tf.data.Dataset.from_tensor_slices((x, y)).batch(10), verbose=False
+    )
+    assert report.passed, str(report)
+    found = {
+        mode: keras_fds.hypergradients(
+            model, tf.data.Dataset.from_tensor_slices((x, y)).batch(10), differentiation=mode
+        )
+        for mode in ("forward", "reverse")
+    }
+    for name, expected in found["forward"].items():
+        np.testing.assert_allclose(found["reverse"][name], expected, rtol=1e-4)

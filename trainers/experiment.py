@@ -178,6 +178,7 @@ def _begin_with(schedules, hyperparameters):
     for arguments in hyperparameters:
         schedule = schedules[arguments["name"]]
         arguments["num_buckets"] = schedule.num_buckets
+        arguments["interpolation"] = schedule.interpolation
         arguments["initial"] = schedule.values.tolist()
 
 

@@ -29,7 +29,7 @@ _COLUMNS = {
 }
 
 
-def search_page(title, lead, rows, origin):
+def search_page(title, lead, rows, origin, interpolations=None):
     """The report of a search.
 
     Args:
@@ -39,6 +39,7 @@ def search_page(title, lead, rows, origin):
             `hypergradient/learning_rate[0]`, …; `accepted` and `best` (1 or 0);
             `val_loss_error`, the standard error of `val_loss`.
         origin: What `describe_origin` returns.
+        interpolations: `{name: "linear"}` of hyperparameters with knots. Defaults to none.
 
     Returns:
         A string, HTML that needs no other file.
@@ -48,7 +49,8 @@ def search_page(title, lead, rows, origin):
     >>> origin = describe_origin("python -m trainers.search …", seed=0)
     >>> search_page("Search", "", workdirs.read_history(workdir), origin)
     """
-    return _render("search.html", title=title, lead=lead, search=_search(rows), origin=origin)
+    search = _search(rows, interpolations or {})
+    return _render("search.html", title=title, lead=lead, search=search, origin=origin)
 
 
 def training_page(title, lead, summary, rows, schedules, search_rows, origin):
@@ -67,6 +69,7 @@ def training_page(title, lead, summary, rows, schedules, search_rows, origin):
     """
     from keras_fds import callbacks
 
+    interpolations = {name: schedule.interpolation for name, schedule in schedules.items()}
     return _render(
         "training.html",
         title=title,
@@ -76,7 +79,7 @@ def training_page(title, lead, summary, rows, schedules, search_rows, origin):
         schedules=schedules,
         schedules_figure=callbacks.draw_schedules([schedules]),
         horizon=next(iter(schedules.values())).horizon,
-        search=_search(search_rows) if search_rows else None,
+        search=_search(search_rows, interpolations) if search_rows else None,
         origin=origin,
     )
 
@@ -92,7 +95,7 @@ def describe_origin(command, seed):
     return {"command": command, "facts": {**facts, "machine": _machine()}}
 
 
-def _search(rows):
+def _search(rows, interpolations):
     """The contents of the sections on a search."""
     from keras_fds import BucketedSchedule, callbacks
 
@@ -101,7 +104,11 @@ def _search(rows):
     columns = curves.bucket_columns(rows)
     schedules = [
         {
-            name: BucketedSchedule([row[column] for column in buckets], int(row["horizon"]))
+            name: BucketedSchedule(
+                [row[column] for column in buckets],
+                int(row["horizon"]),
+                interpolations.get(name, "constant"),
+            )
             for name, buckets in columns.items()
         }
         for row in rows

@@ -111,11 +111,11 @@ def write_report(config, workdir):
     rows = workdirs.read_history(workdir)
     if not rows:
         return
+    optimizer = experiment.make_optimizer(config)
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
         if not any("." in name for name in schedules):
-            optimizer = experiment.make_optimizer(config, schedules).optimizer
-            code = keras_fds.export.python_snippet(schedules, optimizer)
+            code = keras_fds.export.python_snippet(schedules, optimizer.optimizer)
             workdirs.write_text(workdir / "schedules.py", code)
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
     page = report.search_page(
@@ -123,6 +123,7 @@ def write_report(config, workdir):
         lead=workdirs.verdict_on(rows),
         rows=rows,
         origin=report.describe_origin(command, config.seed),
+        interpolations={h.name: h.interpolation for h in optimizer.hyperparameters},
     )
     workdirs.write_text(workdir / "report.html", page)
 

@@ -62,16 +62,18 @@ def _draw_panel(panel, name, schedules, outer_steps, best):
     last = len(schedules) - 1
     dark = outer_steps.index(best) if best else last
     for i, (schedule, outer_step) in enumerate(zip(schedules, outer_steps)):
-        bounds = bucket_edges(schedule) / (schedule.horizon if fraction else 1)
-        panel.stairs(
-            schedule.values,
-            bounds,
-            baseline=None,
-            color=colormaps["Blues"](1.0 if i == dark else 0.2 + 0.5 * i / max(last, 1)),
-            linewidth=2.2 if i == dark else 1.1,
-            zorder=3 if i == dark else 2,
-            label=f"{outer_step}{', the best' if outer_step == best else ''}",
-        )
+        unit = schedule.horizon if fraction else 1
+        style = {
+            "color": colormaps["Blues"](1.0 if i == dark else 0.2 + 0.5 * i / max(last, 1)),
+            "linewidth": 2.2 if i == dark else 1.1,
+            "zorder": 3 if i == dark else 2,
+            "label": f"{outer_step}{', the best' if outer_step == best else ''}",
+        }
+        if schedule.interpolation == "linear" and schedule.num_buckets > 1:
+            knots = np.linspace(0, schedule.horizon / unit, schedule.num_buckets)
+            panel.plot(knots, schedule.values, **style)
+        else:
+            panel.stairs(schedule.values, edges(schedule) / unit, baseline=None, **style)
     panel.set_xlabel("inner step / horizon" if fraction else "inner step")
     panel.set_ylabel(name)
     panel.margins(x=0)
@@ -85,10 +87,12 @@ def _draw_panel(panel, name, schedules, outer_steps, best):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def bucket_edges(schedule):
-    """The first inner step of every bucket, then the horizon; int64 `[num_buckets + 1]`."""
-    buckets = np.arange(schedule.num_buckets + 1, dtype="int64")
-    return -(-buckets * schedule.horizon // schedule.num_buckets)
+def edges(schedule):
+    """The first inner steps of every bucket or line, then the horizon; int64."""
+    pieces = schedule.num_buckets
+    if schedule.interpolation == "linear":
+        pieces = max(1, pieces - 1)
+    return -(-np.arange(pieces + 1, dtype="int64") * schedule.horizon // pieces)
 
 
 def pixels(figure):

@@ -33,7 +33,8 @@ def warn_of_unwritten(directory, error):
 def schedules_of(record):
     """`{name: BucketedSchedule}` of an outer step."""
     return {
-        name: BucketedSchedule(values, record.horizon) for name, values in record.values.items()
+        name: BucketedSchedule(values, record.horizon, record.interpolations.get(name, "constant"))
+        for name, values in record.values.items()
     }
 
 

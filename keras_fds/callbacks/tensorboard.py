@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.callbacks.pictures import bucket_edges, pixels
+from keras_fds.callbacks.pictures import edges, pixels
 from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
 from keras_fds.files import writable_directory
 from keras_fds.search import check_searching
@@ -141,8 +141,8 @@ class TensorBoard(ByRecords):
 
 def _write_curves(schedules):
     for name, schedule in schedules.items():
-        edges = bucket_edges(schedule)
-        steps = np.unique(np.concatenate([edges[:-1], edges[1:] - 1]))
+        bounds = edges(schedule)
+        steps = np.unique(np.concatenate([bounds[:-1], bounds[1:] - 1]))
         if len(steps) > _MOST_POINTS:
             steps = steps[np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
         for step, value in zip(steps.tolist(), schedule.per_step()[steps]):

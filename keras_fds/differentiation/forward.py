@@ -16,6 +16,7 @@ from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
 from keras_fds.internals import tf_compilation
 from keras_fds.numbers import number
+from keras_fds.schedules import blend
 
 
 @keras.saving.register_keras_serializable("keras_fds")
@@ -172,10 +173,13 @@ class Forward(Mode):
         return after, loss, outputs
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
-        """`{name: [moving]}`, one-hot: one for the bucket that the step falls in."""
-        positions = self.buckets.positions(inner_step, horizon)
-        order, dtype = tf.gather(self._order, moving), self.step.dtype
-        return {name: tf.cast(order == position, dtype) for name, position in positions.items()}
+        """`{name: [moving]}`, the step's row of the sharing matrix: one-hot in a bucket."""
+        order, found = tf.gather(self._order, moving), {}
+        for name, row in self.buckets.shares(inner_step, horizon).items():
+            *neighbours, fraction = row
+            lower, upper = (tf.cast(order == position, "float64") for position in neighbours)
+            found[name] = tf.cast(blend(lower, upper, fraction), self.step.dtype)
+        return found
 
     def _clipped(self, tangents):
         bound = self.tangent_clipvalue

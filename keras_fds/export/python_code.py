@@ -6,7 +6,12 @@ import re
 import keras
 
 from keras_fds import optimizers
-from keras_fds.export.snippet import ScheduledNumber, piecewise_constant, tensor_operator
+from keras_fds.export.snippet import (
+    PiecewiseLinear,
+    ScheduledNumber,
+    piecewise_constant,
+    tensor_operator,
+)
 
 _HEADER = '''"""{name} with learned schedules, for Keras without keras_fds.
 
@@ -50,12 +55,14 @@ def python_snippet(schedules, optimizer):
     arguments, numbers = _arguments(optimizer), {}
     for name, schedule in schedules.items():
         values = schedule.values.tolist()
+        lines = schedule.interpolation == "linear"
+        code = f"{'PiecewiseLinear' if lines else 'piecewise_constant'}({values}, horizon)"
         if schedule.num_buckets == 1:
             arguments[name] = repr(values[0])
         elif name == "learning_rate":
-            arguments[name] = f"piecewise_constant({values}, horizon)"
+            arguments[name] = code
         else:
-            numbers[name] = f"ScheduledNumber(piecewise_constant({values}, horizon), optimizer)"
+            numbers[name] = f"ScheduledNumber({code}, optimizer)"
     code = "\n".join(
         [
             f"def make_optimizer(horizon={_horizon(schedules)}):",
@@ -121,7 +128,9 @@ def _arguments(optimizer):
 def _imports(code):
     lines = ["import keras"]
     if "ScheduledNumber(" in code:
-        lines = ["import operator\n", *lines, "import tensorflow as tf"]
+        lines.insert(0, "import operator\n")
+    if "ScheduledNumber(" in code or "PiecewiseLinear(" in code:
+        lines.append("import tensorflow as tf")
     if " SGD(" in code:
         lines.append("from keras import ops")
     return "\n".join(lines)
@@ -132,6 +141,8 @@ def _definitions(code):
     used = [optimizers.SGD] if " SGD(" in code else []
     if "piecewise_constant(" in code:
         used.append(piecewise_constant)
+    if "PiecewiseLinear(" in code:
+        used.append(PiecewiseLinear)
     if "ScheduledNumber(" in code:
         used += [tensor_operator, ScheduledNumber]
     return [_cut(inspect.getsource(each)) for each in used]

@@ -14,6 +14,26 @@ def piecewise_constant(values, horizon):
     )
 
 
+@keras.saving.register_keras_serializable("exported")
+class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """Straight lines between values at equal distances over `horizon` training steps."""
+
+    def __init__(self, values, horizon):
+        self.values, self.horizon = values, horizon
+
+    def __call__(self, step):
+        pieces = len(self.values) - 1
+        scaled = pieces * tf.minimum(tf.cast(step, "int64"), self.horizon)
+        lower = tf.minimum(scaled // self.horizon, pieces - 1)
+        fraction = (scaled - lower * self.horizon) / self.horizon
+        values = tf.constant(self.values, "float64")
+        value = values[lower] + fraction * (values[lower + 1] - values[lower])
+        return tf.cast(value, keras.config.floatx())
+
+    def get_config(self):
+        return {"values": self.values, "horizon": self.horizon}
+
+
 def tensor_operator(function):
     """`function(number, other)` and `function(other, number)`, with the number as a tensor."""
     return (

@@ -1,5 +1,7 @@
 """Learned schedules as schedules of stock Keras."""
 
+import keras
+
 from keras_fds.export.snippet import piecewise_constant
 
 
@@ -14,7 +16,11 @@ def keras_schedules(schedules):
 
     Returns:
         `{name: keras.optimizers.schedules.PiecewiseConstantDecay}`, the same numbers at every
-        step, in float32.
+        step, in float32; a line between two knots is a `PolynomialDecay`.
+
+    Raises:
+        ValueError: When a schedule has lines between more than two knots, which no stock schedule
+            has.
 
     Example:
 
@@ -22,7 +28,17 @@ def keras_schedules(schedules):
     >>> float(keras_fds.export.keras_schedules(schedules)["learning_rate"](5))
     0.10000000149011612
     """
-    return {
-        name: piecewise_constant(schedule.values.tolist(), schedule.horizon)
-        for name, schedule in schedules.items()
-    }
+    return {name: _stock(name, schedule) for name, schedule in schedules.items()}
+
+
+def _stock(name, schedule):
+    values = schedule.values.tolist()
+    if schedule.interpolation == "constant" or len(values) == 1:
+        return piecewise_constant(values, schedule.horizon)
+    if len(values) > 2:
+        raise ValueError(
+            f"Stock Keras has no schedule of {len(values)} knots with lines between them, such as "
+            f"that of {name!r}. Use keras_fds.export.python_snippet, or the schedule itself. "
+            f"Received: {schedule}"
+        )
+    return keras.optimizers.schedules.PolynomialDecay(values[0], schedule.horizon, values[1])

@@ -345,6 +345,7 @@ class OuterLoop:
             hypergradients=None if measurement.broke_down else _as_lists(reported),
             step_sizes=_as_lists(self.buckets.split(state["step_sizes"])),
             val_loss_error=error,
+            interpolations={h.name: h.interpolation for h in optimizer.hyperparameters},
         )
         search.records.append(record)
         search.position, search.partial = search.position.next_outer_step(), None

@@ -31,6 +31,7 @@ class Record:
     hypergradients: dict | None
     step_sizes: dict
     val_loss_error: float | None  # Standard error of the validation loss, where it is known.
+    interpolations: dict = dataclasses.field(default_factory=dict)  # `{name: "linear"}`
 
 
 @dataclasses.dataclass

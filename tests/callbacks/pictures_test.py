@@ -24,6 +24,12 @@ def test_drawing_panels_and_legend():
     np.testing.assert_allclose(values, [0.3, 0.2])
 
 
+def test_lines_are_drawn_between_knots():
+    schedule = keras_fds.BucketedSchedule([0.4, 0.2, 0.0], 10, interpolation="linear")
+    (line,) = draw_schedules([{"learning_rate": schedule}]).axes[0].lines
+    np.testing.assert_allclose(line.get_data(), [[0, 5, 10], [0.4, 0.2, 0.0]])
+
+
 def test_the_best_one_is_dark():
     schedules = [{"learning_rate": keras_fds.BucketedSchedule([n, 0.2], 10)} for n in range(9)]
     figure = draw_schedules(schedules, best=4)

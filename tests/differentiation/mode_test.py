@@ -25,10 +25,15 @@ MODES = {
 LEARNED = {"learning_rate": [0.1, 0.2], "momentum": [0.4]}
 
 
+@pytest.fixture(params=["constant", "linear"])
+def interpolation(request):
+    return request.param
+
+
 @pytest.fixture(params=MODES)
-def problem(request, float64):
+def problem(request, interpolation, float64):
     """`(bound mode, train, validation, start)` of the linear problem, in float64."""
-    model = numpy_mode.make_model()
+    model = numpy_mode.make_model(interpolation=interpolation)
     x, y = numpy_mode.arrays()
     data = as_arrays(x[:50], y[:50], None)
     train = ArrayBatches(data, BATCH)

@@ -95,8 +95,13 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(values)
             for t, batch in enumerate(batches):
-                positions = hyper_optimizer.buckets.positions(np.int64(t), np.int64(horizon))
-                hyperparameters = {name: values[p] for name, p in positions.items()}
+                rows = hyper_optimizer.buckets.shares(t, horizon)
+                hyperparameters = {
+                    name: values[lower]
+                    if fraction is None
+                    else (1 - fraction) * values[lower] + fraction * values[upper]
+                    for name, (lower, upper, fraction) in rows.items()
+                }
                 of_model = {name: hyperparameters.pop(name) for name in model.places}
                 (gradients, statistics), (_, _, counters) = model.gradients(
                     weights, statistics, counters, of_model, batch

@@ -19,6 +19,7 @@ BATCH_SIZE = 10
 EPOCHS = 2
 STEPS_AN_EPOCH = small_problem.NUM_EXAMPLES // BATCH_SIZE
 
+LINES = "with lines"
 LEARNED = {"learning_rate": [0.3, 0.1, 0.2, 0.05], "momentum": [0.0, 0.8], "weight_decay": [0.01]}
 OPTIMIZERS = {
     "paper": (keras_fds.optimizers.SGD(clipvalue=0.5), LEARNED),
@@ -27,6 +28,7 @@ OPTIMIZERS = {
         {name: values[-1:] for name, values in LEARNED.items()},
     ),
     "SGD": (keras.optimizers.SGD(nesterov=True), LEARNED),
+    LINES: (keras_fds.optimizers.SGD(), {**LEARNED, "weight_decay": [0.01, 0.0]}),
     "Adam": (keras.optimizers.Adam(amsgrad=True), {"beta_1": [0.5, 0.9], "learning_rate": [0.02]}),
     "of a schedule": (
         keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
@@ -34,8 +36,8 @@ OPTIMIZERS = {
     ),
 }
 
-# One that stretches of each of the two forms of SGD, and every optimizer over its own horizon.
-RUNS = [(name, factor) for name in ("paper", "SGD") for factor in (5, 10)]
+# One that stretches of each form of SGD and of schedules, and every optimizer over its own horizon.
+RUNS = [(name, factor) for name in ("paper", "SGD", LINES) for factor in (5, 10)]
 RUNS += [(name, 1) for name in OPTIMIZERS]
 
 # Runs in another process; what it is given and gives back lies in a folder.
@@ -58,8 +60,12 @@ for name, factor in json.loads(sys.argv[2]):
 """
 
 
-def schedules_of(values, horizon=STEPS_AN_EPOCH * EPOCHS):
-    return {name: BucketedSchedule(each, horizon) for name, each in values.items()}
+def schedules_of(values, horizon=STEPS_AN_EPOCH * EPOCHS, interpolation="constant"):
+    return {name: BucketedSchedule(each, horizon, interpolation) for name, each in values.items()}
+
+
+def interpolation_of(name):
+    return "linear" if name == LINES else "constant"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,8 @@ def folder(tmp_path_factory):
     x, y = small_problem.arrays()
     np.savez(folder / "data.npz", x=x, y=y)
     for name, (optimizer, values) in OPTIMIZERS.items():
-        code = export.python_snippet(schedules_of(values), optimizer)
+        schedules = schedules_of(values, interpolation=interpolation_of(name))
+        code = export.python_snippet(schedules, optimizer)
         (folder / f"{name}.py").write_text(code)
     command = [sys.executable, "-c", PROGRAM, folder, json.dumps(RUNS)]
     subprocess.run(command, check=True, timeout=300, cwd=folder)
@@ -84,7 +91,8 @@ def test_snippet_trains_as_the_hyper_optimizer_does_over_any_horizon(folder, nam
     optimizer, values = OPTIMIZERS[name]
     model = keras.models.load_model(folder / "model.keras")
     hyperparameters = [
-        keras_fds.Hyperparameter(each, len(numbers), numbers) for each, numbers in values.items()
+        keras_fds.Hyperparameter(each, len(numbers), numbers, interpolation=interpolation_of(name))
+        for each, numbers in values.items()
     ]
     optimizer = type(optimizer).from_config(optimizer.get_config())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -120,6 +128,16 @@ def test_keras_schedules_are_equal_at_every_step(num_buckets, horizon):
     assert type(stock) is keras.optimizers.schedules.PiecewiseConstantDecay
     steps = range(horizon + 3)
     assert [float(stock(step)) for step in steps] == [float(schedule(step)) for step in steps]
+
+
+def test_lines_in_stock_schedules():
+    line = BucketedSchedule([0.5, 0.1], 7, interpolation="linear")
+    stock = export.keras_schedules({"learning_rate": line})["learning_rate"]
+    assert type(stock) is keras.optimizers.schedules.PolynomialDecay
+    np.testing.assert_allclose([float(stock(t)) for t in range(7)], line.per_step(), rtol=1e-6)
+    more = BucketedSchedule([0.5, 0.1, 0.2], 7, interpolation="linear")
+    with pytest.raises(ValueError, match="no schedule of 3 knots"):
+        export.keras_schedules({"learning_rate": more})
 
 
 @pytest.mark.parametrize(
