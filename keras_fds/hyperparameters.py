@@ -145,14 +145,12 @@ class Hyperparameter:
 
     def _check_initial(self):
         try:
-            values = np.asarray(self.initial, dtype="float64")
+            values = np.asarray(self.initial)
+            is_numeric = values.dtype.kind in "biuf"
+            values = values.astype("float64")
         except (TypeError, ValueError):
-            values = np.zeros((0, 0))
-        if (
-            self.initial is None
-            or values.ndim > 1
-            or (values.ndim == 1 and len(values) != self.num_buckets)
-        ):
+            is_numeric = False
+        if not is_numeric or values.shape not in ((), (self.num_buckets,)):
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
                 f"one per bucket. Received: initial={self.initial!r}"

@@ -335,6 +335,8 @@ def test_numbers_of_a_model_have_dotted_names(name):
         ("initial", []),
         ("initial", None),
         ("initial", "zero"),
+        ("initial", "0.5"),
+        ("interpolation", "cubic"),
         ("initial", ["a", "b"]),
         ("initial", [[0.1], [0.2, 0.3]]),
         ("step_size", 0),

@@ -197,7 +197,8 @@ def test_fit_takes_what_model_fit_takes():
         (
             "Hyperparameter",
             "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
-            f"scale='linear', smoothing_window={1 / 7}, breadth=None)",
+            f"scale='linear', smoothing_window={1 / 7}, interpolation='constant', "
+            "breadth=None)",
         ),
         (
             "HyperOptimizer",
@@ -215,7 +216,7 @@ def test_fit_takes_what_model_fit_takes():
             "(model, train_data, validation_data, make_model=None, validation_training=False, "
             "tolerance=1e-05, verbose=True)",
         ),
-        ("BucketedSchedule", "(values, horizon)"),
+        ("BucketedSchedule", "(values, horizon, interpolation='constant')"),
         ("save_schedules", "(path, schedules)"),
         ("load_schedules", "(path)"),
         ("export.keras_schedules", "(schedules)"),

@@ -14,7 +14,7 @@ def piecewise_constant(values, horizon):
     )
 
 
-@keras.saving.register_keras_serializable("exported")
+@keras.saving.register_keras_serializable("keras_fds")
 class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
     """Straight lines between values at equal distances over `horizon` training steps."""
 

@@ -335,8 +335,9 @@ def test_another_model_is_refused(checkpoints):
         search([Checkpoint(checkpoints, {"batch_size": 10})], model=model)
 
 
-def test_a_damaged_byte_is_noticed(checkpoints):
-    content = bytearray((checkpoints / "outer_step_000003.npz").read_bytes())
+def test_a_damaged_byte_is_noticed_where_it_matters(checkpoints):
+    sound = checkpoints / "outer_step_000003.npz"
+    content, expected = bytearray(sound.read_bytes()), checkpoint._read(sound)
     newest = checkpoints / "outer_step_000004.npz"
     rng = np.random.default_rng(0)
     try:
@@ -346,10 +347,13 @@ def test_a_damaged_byte_is_noticed(checkpoints):
             damaged[position] ^= 0x40
             newest.write_bytes(damaged)
             try:
-                checkpoint._read(newest)
+                found = checkpoint._read(newest)
             except DAMAGE:
                 noticed += 1
-        assert noticed >= 30  # What is left are time stamps and paddings.
+            else:  # A time stamp or padding.
+                assert found.keys() == expected.keys()
+                assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        assert noticed >= 20
     finally:
         newest.unlink()
 
