@@ -23,6 +23,7 @@ from benchmarks.outer_rules.rules import (
     many_buckets,
 )
 from benchmarks.outer_rules.searchers import Observation
+from benchmarks.outer_rules.surrogate import SurrogateSearcher
 
 COSTS = (2, 4, 8, 12, 20, 40)  # In plain trainings; answers are tested at these costs.
 TEST_TRAININGS = 4  # Number per answer, from different initial weights.
@@ -35,6 +36,11 @@ SEARCHERS = {
     "rule_digits": functools.partial(RuleSearcher, hyperparameters=few_buckets, parts=DIGITS_PARTS),
     "rule_default": functools.partial(
         RuleSearcher, hyperparameters=default_buckets, parts=DEFAULT_PARTS
+    ),
+    "surrogate_15": functools.partial(SurrogateSearcher, num_knots=(9, 3, 3)),
+    "surrogate_7": functools.partial(SurrogateSearcher, num_knots=(5, 1, 1)),
+    "surrogate_15_plain": functools.partial(
+        SurrogateSearcher, num_knots=(9, 3, 3), with_passes=False
     ),
     "tpe_3": functools.partial(BlackBox, sampler=tpe),
     "tpe_9": functools.partial(BlackBox, sampler=tpe, in_nine=True),
