@@ -37,10 +37,13 @@ SEARCHERS = {
     "rule_default": functools.partial(
         RuleSearcher, hyperparameters=default_buckets, parts=DEFAULT_PARTS
     ),
-    "surrogate_15": functools.partial(SurrogateSearcher, num_knots=(9, 3, 3)),
-    "surrogate_7": functools.partial(SurrogateSearcher, num_knots=(5, 1, 1)),
+    "surrogate_15": functools.partial(SurrogateSearcher, num_values=(9, 3, 3)),
+    "surrogate_7": functools.partial(SurrogateSearcher, num_values=(5, 1, 1)),
+    "surrogate_15_buckets": functools.partial(
+        SurrogateSearcher, num_values=(9, 3, 3), interpolation="constant"
+    ),
     "surrogate_15_plain": functools.partial(
-        SurrogateSearcher, num_knots=(9, 3, 3), with_passes=False
+        SurrogateSearcher, num_values=(9, 3, 3), with_passes=False
     ),
     "tpe_3": functools.partial(BlackBox, sampler=tpe),
     "tpe_9": functools.partial(BlackBox, sampler=tpe, in_nine=True),

@@ -26,6 +26,7 @@ LADDER = {0.1: (0.0, 0.15), 0.3: (0.08, 0.4), 1.0: (0.3, np.inf)}
 NUM_DESIGNED = 8
 CAUTION = 1.0  # Standard deviations that the answer's value counts.
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
+REMAINING = 0.02  # What a linear decay leaves of the learning rate.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
 NUM_SAMPLES = 128
 
@@ -43,28 +44,30 @@ MEDIANS, SPREADS = (np.array(each) for each in zip(*PRIOR.values()))
 
 
 class Space:
-    """Schedules as coordinates: values at knots in time, on logarithmic scales.
+    """Schedules as coordinates: a few values of every number, on logarithmic scales.
 
-    The learning rate is a factor on a linear decay to zero; of a momentum it is 1 - momentum that
-    has a logarithmic scale. The distance of two schedules is that of their smoothed coordinates, so
-    neighbouring knots act together. With momentum, a rate counts as rate / (1 - momentum).
+    The learning rate's are factors on a linear decay; of a momentum it is 1 - momentum that has a
+    logarithmic scale. The distance of two schedules is that of their smoothed coordinates, so
+    neighbouring values act together. With momentum, a rate counts as rate / (1 - momentum).
 
     Args:
         optimizer: `"sgd"` or `"adamw"`.
-        num_knots: Of the learning rate, the average and the weight decay.
+        num_values: Of the learning rate, the average and the weight decay.
+        interpolation: `"linear"` or `"constant"`, see `keras_fds.Hyperparameter`.
     """
 
-    def __init__(self, optimizer, num_knots, grid=16, smoothness=0.3):
+    def __init__(self, optimizer, num_values, interpolation, grid=16, smoothness=0.3):
         rates, averages, decays = np.log(RANGES[optimizer])
         self.low = np.array([rates[0], -averages[1], decays[0]])
         self.high = np.array([rates[1], -averages[0], decays[1]])
-        self.num_knots, self.size = num_knots, sum(num_knots)
-        ends = np.cumsum(num_knots)
-        self.parts = [slice(end - k, end) for end, k in zip(ends, num_knots)]
-        at_grid = [np.zeros((grid, self.size)) for _ in num_knots]
+        self.num_values, self.size = num_values, sum(num_values)
+        self.interpolation = interpolation
+        ends = np.cumsum(num_values)
+        self.parts = [slice(end - k, end) for end, k in zip(ends, num_values)]
+        at_grid = [np.zeros((grid, self.size)) for _ in num_values]
         self.roughness, self.wiggles = np.zeros((2, self.size, self.size))
-        for part, k, matrix in zip(self.parts, num_knots, at_grid):
-            matrix[:, part] = hats(grid, k)
+        for part, k, matrix in zip(self.parts, num_values, at_grid):
+            matrix[:, part] = self._sharing(grid, k)
             self.roughness[part, part] = (np.eye(k) - 1 / k) / k
             self.wiggles[part, part] = np.linalg.cholesky(alike(k, smoothness)) * (k > 1)
         if optimizer == "sgd":
@@ -76,33 +79,42 @@ class Space:
 
     def constant(self, levels):
         """Coordinates that do not change in time."""
-        return np.repeat(levels, self.num_knots, axis=-1)
+        return np.repeat(levels, self.num_values, axis=-1)
 
     def clip(self, x):
         return np.clip(x, self.constant(self.low), self.constant(self.high))
 
+    def _sharing(self, steps, number):
+        """The sharing matrix, `[steps, number]`."""
+        if self.interpolation == "constant":
+            return np.eye(number)[number * np.arange(steps) // steps]
+        positions = np.arange(steps) / steps * (number - 1)
+        return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(number)))
+
+    def _values(self, x):
+        """The values of every number, and their derivatives by their coordinates."""
+        rate, average, decay = (x[part] for part in self.parts)
+        middles = np.arange(len(rate)) + (0.5 if self.interpolation == "constant" else 0.0)
+        ends = len(rate) if self.interpolation == "constant" else max(1, len(rate) - 1)
+        rate = np.exp(rate) * (1 - (1 - REMAINING) * middles / ends)
+        decay = np.exp(decay)
+        return [rate, -np.expm1(-average), decay], [rate, np.exp(-average), decay]
+
     def schedule(self, x, horizon):
         """The schedule of coordinates, float32 `[horizon, 3]`."""
-        rate, average, decay = (
-            hats(horizon, k) @ x[part] for k, part in zip(self.num_knots, self.parts)
-        )
-        remaining = 1 - (np.arange(horizon) + 0.5) / horizon
-        columns = [np.exp(rate) * remaining, -np.expm1(-average), np.exp(decay)]
+        values, _ = self._values(x)
+        columns = [self._sharing(horizon, len(each)) @ each for each in values]
         return np.stack(columns, axis=1).astype("float32")
 
-    def slopes(self, schedule, hypergradients):
-        """Derivatives by coordinates, of derivatives by a schedule's numbers."""
-        rate, average, decay = schedule.T
-        of_steps = hypergradients * np.stack([rate, 1 - average, decay], axis=1)
+    def slopes(self, x, hypergradients):
+        """Derivatives by coordinates, of those by the numbers of every step."""
+        _, derivatives = self._values(x)
         return np.concatenate(
-            [hats(len(schedule), k).T @ each for k, each in zip(self.num_knots, of_steps.T)]
+            [
+                self._sharing(len(hypergradients), len(each)).T @ of_steps * each
+                for each, of_steps in zip(derivatives, hypergradients.T)
+            ]
         )
-
-
-def hats(steps, num_knots):
-    """The sharing matrix of knots with straight lines between them, `[steps, num_knots]`."""
-    positions = (np.arange(steps) + 0.5) / steps * (num_knots - 1)
-    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(num_knots)))
 
 
 def alike(number, smoothness):
@@ -250,14 +262,24 @@ class SurrogateSearcher(Searcher):
 
     Args:
         optimizer, horizon, seed: See `Searcher`.
-        num_knots: Of the learning rate, the average and the weight decay.
+        num_values: Of the learning rate, the average and the weight decay.
+        interpolation: See `Space`. Defaults to `"linear"`.
         budget: In plain trainings. Defaults to `12`.
         with_passes: Whether passes with hypergradients are considered. Defaults to `True`.
     """
 
-    def __init__(self, optimizer, horizon, seed, num_knots, budget=12.0, with_passes=True):
+    def __init__(
+        self,
+        optimizer,
+        horizon,
+        seed,
+        num_values,
+        interpolation="linear",
+        budget=12.0,
+        with_passes=True,
+    ):
         super().__init__(optimizer, horizon, seed)
-        self.space = Space(optimizer, num_knots)
+        self.space = Space(optimizer, num_values, interpolation)
         self.budget, self.with_passes = budget, with_passes
         at = qmc.Sobol(3, seed=seed).random(NUM_DESIGNED)
         levels = self.space.low + at * (self.space.high - self.space.low)
@@ -298,7 +320,7 @@ class SurrogateSearcher(Searcher):
             sound = not measured.broke_down and np.log(max(measured.loss, 1e-9)) < most
             values.append(np.log(max(measured.loss, 1e-9)) if sound else most)
             if sound and proposal.with_hypergradients:
-                found = self.space.slopes(proposal.schedule, measured.hypergradients)
+                found = self.space.slopes(proposal.values, measured.hypergradients)
                 found = np.clip(np.nan_to_num(found / measured.loss), -1e3, 1e3)
                 variances = np.where(np.abs(found) > STEEPEST, np.square(found), 0.0)
                 slopes[number] = found, variances

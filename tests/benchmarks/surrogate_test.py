@@ -17,17 +17,18 @@ GOOD = np.array([-2.0, 1.5, -6.0])  # Logarithms of the rate, of 1 / (1 - moment
 def log_loss(schedule):
     """A bowl around `GOOD` with a cliff, by the numbers of every step, and its derivatives."""
     rate, momentum, decay = np.float64(schedule.T)
-    remaining = 1 - (np.arange(len(schedule)) + 0.5) / len(schedule)
-    logs = np.stack([np.log(rate / remaining), -np.log1p(-momentum), np.log(decay)], axis=1)
-    off = (logs - GOOD) / [2.0, 2.0, 4.0]
+    good = np.exp(GOOD[0]) * (1 - np.arange(len(schedule)) / len(schedule))
+    logs = np.stack([np.log(rate / good), -np.log1p(-momentum), np.log(decay)], axis=1)
+    widths = [2.0, 2.0, 4.0]
+    off = (logs - [0.0, *GOOD[1:]]) / widths
     loss = np.minimum(0.8, -1 + np.mean(np.square(off)) * 3)
-    by_logs = 6 * off / [2.0, 2.0, 4.0] / off.size * (loss < 0.8)
+    by_logs = 6 * off / widths / off.size * (loss < 0.8)
     return loss, by_logs / np.stack([rate, 1 - momentum, decay], axis=1)
 
 
 def search(seed=0, budget=10.0, optimizer="adamw"):
     """`(searcher, observations)` of a search on that bowl, with noise."""
-    searcher = SurrogateSearcher(optimizer, HORIZON, seed, num_knots=(3, 2, 1), budget=budget)
+    searcher = SurrogateSearcher(optimizer, HORIZON, seed, num_values=(3, 2, 1), budget=budget)
     observations, rng, cost = [], np.random.default_rng(seed), 0.0
     while True:
         proposal = searcher.propose(observations)
@@ -46,8 +47,9 @@ def searched():
     return search()
 
 
-def test_slopes_are_the_derivatives_of_values():
-    space, rng = Space("sgd", (3, 2, 1)), np.random.default_rng(0)
+@pytest.mark.parametrize("interpolation", ["linear", "constant"])
+def test_slopes_are_the_derivatives_of_values(interpolation):
+    space, rng = Space("sgd", (3, 2, 1), interpolation), np.random.default_rng(0)
     points = rng.uniform(space.constant(space.low), space.constant(space.high), (6, space.size))
     slopes = {2: (rng.normal(size=space.size), np.full(space.size, 0.1))}
     horizons = np.log([0.1, 0.1, 0.3, 0.3, 1.0, 1.0])
@@ -64,10 +66,11 @@ def test_slopes_are_the_derivatives_of_values():
     np.testing.assert_allclose(of_slopes, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-8)
 
 
-def test_coordinates_give_the_slopes_of_schedules():
-    space, x = Space("sgd", (3, 2, 1)), np.array([-2.0, -1.0, -3.0, 1.0, 2.0, -6.0])
+@pytest.mark.parametrize("interpolation", ["linear", "constant"])
+def test_coordinates_give_the_slopes_of_schedules(interpolation):
+    space, x = Space("sgd", (3, 2, 1), interpolation), np.array([-2.0, -1.0, -3.0, 1.0, 2.0, -6.0])
     schedule = space.schedule(x, 20)
-    found = space.slopes(schedule, log_loss(schedule)[1])
+    found = space.slopes(x, log_loss(schedule)[1])
     losses = [
         [log_loss(space.schedule(x + sign * step, 20))[0] for step in 1e-2 * np.eye(6)]
         for sign in (1, -1)
@@ -84,7 +87,7 @@ def test_the_answer_is_near_the_best_schedule(searched):
 def test_observations_are_all_it_knows(searched):
     _, observations = searched
     for number in (9, len(observations) // 2, len(observations) - 1):
-        other = SurrogateSearcher("adamw", HORIZON, 0, num_knots=(3, 2, 1), budget=10.0)
+        other = SurrogateSearcher("adamw", HORIZON, 0, num_values=(3, 2, 1), budget=10.0)
         proposal, expected = other.propose(observations[:number]), observations[number].proposal
         np.testing.assert_array_equal(proposal.schedule, expected.schedule)
         assert proposal.with_hypergradients == expected.with_hypergradients
