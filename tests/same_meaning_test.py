@@ -537,3 +537,67 @@ def test_a_search_at_the_end_of_its_range_says_so():
     model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), [learned]), "mse")
     with pytest.warns(RuntimeWarning, match="every value stands at an end of its range"):
         fit(model, y=Y - 10, validation_data=(X, Y + 10), outer_steps=3)
+
+
+# ------------------------------------------------------------------------------- embeddings
+OPTIMIZERS = {
+    "Adam": lambda: keras.optimizers.Adam(0.1),
+    "SGD, clipped": lambda: keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=0.1),
+    "the paper's": lambda: keras_fds.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
+    "RMSprop": lambda: keras.optimizers.RMSprop(0.05, momentum=0.5, centered=True),
+    "Adagrad": lambda: keras.optimizers.Adagrad(0.1),
+    "Nadam": lambda: keras.optimizers.Nadam(0.1),
+    "Adafactor": lambda: keras.optimizers.Adafactor(0.1),
+    "Muon": lambda: keras.optimizers.Muon(0.05),
+}
+
+
+@pytest.mark.sweep("Adam", "SGD, clipped")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_row_that_is_looked_up_twice_is_trained_as_keras_trains_it(name):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 6, (24, 5)).astype("int32")
+    y = rng.normal(size=(24, 1)).astype("float32")
+
+    def make_model(num_buckets=None):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((5,), dtype="int32"),
+                keras.layers.Embedding(6, 3),
+                keras.layers.GlobalAveragePooling1D(),
+                keras.layers.Dense(1),
+            ]
+        )
+        optimizer = OPTIMIZERS[name]()
+        if num_buckets:
+            rate = keras_fds.Hyperparameter(
+                "learning_rate", num_buckets, initial=float(optimizer.learning_rate)
+            )
+            optimizer = keras_fds.HyperOptimizer(optimizer, [rate])
+        model.compile(optimizer, "mse")
+        return model
+
+    arguments = {"epochs": 2, "batch_size": 8, "shuffle": False, "verbose": 0}
+    stock = make_model()
+    stock.fit(x, y, **arguments)
+    for mode in ("forward", "reverse"):
+        model = make_model(num_buckets=1)
+        keras_fds.fit(
+            *(model, x, y),
+            validation_data=(x, y),
+            outer_steps=1,
+            initial_weights="same",
+            differentiation=mode,
+            **arguments,
+        )
+        for mine, expected in zip(model.get_weights(), stock.get_weights()):
+            np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-6)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    model = make_model(num_buckets=2)
+    assert keras_fds.check_hypergradients(model, batches, batches, verbose=False).passed
+    forward, reverse = (
+        keras_fds.hypergradients(model, batches, batches, differentiation=mode, dtype="float64")
+        for mode in ("forward", "reverse")
+    )
+    np.testing.assert_allclose(forward["learning_rate"], reverse["learning_rate"], rtol=1e-10)

@@ -153,15 +153,16 @@ class Forward(Mode):
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
-        (gradients, statistics), (loss, outputs, counters), products = jacobian_vector_products(
+        (gradients, statistics), extra, products = jacobian_vector_products(
             self.step.gradient_stage(state, batch),
             (state.weights, state.statistics, of_model),
             (of_weights, of_statistics, model_rates),
             self.tangent_chunk_size,
         )
+        loss, outputs, counters, slices = extra
         of_gradients, of_statistics = products
         (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
-            self.step.update_stage(state),
+            self.step.update_stage(state, slices),
             (state.weights, state.slots, of_optimizer, gradients),
             (of_weights, of_slots, optimizer_rates, self._clipped(of_gradients)),
             self.tangent_chunk_size,

@@ -86,14 +86,14 @@ class InnerStep:
 
     def gradient_stage(self, state, batch):
         """`(weights, statistics, hyperparameters) → ((gradients, statistics), (loss, outputs,
-        counters))`."""
+        counters, slices))`."""
 
         def stage(weights, statistics, hyperparameters):
             return self._gradients(weights, statistics, state.counters, hyperparameters, batch)
 
         return stage
 
-    def update_stage(self, state):
+    def update_stage(self, state, slices):
         """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`."""
 
         def stage(weights, slots, hyperparameters, gradients):
@@ -103,6 +103,7 @@ class InnerStep:
                 state.optimizer_counters,
                 hyperparameters,
                 gradients,
+                slices,
                 self.model.connected,
             )
 
@@ -111,10 +112,11 @@ class InnerStep:
     def __call__(self, state, hyperparameters, batch):
         """Both stages: `(state, loss, outputs)` after the step."""
         of_model, of_optimizer = self.by_stage(hyperparameters)
-        (gradients, statistics), (loss, outputs, counters) = self.gradient_stage(state, batch)(
+        stage = self.gradient_stage(state, batch)
+        (gradients, statistics), (loss, outputs, counters, slices) = stage(
             state.weights, state.statistics, of_model
         )
-        (weights, slots), optimizer_counters = self.update_stage(state)(
+        (weights, slots), optimizer_counters = self.update_stage(state, slices)(
             state.weights, state.slots, of_optimizer, gradients
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)

@@ -142,10 +142,12 @@ class StatelessModel:
             batch: `(x, y, sample_weight)`.
 
         Returns:
-            `((gradients, statistics), (loss, outputs, counters))`, the new values. Weights
-            that the loss does not depend on are left out of `gradients`; `connected` tells
-            which ones are in. The loss is a scalar, or one value per example with
-            `reduction="none"`, whose gradients add up, as in Keras.
+            `((gradients, statistics), (loss, outputs, counters, slices))`, the new values.
+            Weights that the loss does not depend on are left out of `gradients`; `connected`
+            tells which ones are in. Of an embedding's table they are the gradients of the rows
+            that a batch looked up, and `slices` has the rows' numbers; it has `None` for other
+            weights. The loss is a scalar, or one value per example with `reduction="none"`, whose
+            gradients add up, as in Keras.
         """
         with (
             tf.GradientTape(watch_accessed_variables=False) as tape,
@@ -158,11 +160,13 @@ class StatelessModel:
         with keras_layers.explaining(f"model {self.model.name!r}"):
             gradients = tape.gradient(loss, weights)
         self.connected = [gradient is not None for gradient in gradients]
-        gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        slices = [g.indices if isinstance(g, tf.IndexedSlices) else None for g in gradients]
+        gradients = [g if rows is None else g.values for g, rows in zip(gradients, slices)]
         if not gradients:
             raise ValueError(f"The loss of {self.model.name!r} depends on no trainable weight.")
         statistics, counters = self._after(scope)
-        return (gradients, statistics), (loss, called.outputs, counters)
+        return (gradients, statistics), (loss, called.outputs, counters, slices)
 
     def validation_loss(self, weights, statistics, counters, batch, training=False):
         """`(loss, outputs, statistics, counters)`: as `model.evaluate`, without penalties.

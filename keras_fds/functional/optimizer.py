@@ -99,10 +99,12 @@ class StatelessOptimizer:
             type(optimizer).__name__, (type(optimizer), keras_optimizers.PureMixin), {}
         )
 
-    def update(self, weights, slots, counters, hyperparameters, gradients, connected):
+    def update(self, weights, slots, counters, hyperparameters, gradients, slices, connected):
         """The update stage of a training step: `((weights, slots), counters)`, the new values.
 
-        `connected` marks, by a bool each, the weights that have one of the `gradients`.
+        `connected` marks, by a bool each, the weights that have one of the `gradients`; see
+        `StatelessModel.gradients`. Keras's optimizers count a row that is looked up twice by the
+        squares of both gradients, not of their sum, so they get slices where stock Keras has them.
         """
         optimizer = self.optimizer
         scalars = _scalars_of(hyperparameters)
@@ -112,14 +114,21 @@ class StatelessOptimizer:
         trained = keras_optimizers.trained_variables(view)
         keys = {id(v): keras_optimizers.variable_key(optimizer, v) for v in trained}
         vars(view)["_var_key"] = lambda variable: keys[id(variable)]
-        remaining = iter(gradients)
-        gradients = [next(remaining) if is_connected else None for is_connected in connected]
+        remaining = iter(zip(gradients, slices, strict=True))
+        gradients = [
+            _as_keras_has_it(weight, *next(remaining)) if is_connected else None
+            for weight, is_connected in zip(weights, connected)
+        ]
         groups = trained, self._slots, self._counters
         state = [pair for pairs in map(zip, groups, (weights, slots, counters)) for pair in pairs]
         value = keras_optimizers.apply_purely(view, state, gradients)
         check_used(scalars)
         weights, slots, counters = ([value(v) for v in group] for group in groups)
         return (weights, slots), counters
+
+
+def _as_keras_has_it(weight, gradient, rows):
+    return gradient if rows is None else tf.IndexedSlices(gradient, rows, tf.shape(weight))
 
 
 def fresh_slots(optimizer, names, trainable_variables):

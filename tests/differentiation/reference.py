@@ -103,11 +103,17 @@ def reverse_mode_hypergradients(unroll, batches, validation_batches):
                     for name, (lower, upper, fraction) in rows.items()
                 }
                 of_model = {name: hyperparameters.pop(name) for name in model.places}
-                (gradients, statistics), (_, _, counters) = model.gradients(
+                (gradients, statistics), (_, _, counters, slices) = model.gradients(
                     weights, statistics, counters, of_model, batch
                 )
                 (weights, slots), optimizer_counters = optimizer.update(
-                    weights, slots, optimizer_counters, hyperparameters, gradients, model.connected
+                    weights,
+                    slots,
+                    optimizer_counters,
+                    hyperparameters,
+                    gradients,
+                    slices,
+                    model.connected,
                 )
             losses = []
             for training in (False, True):
