@@ -157,12 +157,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def schedules(self, schedules):
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)
-            expected = hyperparameter.num_buckets, hyperparameter.interpolation
-            if schedule is None or (schedule.num_buckets, schedule.interpolation) != expected:
-                raise ValueError(
-                    f"`schedules` must hold {expected[0]} value(s) of {hyperparameter.name!r}, "
-                    f"with interpolation={expected[1]!r}. Received: schedules={schedules}"
-                )
+            hyperparameter.check_schedule(schedule)
         self.coordinates = self.buckets.coordinates(
             {name: schedules[name].values for name in self.names}
         )

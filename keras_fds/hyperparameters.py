@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_fds.numbers import number
 from keras_fds.outer import Ranges
-from keras_fds.schedules import INTERPOLATIONS, blend, shares
+from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, blend, shares
 
 # The upper end of the range of exponential averages; all other ranges are unbounded.
 _LARGEST_DECAY = 0.999
@@ -175,6 +175,29 @@ class Hyperparameter:
                 "value strictly. Change `initial`, `min_value` or `max_value`, or use "
                 f"scale='linear'. Received: initial={self.initial!r}, "
                 f"min_value={self.min_value}, max_value={self.max_value}"
+            )
+
+    def check_schedule(self, schedule):
+        """Raises a `ValueError` unless it is a `BucketedSchedule` that could be learned."""
+        form = self.num_buckets, self.interpolation
+        if (
+            not isinstance(schedule, BucketedSchedule)
+            or (schedule.num_buckets, schedule.interpolation) != form
+        ):
+            raise ValueError(
+                f"`schedules` must hold a BucketedSchedule of {form[0]} value(s) for "
+                f"{self.name!r}, with interpolation={form[1]!r}. Received: {schedule!r}"
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            on_scale = np.isfinite(self.coordinates(schedule.values)).all()
+        ends = np.array([self.min_value, self.max_value])
+        least, most = ends + [-1e-6, 1e-6] * np.maximum(1.0, np.abs(ends))  # They may be rounded.
+        in_range = (schedule.values >= least) & (schedule.values <= most)
+        if not (on_scale and in_range.all()):
+            raise ValueError(
+                f"A schedule of {self.name!r} must lie between {self.min_value} and "
+                f"{self.max_value}, on the scale {self.scale!r}; change it, or the Hyperparameter. "
+                f"Received: {schedule!r}"
             )
 
     def coordinates(self, values):

@@ -36,8 +36,9 @@ def shares(interpolation, num_values, inner_step, horizon):
     if interpolation == "constant":
         bucket = clip(num_values * inner_step // horizon, 0, last)
         return bucket, bucket, None
-    lower = clip(last * inner_step // horizon, 0, last)
-    return lower, clip(lower + 1, 0, last), (last * inner_step - lower * horizon) / horizon
+    position = clip(last * inner_step, 0, last * horizon)
+    lower = position // horizon
+    return lower, clip(lower + 1, 0, last), (position - lower * horizon) / horizon
 
 
 def blend(lower, upper, fraction):

@@ -118,8 +118,41 @@ def test_schedules_can_be_set():
         "momentum": keras_fds.BucketedSchedule([0.9], 10),
     }
     np.testing.assert_array_equal(optimizer.schedules["learning_rate"].values, [0.4, 0.2])
-    with pytest.raises(ValueError, match="2 value.*'learning_rate'"):
-        optimizer.schedules = {"momentum": keras_fds.BucketedSchedule([0.9], 10)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": None}, "2 value.*'learning_rate'.*None"),
+        ({"learning_rate": [0.4, 0.2]}, "must hold a BucketedSchedule"),
+        ({"learning_rate": keras_fds.BucketedSchedule([0.4], 10)}, "2 value"),
+        (
+            {"learning_rate": keras_fds.BucketedSchedule([0.4, 0.2], 10, "linear")},
+            "interpolation='constant'",
+        ),
+        ({"momentum": keras_fds.BucketedSchedule([1.2], 10)}, "between 0.0 and 0.999"),
+        ({"learning_rate": keras_fds.BucketedSchedule([0.1, -0.1], 10)}, "between 0.0 and inf"),
+    ],
+)
+def test_schedules_that_could_not_be_learned_are_refused(changes, message):
+    optimizer = hyper_optimizer()
+    before = optimizer.coordinates
+    schedules = {
+        "learning_rate": keras_fds.BucketedSchedule([0.4, 0.2], 10),
+        "momentum": keras_fds.BucketedSchedule([0.9], 10),
+    }
+    with pytest.raises(ValueError, match=message):
+        optimizer.schedules = {**schedules, **changes}
+    np.testing.assert_array_equal(optimizer.coordinates, before)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_schedules_off_the_scale_are_refused(value):
+    rate = keras_fds.Hyperparameter("learning_rate", 2, 0.1, scale="log", interpolation="linear")
+    optimizer = keras_fds.HyperOptimizer("sgd", [rate])
+    schedule = keras_fds.BucketedSchedule([0.1, value], 10, "linear")
+    with pytest.raises(ValueError, match="on the scale 'log'"):
+        optimizer.schedules = {"learning_rate": schedule}
 
 
 def test_learned_learning_rate_is_not_settable_and_others_are():

@@ -130,6 +130,9 @@ def test_lines_between_knots_by_hand():
     hyperparameter = Hyperparameter("learning_rate", 3, interpolation="linear")
     values = Buckets([hyperparameter]).at_steps(np.array([0.0, 4.0, 1.0]), 8)["learning_rate"]
     assert values.tolist() == [0, 1, 2, 3, 4, 3.25, 2.5, 1.75]
+    # Before and after the horizon the ends stay.
+    lower, upper, fraction = hyperparameter.shares(np.array([-3, 8, 20]), 8)
+    assert (lower + fraction * (upper - lower)).tolist() == [0, 2, 2]
 
 
 # ------------------------------------------------------------------------- start values, ranges

@@ -329,7 +329,7 @@ def test_a_search_that_is_still_on_its_way_says_so():
     timid = keras_fds.Hyperparameter("learning_rate", 2, 1e-4, 1e-4)
     model = keras.Sequential([keras.Input((4,)), L.Dense(3, "tanh"), L.Dense(1)])
     model.compile(keras_fds.HyperOptimizer(keras.optimizers.Adam(), [timid]), "mse")
-    with pytest.warns(RuntimeWarning, match="rose in every outer step.*Start from 0.0"):
+    with pytest.warns(RuntimeWarning, match="rose in every outer step.*start from 0.0"):
         fit(model, outer_steps=6, epochs=4, initial_weights="same")
 
 

@@ -174,6 +174,8 @@ def _flat_start_values(optimizer):
             flat[f"{name}/initial"] = initial
         flat[f"{name}/num_buckets"] = hyperparameter.num_buckets
         flat[f"{name}/step_size"] = hyperparameter.step_size
+        flat[f"{name}/scale"] = hyperparameter.scale
+        flat[f"{name}/interpolation"] = hyperparameter.interpolation
     return flat
 
 

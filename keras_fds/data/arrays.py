@@ -125,7 +125,7 @@ def as_arrays(x, y, sample_weight, class_weight=None, what="x"):
     lengths = [len(array) for array in tf.nest.flatten(data) if array is not None]
     if len(set(lengths)) != 1:
         raise ValueError(
-            f"All arrays of {what} must hold the same number of examples. Received: {lengths}"
+            f"{what} must hold arrays of the same number of examples. Received: {lengths}"
         )
     if lengths[0] == 0:
         raise ValueError(f"{what} is empty: it holds no examples. Pass at least one.")

@@ -19,11 +19,11 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
     """Straight lines between values at equal distances over `horizon` training steps."""
 
     def __init__(self, values, horizon):
-        self.values, self.horizon = values, horizon
+        self.values, self.horizon = values, int(horizon)
 
     def __call__(self, step):
         pieces = len(self.values) - 1
-        scaled = pieces * tf.minimum(tf.cast(step, "int64"), self.horizon)
+        scaled = pieces * tf.clip_by_value(tf.cast(step, "int64"), 0, self.horizon)
         lower = tf.minimum(scaled // self.horizon, pieces - 1)
         fraction = (scaled - lower * self.horizon) / self.horizon
         values = tf.constant(self.values, "float64")

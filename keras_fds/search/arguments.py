@@ -101,9 +101,9 @@ def check_buckets(optimizer, horizon):
         if hyperparameter.num_buckets > horizon:
             raise ValueError(
                 f"{hyperparameter.name!r} has more buckets than the horizon has inner steps. "
-                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}. Pass at "
-                f"least {hyperparameter.num_buckets} batches of training data, or learn fewer "
-                "buckets."
+                f"Received: num_buckets={hyperparameter.num_buckets}, horizon={horizon}. Train "
+                f"over at least {hyperparameter.num_buckets} batches (more `epochs`, or more "
+                "data), or learn fewer buckets."
             )
 
 

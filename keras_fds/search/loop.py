@@ -31,8 +31,8 @@ _NO_BEST = (
 )
 _NOT_MOVED = (
     "The search ends where it began, which does not mean that it has converged: slopes or steps "
-    "are too small to move the values. Start from 0.0, or from values that learn something, or "
-    "give the hyperparameters a greater `step_size`."
+    "are too small to move the values. Start from 0.0 (on the linear scale), or from values that "
+    "learn something, or give the hyperparameters a greater `step_size`."
 )
 _AT_ENDS = (
     "The search ends where it began: every value stands at an end of its range, and the validation "
@@ -214,9 +214,9 @@ class OuterLoop:
                 warnings.warn(
                     f"{name!r} rose in every outer step, from {values[0].mean():.2g} to "
                     f"{values[-1].mean():.2g}, and was still rising when the search ended: its "
-                    "start is far too small for its steps. Start from 0.0, where the first step is "
-                    "`step_size`, with a `step_size` of the order of the expected values, or make "
-                    "more outer steps.",
+                    "start is far too small for its steps. On the linear scale start from 0.0, "
+                    "where the first step is `step_size`, with a `step_size` of the order of the "
+                    "expected values; else start from greater values, or make more outer steps.",
                     RuntimeWarning,
                     stacklevel=4,
                 )

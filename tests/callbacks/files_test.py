@@ -220,9 +220,13 @@ def test_hparams_table(server, searched):
         "learning_rate/initial": 0.0,
         "learning_rate/num_buckets": 3,
         "learning_rate/step_size": 0.1,
+        "learning_rate/scale": "linear",
+        "learning_rate/interpolation": "constant",
         "momentum/initial": 0.0,
         "momentum/num_buckets": 1,
         "momentum/step_size": 0.3,
+        "momentum/scale": "linear",
+        "momentum/interpolation": "constant",
     }
     with open(searched[0] / "history.csv", newline="") as file:
         best = [float(row["val_loss"]) for row in csv.DictReader(file) if row["best"] == "1"][-1]

@@ -277,9 +277,12 @@ def test_floats_stay_exact_where_floatx_is_float64(float64):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.ones(4), np.ones(3), None), r"All arrays of validation must hold the same.*\[4, 3\]"),
-        ((np.ones(4), None, np.ones(5)), r"All arrays of validation must hold the same.*\[4, 5\]"),
-        (({"a": np.ones(4), "b": np.ones(2)}, None, None), r"arrays of validation.*\[4, 2\]"),
+        ((np.ones(4), np.ones(3), None), r"validation must hold arrays of the same.*\[4, 3\]"),
+        ((np.ones(4), None, np.ones(5)), r"validation must hold arrays of the same.*\[4, 5\]"),
+        (
+            ({"a": np.ones(4), "b": np.ones(2)}, None, None),
+            r"validation must hold arrays.*\[4, 2\]",
+        ),
         ((np.ones((0, 3)), np.ones(0), None), r"^validation is empty"),
         ((3.0, None, None), r"one entry per example.*numpy.asarray. Received: .*3"),
         (([1.0, 2.0], None, None), r"one entry per example.*numpy.asarray. Received: .*1"),

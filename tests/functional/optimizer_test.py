@@ -198,7 +198,9 @@ def test_pure_update_equals_the_optimizers_own_apply(case):
         return [weight.value.read_value() for weight in stock_weights]
 
     def pure_step(state, gradients):
-        (weights, slots), counters = stateless.update(*state, {}, gradients, [True, True])
+        (weights, slots), counters = stateless.update(
+            *state, {}, gradients, [None, None], [True, True]
+        )
         return weights, slots, counters
 
     @tf.function(autograph=False)
@@ -231,7 +233,9 @@ def test_learned_numbers_take_the_place_of_the_optimizers_own(case):
     state = [weight.value for weight in weights], *vars_of(stateless)
     for _ in range(3):
         stock.apply(gradients, expected)
-        (weights, slots), counters = stateless.update(*state, learned, gradients, [True, True])
+        (weights, slots), counters = stateless.update(
+            *state, learned, gradients, [None, None], [True, True]
+        )
         state = weights, slots, counters
     for actual, right in zip(weights, expected):
         np.testing.assert_allclose(actual, right.numpy(), rtol=1e-6, atol=1e-6)
@@ -256,7 +260,7 @@ def test_weights_excluded_from_decay_stay_excluded(case, by_name):
     start = [v.numpy() for v in weights]
     learned = {"weight_decay": tf.constant(0.5)}
     (new, _), _ = stateless.update(
-        [v.value for v in weights], *vars_of(stateless), learned, zeros, [True, True]
+        [v.value for v in weights], *vars_of(stateless), learned, zeros, [None, None], [True, True]
     )
     optimizer.apply(zeros, weights)
     for kernel, bias in (new, [v.numpy() for v in weights]):
@@ -393,7 +397,7 @@ def test_derivatives_are_finite_without_gradients(case):
 
     def update(weights, slots, learned, gradients):
         return stateless.update(
-            weights, slots, stateless.counters, learned, gradients, [True, True]
+            weights, slots, stateless.counters, learned, gradients, [None, None], [True, True]
         )
 
     primals = ([w.value for w in weights], stateless.slots, learned, gradients)
