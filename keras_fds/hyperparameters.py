@@ -234,8 +234,9 @@ class Hyperparameter:
 
         Whole numbers for buckets; between knots, steps count in parts.
         """
-        lengths = self.sums(np.ones(int(horizon)))
-        return lengths if self.interpolation == "linear" else lengths.astype("int64")
+        if self.interpolation == "constant":
+            return np.diff(np.append(self.opening_steps(horizon), int(horizon)))
+        return self.sums(np.ones(int(horizon)))
 
     def sums(self, of_steps):
         """The transposed sharing matrix times numbers of single steps, `[num_buckets]`."""

@@ -289,7 +289,7 @@ def test_a_model_with_its_own_step_and_no_loss_is_told_of_its_step():
 
 def test_the_check_says_how_many_batches_it_needs():
     model = network(keras_fds.Hyperparameter("learning_rate", 7, 0.1))
-    with pytest.raises(ValueError, match="num_buckets=7, horizon=4. Pass at least 7 batches"):
+    with pytest.raises(ValueError, match="num_buckets=7, horizon=4. Train over at least 7 batches"):
         keras_fds.check_hypergradients(model, *data(), verbose=False)
 
 

@@ -1,6 +1,9 @@
 """All modes fulfil one contract, and keep what they compiled."""
 
 import gc
+import pathlib
+import subprocess
+import sys
 import weakref
 
 import keras
@@ -13,6 +16,7 @@ from keras_fds.data import ArrayBatches, as_arrays
 from keras_fds.differentiation import Forward, Reverse
 from tests import numpy_mode
 
+ROOT = pathlib.Path(__file__).parents[2]
 BATCH = 10
 HORIZON = 5
 MODES = {
@@ -294,6 +298,12 @@ def test_a_mode_of_ones_own_is_used():
 
 
 def test_a_deleted_model_is_collected():
+    """In a process of its own: here the graphs of all other tests would be collected, too."""
+    program = f"from {__name__} import use_and_delete_a_model as f; f()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300, cwd=ROOT)
+
+
+def use_and_delete_a_model():
     model = counting_model()
     for call in CALLS.values():
         call(model)
