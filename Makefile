@@ -46,13 +46,13 @@ quickstart: install ## Learn schedules for a small network on digits, then train
 	echo "  $(BIN)/tensorboard --logdir $$run"
 
 test: install ## Run the tests, a few cases of each long sweep.
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: install ## Run all tests, with all cases of the long sweeps.
-	@$(BIN)/python -m pytest -n 2 --sweeps
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --sweeps
 
 test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
-	@.venv-oldest/bin/python -m pytest -n 2 --sweeps $(TESTS_OLDEST)
+	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --sweeps $(TESTS_OLDEST)
 
 lint: install ## Check style and formatting.
 	@$(BIN)/ruff check .
