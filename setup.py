@@ -43,7 +43,7 @@ setuptools.setup(
     long_description=_long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["keras_fds", "trainers", "configs"],
+    packages=setuptools.find_packages(include=["keras_fds*", "trainers", "configs"]),
     package_data={"trainers": ["templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[
@@ -51,8 +51,10 @@ setuptools.setup(
         "keras" + KERAS,
         "matplotlib",
         "numpy>=1.26",
+        "scipy>=1.11",
         "tensorboard" + TENSORFLOW,
         "tensorflow" + TENSORFLOW,
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "trainers": TRAINERS,

@@ -6,13 +6,13 @@
     python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
     python -m benchmarks.quality
 
-`search` searches from zero with a config and a seed, trains with the learned schedules on the whole
-training split, and tests. `cosine` chooses the best of a grid of cosine decays on a held-out part
-of the training split, then trains and tests in the same way, from the same initial weights and for
-the same number of epochs. `one_epoch` searches over a horizon of one epoch, for half as many outer
-steps again as it should need. `good_start` begins with a cosine decay in buckets, and tests its
-first and its last schedules. Every finished seed is written to `--output` and not run again; an
-interrupted search is resumed. Without `--part`, the results are compared.
+`search` searches with a config and a seed, trains with the learned schedules on the whole training
+split, and tests. `cosine` chooses the best of a grid of cosine decays on a held-out part of the
+training split, then trains and tests in the same way, from the same initial weights and for the
+same number of epochs. `one_epoch` searches over a horizon of one epoch. `good_start` begins with a
+cosine decay in buckets, and tests its first and its last schedules. Every finished seed is written
+to `--output` and not run again; an interrupted search is resumed. Without `--part`, the results are
+compared.
 """
 
 import json
@@ -39,8 +39,6 @@ GRID_SEEDS = 100, 101
 # Number of trainings and tests per seed: the test split of digits has only 360 examples, and
 # trainings on MNIST differ the least.
 TRAININGS = {"digits": 6, "mnist": 2, "fashion_mnist": 4}
-# An inner step of reverse mode, in plain training steps.
-REVERSE_COST = 4.0
 # A training with a lower test accuracy has diverged.
 DIVERGED = 0.5
 
@@ -62,7 +60,6 @@ def one_epoch(dataset, seed):
     """A search over one epoch."""
     config = load_config(dataset)
     config.epochs = (1,)
-    config.outer_steps = 9
     return searched(config, dataset, seed, "one_epoch")[1]
 
 
@@ -77,7 +74,6 @@ def good_start(dataset, seed):
     config.hyperparameters = [
         {**each, "initial": start[each["name"]]} for each in config.hyperparameters
     ]
-    config.epochs, config.outer_steps = config.epochs[-1:], 4
     folder, result = searched(config, dataset, seed, "good_start")
     schedules = {
         name: keras_fds.BucketedSchedule(np.atleast_1d(each), 1) for name, each in start.items()
@@ -99,11 +95,11 @@ def searched(config, dataset, seed, part):
     search(config, folder, verbose=0)
     rows = workdirs.read_history(folder)
     schedules = keras_fds.load_schedules(folder / "schedules.json")
-    columns = ("val_loss", "val_accuracy", "horizon", "accepted", "best")
+    columns = ("val_loss", "val_accuracy", "horizon", "spent", "accepted", "best")
     return folder, {
         **{column: [float(row[column]) for row in rows] for column in columns},
         "schedules": {name: each.values.tolist() for name, each in schedules.items()},
-        "plain_epochs": REVERSE_COST * sum(epochs_run(config, len(rows))),
+        "plain_epochs": config.epochs[-1] * rows[-1]["spent"],
     }
 
 
@@ -121,12 +117,6 @@ def tested(config, schedules, seed):
 def training_seeds(dataset, seed):
     first = 1000 + TRAININGS[dataset] * seed
     return range(first, first + TRAININGS[dataset])
-
-
-def epochs_run(config, outer_steps):
-    from trainers import experiment
-
-    return experiment.epochs_of_outer_steps(config)[:outer_steps]
 
 
 def cosine(dataset, seed):

@@ -18,7 +18,7 @@ from keras_fds.functional import (
 )
 from keras_fds.hyperparameters import Buckets, Hyperparameter
 from keras_fds.numbers import number
-from keras_fds.outer import TrustRegionDescent
+from keras_fds.outer import BayesianOptimization
 from keras_fds.schedules import BucketedSchedule
 
 
@@ -32,7 +32,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     Args:
         optimizer: The `keras.optimizers.Optimizer` to wrap.
         hyperparameters: List of `keras_fds.Hyperparameter` with different names.
-        outer: The outer update rule. Defaults to `keras_fds.outer.TrustRegionDescent()`.
+        outer: The outer update rule. Defaults to `keras_fds.outer.BayesianOptimization()`.
         tangent_clipvalue, tangents_per_pass: Deprecated; see `keras_fds.differentiation.Forward`.
         name: Defaults to `"hyper_optimizer"`.
 
@@ -66,7 +66,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
         announce_horizons()
         self.optimizer = keras.optimizers.get(optimizer)
-        self.outer = TrustRegionDescent() if outer is None else outer
+        self.outer = BayesianOptimization() if outer is None else outer
         self.hyperparameters = _checked(self.optimizer, hyperparameters)
         _check_outer(self.outer)
         self.tangent_clipvalue = _deprecated("tangent_clipvalue", tangent_clipvalue)
@@ -136,13 +136,27 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def hypergradients(self):
-        """`{name: float64 [num_buckets]}` of the last outer step; empty before the first.
+        """`{name: float64 [num_buckets]}` of the last outer step; empty where it has none.
 
         They are derivatives by the hyperparameters' coordinates, means over the steps of a bucket.
         """
         records = self.search.records if self.search else []
         found = (records[-1].hypergradients if records else None) or {}
         return {name: np.array(values) for name, values in found.items()}
+
+    @property
+    def bands(self):
+        """`{name: (below, above)}`: how sure the search is of the best values; empty before one.
+
+        Both are float64 `[num_buckets]`, one standard deviation of what the best values are below
+        and above them. A value whose band spans most of its range hardly matters.
+        """
+        records = self.search.records if self.search else []
+        found = [record.bands for record in records if record.bands]
+        if not found:
+            return {}
+        below, above = found[-1]
+        return {name: (np.array(below[name]), np.array(above[name])) for name in self.names}
 
     @property
     def schedules(self):
@@ -299,7 +313,10 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         config = {k: v for k, v in config.items() if not k.startswith("pruning")}  # Of older ones.
         config["optimizer"] = deserialize(config["optimizer"])
         config["hyperparameters"] = [deserialize(h) for h in config["hyperparameters"]]
-        config["outer"] = deserialize(config["outer"])
+        if config["outer"]["class_name"] != "TrustRegionDescent":  # A rule of older versions.
+            config["outer"] = deserialize(config["outer"])
+        else:
+            del config["outer"]
         names = ("tangent_clipvalue", "tangents_per_pass")
         older = {name: config.pop(name, None) for name in names}
         optimizer = cls(**config)
@@ -329,10 +346,10 @@ def _checked(optimizer, hyperparameters):
 
 
 def _check_outer(outer):
-    if isinstance(outer, type) or not hasattr(outer, "initial_state"):
+    if isinstance(outer, type) or not hasattr(outer, "propose"):
         raise ValueError(
             "`outer` must be an outer update rule, such as "
-            f"keras_fds.outer.TrustRegionDescent(). Received: outer={outer!r}"
+            f"keras_fds.outer.BayesianOptimization(). Received: outer={outer!r}"
         )
 
 

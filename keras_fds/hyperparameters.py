@@ -12,12 +12,25 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.numbers import number
-from keras_fds.outer import Ranges
 from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, blend, shares
 
 # The upper end of the range of exponential averages; all other ranges are unbounded.
 _LARGEST_DECAY = 0.999
 _DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum", "adam_beta_1", "adam_beta_2")
+# Where values are searched when no range is given: scale and range, by the last part of the name.
+_SEARCHED = {
+    "learning_rate": ("log", 1e-5, 10.0),
+    "weight_decay": ("log", 1e-6, 10.0),
+    **dict.fromkeys(_DECAYS, ("complement", 0.0, 0.995)),
+    **dict.fromkeys(("beta_2", "adam_beta_2"), ("complement", 0.5, 0.999)),
+    "epsilon": ("log", 1e-9, 1e-1),
+    "l1": ("log", 1e-7, 1e-1),
+    "l2": ("log", 1e-7, 1e-1),
+    "learning_rate_multiplier": ("log", 1e-2, 1e2),
+    "label_smoothing": ("linear", 0.0, 0.5),
+    "rate": ("linear", 0.0, 0.9),  # Of dropout.
+}
+_SEARCHED_ELSEWHERE = "log", 1e-4, 1e2
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
 
 # scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
@@ -25,6 +38,7 @@ _SCALES = {
     "linear": (lambda x: x, lambda u: u, np.ones_like),
     "log": (np.log, tf.exp, lambda x: x),
     "logit": (lambda x: np.log(x) - np.log1p(-x), tf.sigmoid, lambda x: x * (1 - x)),
+    "complement": (lambda x: -np.log1p(-x), lambda u: -tf.math.expm1(-u), lambda x: 1 - x),
 }
 
 
@@ -48,31 +62,28 @@ class Hyperparameter:
             steps; validation uses those that the model was compiled with.
         num_buckets: Number of buckets of the horizon. Defaults to `1`.
         initial: Start value: one number, or one number per bucket. Defaults to `0.0`.
-        step_size: How far the first outer step moves a value at an end of its range, in the
-            hyperparameter's own unit. Elsewhere the default rule's steps are factors: of at most 2
-            on the linear scale; on the others of at most `exp(step_size)` at first, and they grow
-            to 2. For `SignDescent` it is the first step of every coordinate. Defaults to `0.1`.
+        step_size: How far `SignDescent` moves every coordinate at first. The default rule has no
+            step sizes. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
             `beta_2`, `adam_beta_1`, `adam_beta_2`, `rho` and `ema_momentum`, to `1.0` for all
-            others on the logit scale, and otherwise to no bound.
-        scale: The coordinate in which the outer rule moves a value λ and in which its
-            hypergradient is given: `"linear"` (λ itself), `"log"` (log λ, for positive values)
-            or `"logit"` (log λ/(1−λ), for values between 0 and 1). Only on the linear scale can
-            a value start at 0. Defaults to `"linear"`.
-        smoothing_window: A part of the horizon, at most 1. The default outer rule averages the
-            slopes of shorter buckets over it, so they are learned as fast as one bucket of that
-            length, and smoothly. Defaults to `1 / 7`.
+            others on the scales `"logit"` and `"complement"`, and otherwise to no bound. Where
+            an end of the range is not given, the default rule searches between ends of its own,
+            see `searched`.
+        scale: The coordinate in which the hypergradient of a value λ is given, and in which
+            `SignDescent` moves it: `"linear"` (λ itself), `"log"` (log λ, for positive values),
+            `"logit"` (log λ/(1−λ), for values between 0 and 1) or `"complement"` (−log(1−λ), for
+            values below 1). A value can start at 0 on the scales `"linear"` and `"complement"`.
+            Defaults to `"linear"`.
         interpolation: `"constant"`, a value for each bucket, or `"linear"`: the values are knots at
             equal distances, from the first step to the end of the horizon, with straight lines
             between them. Defaults to `"constant"`.
-        breadth: Deprecated; the older name of `smoothing_window`.
+        smoothing_window, breadth: Deprecated; they have no effect.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
             length than `num_buckets`, a step size that is not positive, an empty range, a range
-            or start value outside of the scale, an unknown interpolation, or a
-            `smoothing_window` outside (0, 1].
+            or start value outside of the scale, or an unknown interpolation.
 
     Example:
 
@@ -90,17 +101,17 @@ class Hyperparameter:
         min_value=None,
         max_value=None,
         scale="linear",
-        smoothing_window=1 / 7,
+        smoothing_window=None,
         interpolation="constant",
         breadth=None,
     ):
-        if breadth is not None:
+        if smoothing_window is not None or breadth is not None:
             warnings.warn(
-                "`breadth` of Hyperparameter is now `smoothing_window`.",
+                "Hyperparameter needs no `smoothing_window` (or `breadth`): the default outer rule "
+                "knows that neighbouring values act together.",
                 DeprecationWarning,
                 stacklevel=2,
             )
-            smoothing_window = breadth
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
                 "`name` must be the name of an optimizer's hyperparameter, such as "
@@ -109,7 +120,8 @@ class Hyperparameter:
             )
         if scale not in _SCALES:
             raise ValueError(
-                f"`scale` of {name!r} must be 'linear', 'log' or 'logit'. Received: scale={scale!r}"
+                f"`scale` of {name!r} must be 'linear', 'log', 'logit' or 'complement'. "
+                f"Received: scale={scale!r}"
             )
         if interpolation not in INTERPOLATIONS:
             raise ValueError(
@@ -120,10 +132,7 @@ class Hyperparameter:
         self.interpolation = interpolation
         self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
         self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
-        self.smoothing_window = number(
-            f"`smoothing_window` of {name!r}", smoothing_window, above=0, most=1
-        )
-        largest = 1.0 if scale == "logit" else np.inf
+        largest = 1.0 if scale in ("logit", "complement") else np.inf
         self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
         self.min_value = 0.0 if min_value is None else self._end("min_value", min_value)
         self.max_value = (
@@ -169,7 +178,8 @@ class Hyperparameter:
             start = self.coordinates(np.asarray(self.initial))
             ends = self.coordinates(np.array([self.min_value, self.max_value]))
         if np.isnan(ends).any() or not np.isfinite(start).all():
-            interval = {"log": "above 0", "logit": "between 0 and 1"}[self.scale]
+            intervals = {"log": "above 0", "logit": "between 0 and 1", "complement": "below 1"}
+            interval = intervals[self.scale]
             raise ValueError(
                 f"Values of {self.name!r} on the scale {self.scale!r} lie {interval}, the start "
                 "value strictly. Change `initial`, `min_value` or `max_value`, or use "
@@ -211,6 +221,51 @@ class Hyperparameter:
     def derivatives(self, values):
         """dλ/du of values λ (float64 arrays) by their coordinates u."""
         return _SCALES[self.scale][2](values)
+
+    # --------------------------------------------------------------------------- searching
+    @property
+    def searched(self):
+        """`(scale, low, high)`: where the default outer rule looks, the ends on that scale.
+
+        A scale and the ends of the range that were given count. What is not given goes by the
+        last part of the name, and reaches from a hundredth of the start value to a hundred times
+        it at least.
+        """
+        scale, low, high = _SEARCHED.get(self.name.rsplit(".", 1)[-1], _SEARCHED_ELSEWHERE)
+        if self.scale != "linear":
+            scale = self.scale
+        elif self.min_value < 0:
+            scale = "linear"
+        start = self.initial_values[self.initial_values > 0]
+        if start.size:
+            low = min(low, 0.01 * start.min())
+            high = max(high, min(100 * start.max(), self._default_maximum))
+        if self.min_value != 0:
+            low = self.min_value
+        if self.max_value < self._default_maximum:
+            high = self.max_value
+        if scale == "logit":
+            low, high = max(low, 1e-4), min(high, 1 - 1e-4)
+        elif scale == "complement":
+            high = min(high, 1 - 1e-4)
+        elif scale == "log":
+            low = max(low, 1e-300)
+        if not low < high:  # Only one end was given, beyond the other one.
+            low = min(low, high * 1e-4)
+        low, high = (float(max(-1e6, min(end, 1e6))) for end in (low, high))
+        return scale, *(float(_SCALES[scale][0](end)) for end in (low, high))
+
+    def to_searched(self, values):
+        """Values (float64 arrays) on the scale on which they are searched."""
+        return _SCALES[self.searched[0]][0](values)
+
+    def from_searched(self, coordinates):
+        """The inverse of `to_searched`."""
+        return np.array(_SCALES[self.searched[0]][1](coordinates))
+
+    def derivatives_by_searched(self, values):
+        """dλ/dφ of values λ by their coordinates φ on the scale on which they are searched."""
+        return _SCALES[self.searched[0]][2](values)
 
     @property
     def initial_values(self):
@@ -256,13 +311,13 @@ class Hyperparameter:
             # The default may be infinite, which JSON cannot hold.
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
-            "smoothing_window": self.smoothing_window,
             "interpolation": self.interpolation,
         }
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        older = ("smoothing_window", "breadth")
+        return cls(**{name: value for name, value in config.items() if name not in older})
 
     def __repr__(self):
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
@@ -317,9 +372,9 @@ class Buckets:
         """The `step_size` of every bucket."""
         return self._for_each_bucket(lambda h: h.step_size)
 
-    def _for_each_bucket(self, of_hyperparameter, dtype="float64"):
-        """What each hyperparameter has, at all its buckets; `[total_buckets]`."""
-        return np.array(list(map(of_hyperparameter, self.hyperparameters)), dtype)[self.owners]
+    def _for_each_bucket(self, of_hyperparameter):
+        """What each hyperparameter has, at all its buckets; float64 `[total_buckets]`."""
+        return np.array(list(map(of_hyperparameter, self.hyperparameters)), float)[self.owners]
 
     def coordinates(self, values):
         """The coordinates of values, `{name: float64 [num_buckets]}`."""
@@ -384,14 +439,9 @@ class Buckets:
 
     @property
     def ranges(self):
-        """The `keras_fds.outer.Ranges` of the coordinates."""
+        """`(minimum, maximum)` of the coordinates, float64 `[total_buckets]`, maybe infinite."""
         with np.errstate(divide="ignore"):
-            return Ranges(
-                minimum=self._for_each_bucket(lambda h: h.coordinates(h.min_value)),
-                maximum=self._for_each_bucket(lambda h: h.coordinates(h.max_value)),
-                linear=self._for_each_bucket(lambda h: h.scale == "linear", bool),
-                groups=self.owners,
-                smoothing_windows=self._for_each_bucket(
-                    lambda h: max(1.0, h.smoothing_window * h.num_buckets)
-                ),
+            return (
+                self._for_each_bucket(lambda h: h.coordinates(h.min_value)),
+                self._for_each_bucket(lambda h: h.coordinates(h.max_value)),
             )

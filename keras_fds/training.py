@@ -7,9 +7,10 @@ import numpy as np
 
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import finite_batches, raising_errors_of, split_data_of
-from keras_fds.differentiation import choose_mode
+from keras_fds.differentiation import Plain, choose_mode
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
+from keras_fds.outer import Problem
 from keras_fds.search import OuterLoop, Search, WeightInitializer, arguments, search_fingerprint
 
 
@@ -32,7 +33,8 @@ def fit(
     validation_batch_size=None,
     validation_freq=1,
     *,
-    outer_steps=10,
+    budget=None,
+    outer_steps=None,
     validation_training=False,
     resample_validation=None,
     initial_weights="fresh",
@@ -45,12 +47,11 @@ def fit(
 ):
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
-    Every outer step trains the model from fresh weights over a horizon of `epochs` epochs,
-    measures the hypergradients of the validation loss, and moves the schedules. To Keras's
-    callbacks and progress bar an outer step is an epoch and an inner step is a batch.
+    Every outer step trains the model from fresh weights and measures the validation loss, with or
+    without its hypergradients; from all that is measured the outer rule proposes the next one. To
+    Keras's callbacks and progress bar an outer step is an epoch and an inner step is a batch.
     Afterwards the model holds the best outer step's weights and schedules, and its optimizer fresh
-    slots. The outer rule decides which outer step is best: by default the latest one over the last
-    horizon whose validation loss is within the noise of the lowest and whose training was stable.
+    slots. The outer rule decides which outer step is best.
 
     Args:
         model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
@@ -62,14 +63,18 @@ def fit(
             required. `verbose="auto"` is a progress bar in a terminal or a notebook, and one line
             per outer step elsewhere. A callback that overrides a batch hook is called for every
             batch, which takes longer for small models. No callback may set the learning rate.
-        epochs: Epochs of training in an outer step, which may be a fraction; or a list with one
-            number per outer step: a search may begin with short horizons. Defaults to `1`.
+        epochs: Epochs of the training that the schedules are for, which may be a fraction; or a
+            list with the epochs of every outer step, of which the last are what the schedules are
+            for. Defaults to `1`.
         initial_epoch: The outer step to begin at, as in `model.fit`. If the model's last search
             has made as many outer steps, that search continues, and neither settings nor data are
             compared. Defaults to `0`.
         validation_freq: Only `1`: every outer step is validated.
-        outer_steps: Number of outer steps; the search ends earlier when it converges. Defaults to
-            `10`.
+        budget: What the search may cost, in plain trainings of `epochs` epochs, validations not
+            counted: at least 2. The outer rule chooses horizons, most of them shorter, and when
+            hypergradients are worth their cost. Defaults to `10.0`.
+        outer_steps: In place of `budget`: the number of outer steps, all over `epochs` epochs and
+            with hypergradients. Rules that do not choose horizons need it; their default is `10`.
         validation_training: Whether the validation loss is taken with the model in training
             mode, as the paper does. Defaults to `False`.
         resample_validation: Which examples `validation_split` holds out: `None` the last ones, as
@@ -97,10 +102,10 @@ def fit(
 
     To resume an interrupted search, call `fit` again with `keras_fds.callbacks.Checkpoint` or
     Keras's `BackupAndRestore` on a model and data made as before. It ends as if it had not been
-    interrupted. The interrupted outer step runs again, or, in forward mode, continues from a
-    checkpoint within it. A dataset that shuffles must have a seed. Two things cannot be replayed:
-    what a dataset draws with `tf.random` in `map`, and, in reverse mode, an endless dataset after a
-    training loss that was not finite.
+    interrupted. The interrupted outer step runs again, or, in forward mode and in plain trainings,
+    continues from a checkpoint within it. A dataset that shuffles must have a seed. Two things
+    cannot be replayed: what a dataset draws with `tf.random` in `map`, and, in reverse mode, an
+    endless dataset after a training loss that was not finite.
 
     Returns:
         A `keras.callbacks.History` with one entry per outer step, also for those before an
@@ -114,7 +119,7 @@ def fit(
     Example:
 
     >>> history = keras_fds.fit(
-    ...     model, x, y, batch_size=128, epochs=10, outer_steps=10, validation_split=0.05
+    ...     model, x, y, batch_size=128, epochs=10, budget=10, validation_split=0.05
     ... )
     >>> model.optimizer.schedules["learning_rate"]
     """
@@ -138,9 +143,12 @@ def fit(
         validation_steps=validation_steps,
         shuffle=shuffle,
     )
-    horizons = arguments.horizons(epochs, outer_steps, data.num_batches)
+    horizons, budget = arguments.horizons_or_budget(
+        model.optimizer.outer, epochs, outer_steps, budget, data.num_batches
+    )
     arguments.check_data(model, data, horizons)
     mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
+    plain = None if budget is None else Plain().bind(model, data.train.spec)
     initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
     settings = {
         "divergence_factor": divergence_factor,
@@ -150,6 +158,8 @@ def fit(
         "validation_split": validation_split,
         "resample_validation": resample,
         "validation_training": validation_training,
+        "outer": type(model.optimizer.outer).__name__,
+        **({} if budget is None else {"horizon": horizons[-1]}),
         **search_fingerprint(
             model,
             data.train,
@@ -163,10 +173,20 @@ def fit(
     search = Search(
         number("seed", seed, least=0, whole=True),
         mode.name,
-        horizons=horizons,
+        horizons=horizons if budget is None else None,
+        first=model.optimizer.coordinates,
         start=initializer.start,
         resample=resample == "outer_step",
         settings=settings,
+    )
+    problem = Problem(
+        model.optimizer.buckets,
+        search.first,
+        horizons[-1],
+        horizons=search.horizons,
+        budget=budget,
+        cost=mode.cost,
+        seed=search.seed,
     )
     # Also without output: it looks at datasets, which may share their randomness.
     timing_batches = data.timing_batches()
@@ -174,19 +194,23 @@ def fit(
     if verbose:
         progress = SearchProgress(
             mode,
+            plain,
             reason,
             timing_batches,
-            horizons,
+            problem,
             data.num_batches,
             validation_training,
             begin,
         )
     loop = OuterLoop(
         mode,
+        plain,
         data,
         initializer,
-        arguments.callback_list(callbacks, model, verbose, outer_steps, horizons[0], progress),
-        horizons,
+        arguments.callback_list(
+            callbacks, model, verbose, problem.about_outer_steps, horizons[0], progress
+        ),
+        problem,
         validation_training,
         factor,
     )

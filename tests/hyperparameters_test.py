@@ -35,7 +35,6 @@ def attributes(hyperparameter):
         "min_value",
         "max_value",
         "scale",
-        "smoothing_window",
         "interpolation",
     )
     values = {name: getattr(hyperparameter, name) for name in names}
@@ -165,10 +164,54 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         "min_value": 0.0,
         "max_value": np.inf,
         "scale": "linear",
-        "smoothing_window": 1 / 7,
         "interpolation": "constant",
         "initial_values": [0.0],
     }
+
+
+# ------------------------------------------------------------------------------- where to search
+@pytest.mark.parametrize(
+    ("arguments", "scale", "low", "high"),
+    [
+        (("learning_rate", 7), "log", 1e-5, 10.0),
+        (("momentum",), "complement", 0.0, 0.995),
+        (("beta_2",), "complement", 0.5, 0.999),
+        (("dense.kernel_regularizer.l2",), "log", 1e-7, 0.1),
+        (("loss.label_smoothing",), "linear", 0.0, 0.5),
+        (("model.temperature",), "log", 1e-4, 100.0),
+        (("model.temperature", 1, 3.0), "log", 1e-4, 300.0),
+        (("learning_rate", 1, 1e-5), "log", 1e-7, 10.0),
+        (("learning_rate", 1, 0.1, 0.1, 0.01, 0.5), "log", 0.01, 0.5),
+        (("learning_rate", 1, 0.0, 0.1, 0.0, 1e-7), "log", 1e-11, 1e-7),
+        (("model.shift", 1, 0.0, 0.1, -2.0, 3.0), "linear", -2.0, 3.0),
+        (("model.part", 1, 0.5, 0.1, None, None, "logit"), "logit", 1e-4, 1 - 1e-4),
+        (("momentum", 1, 0.9, 0.1, None, None, "logit"), "logit", 1e-4, 0.999),
+    ],
+)
+def test_where_values_are_searched(arguments, scale, low, high):
+    hyperparameter = Hyperparameter(*arguments)
+    found = hyperparameter.searched
+    assert found[0] == scale
+    np.testing.assert_allclose(hyperparameter.from_searched(np.array(found[1:])), [low, high])
+    between = np.array([low + 0.4 * (high - low)])
+    np.testing.assert_allclose(
+        hyperparameter.from_searched(hyperparameter.to_searched(between)), between
+    )
+
+
+def test_where_there_is_no_end_the_range_is_finite():
+    for arguments in ({"min_value": -np.inf}, {"min_value": -1.0}, {"scale": "complement"}):
+        _, low, high = Hyperparameter("model.number", **arguments).searched
+        assert np.isfinite([low, high]).all() and low < high
+
+
+def test_what_older_versions_saved_is_read_and_what_they_took_is_deprecated():
+    config = {**Hyperparameter("momentum").get_config(), "smoothing_window": 0.5}
+    assert "smoothing_window" not in Hyperparameter.from_config(config).get_config()
+    with pytest.warns(DeprecationWarning, match="needs no `smoothing_window`"):
+        Hyperparameter("momentum", smoothing_window=1.0)
+    with pytest.warns(DeprecationWarning, match="needs no `smoothing_window`"):
+        Hyperparameter("momentum", breadth=1.0)
 
 
 @pytest.mark.parametrize("name", DECAYS)
@@ -207,7 +250,6 @@ def hyperparameters(draw):
         step_size=draw(st.floats(1e-12, 1e3)),
         min_value=minimum,
         max_value=maximum,
-        smoothing_window=draw(st.floats(0, 1, exclude_min=True)),
     )
 
 
@@ -349,10 +391,6 @@ def test_numbers_of_a_model_have_dotted_names(name):
         ("step_size", None),
         ("step_size", "small"),
         ("step_size", [0.1, 0.2]),
-        ("smoothing_window", 0),
-        ("smoothing_window", 1.5),
-        ("smoothing_window", np.nan),
-        ("smoothing_window", "all"),
         ("min_value", np.nan),
         ("min_value", "low"),
         ("min_value", np.inf),

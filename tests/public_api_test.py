@@ -11,6 +11,7 @@ import sys
 import types
 
 import keras
+import numpy as np
 import pytest
 
 import keras_fds
@@ -38,7 +39,14 @@ SUBMODULES = {
     "differentiation": ["Forward", "Reverse"],
     "export": ["keras_schedules", "python_snippet"],
     "optimizers": ["SGD"],
-    "outer": ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"],
+    "outer": [
+        "BayesianOptimization",
+        "Observation",
+        "Problem",
+        "Proposal",
+        "Rule",
+        "SignDescent",
+    ],
 }
 
 # Where `keras_fds.fit` differs from `keras.Model.fit`, and why.
@@ -48,6 +56,7 @@ ADDED_TO_FIT = {
     "reverse_memory": "what reverse mode may keep",
     "divergence_factor": "a run that diverges is given up",
     "model": "a function, not a method",
+    "budget": "what the outer loop may cost",
     "outer_steps": "the length of the outer loop",
     "validation_training": "the paper's validation in training mode",
     "initial_weights": "every outer step restarts",
@@ -163,12 +172,17 @@ def test_public_methods_have_docstrings(name):
         "export.python_snippet",
         "optimizers.SGD",
         "outer.SignDescent",
-        "outer.TrustRegionDescent",
+        "outer.BayesianOptimization",
+        "outer.Observation",
+        "outer.Problem",
+        "outer.Proposal",
+        "outer.Rule",
     ],
 )
 def test_examples_run(name):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    names = {**vars(keras_fds), "keras": keras, "keras_fds": keras_fds, "model": model}
+    names = {**vars(keras_fds), **vars(keras_fds.outer), "keras": keras, "np": np}
+    names.update(keras_fds=keras_fds, model=model)
     example = doctest.DocTestParser().get_doctest(
         inspect.getdoc(OBJECTS[name]), names, name, None, None
     )
@@ -197,7 +211,7 @@ def test_fit_takes_what_model_fit_takes():
         (
             "Hyperparameter",
             "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
-            f"scale='linear', smoothing_window={1 / 7}, interpolation='constant', "
+            "scale='linear', smoothing_window=None, interpolation='constant', "
             "breadth=None)",
         ),
         (
@@ -222,11 +236,7 @@ def test_fit_takes_what_model_fit_takes():
         ("export.keras_schedules", "(schedules)"),
         ("export.python_snippet", "(schedules, optimizer)"),
         ("outer.SignDescent", "(shrink=0.5)"),
-        (
-            "outer.TrustRegionDescent",
-            "(tolerance=0.02, growth=1.2, shrink=0.5, noise_floor=0.05, max_relative_slope=1.0, "
-            "instability_threshold=5.0)",
-        ),
+        ("outer.BayesianOptimization", "(caution=1.0, least_gain=0.003)"),
         (
             "optimizers.SGD",
             "(learning_rate=0.01, momentum=0.0, weight_decay=0.0, name='sgd', **kwargs)",
@@ -253,7 +263,7 @@ def test_all_that_can_be_configured_is_among_them():
         "Hyperparameter",
         "SGD",
         "SignDescent",
-        "TrustRegionDescent",
+        "BayesianOptimization",
     }
     assert expected <= {value.__name__ for value in SERIALIZABLE.values()}
 

@@ -9,7 +9,12 @@ NUM_EXAMPLES = 60
 
 
 def make_model(
-    num_buckets=2, compiled=True, initial=0.0, interpolation="constant", **compile_arguments
+    num_buckets=2,
+    compiled=True,
+    initial=0.0,
+    interpolation="constant",
+    outer=None,
+    **compile_arguments,
 ):
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)]
@@ -22,6 +27,7 @@ def make_model(
             ),
             keras_fds.Hyperparameter("momentum", 1, 0.0, 0.3),
         ],
+        outer=outer,
     )
     arguments = {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -180,7 +180,7 @@ def test_class_weight_equals_sample_weight():
 
 
 def test_stock_callbacks_work(tmp_path, capsys):
-    model = make_model()
+    model = make_model(outer=keras_fds.outer.SignDescent())
     quick_fit(
         model,
         verbose=2,
@@ -235,20 +235,20 @@ def test_a_nan_loss_ends_its_outer_step_and_keeps_the_best():
 def test_a_search_that_never_had_a_finite_loss_ends_with_the_start_weights():
     model = make_model(initial=0.1)
     before = model.get_weights()
-    with pytest.warns(RuntimeWarning, match="no other point.*smaller values"):
-        history = quick_fit(model, outer_steps=9, callbacks=[Break(*range(9))])
-    assert len(history.history["loss"]) == 2
-    assert not model.optimizer.schedules["learning_rate"].values.any()  # It went down first.
+    with pytest.warns(RuntimeWarning, match="in every outer step.*smaller values"):
+        history = quick_fit(model, outer_steps=20, callbacks=[Break(*range(20))])
+    assert len(history.history["loss"]) == 9
+    np.testing.assert_array_equal(model.optimizer.schedules["learning_rate"].values, 0.1)
     for weight, value in zip(model.get_weights(), before):
         np.testing.assert_array_equal(weight, value)
 
 
-def test_a_search_that_breaks_down_at_first_goes_on_from_smaller_values():
+def test_a_search_that_breaks_down_at_first_goes_on_elsewhere():
     model = make_model(initial=3.0)
     with pytest.warns(RuntimeWarning, match="This outer step is given up."):
         losses = quick_fit(model, outer_steps=3, callbacks=[Break(0)]).history["val_loss"]
     assert np.isnan(losses[0]) and np.isfinite(losses[1:]).all()
-    assert model.optimizer.schedules["learning_rate"].values.max() < 1.0
+    assert (model.optimizer.schedules["learning_rate"].values != 3.0).all()
 
 
 def test_losses_of_several_outputs_are_those_of_evaluate():
@@ -277,11 +277,14 @@ def test_a_search_that_goes_on_keeps_the_best_schedules_of_before(tmp_path):
         model.set_weights([100 * weights for weights in model.get_weights()])
         return model
 
-    first, again = make_model(initial=0.3), {"epochs": 4, "divergence_factor": None}
+    def model():
+        return make_model(initial=0.3, outer=keras_fds.outer.SignDescent())
+
+    first, again = model(), {"epochs": 4, "divergence_factor": None}
     again["initial_weights"] = lambda: make_model(compiled=False)
     losses = quick_fit(first, outer_steps=2, callbacks=[backup()], **again).history["val_loss"]
     best = first.optimizer.schedules["learning_rate"].values
-    second, spy = make_model(initial=0.3), Spy()
+    second, spy = model(), Spy()
     again["initial_weights"] = worse
     quick_fit(second, outer_steps=3, callbacks=[backup(), spy], **again)
     assert spy.epochs == [2]
@@ -290,7 +293,7 @@ def test_a_search_that_goes_on_keeps_the_best_schedules_of_before(tmp_path):
 
 
 def test_a_finished_search_goes_on_at_a_later_outer_step():
-    model = make_model(initial=0.3)
+    model = make_model(initial=0.3, outer=keras_fds.outer.SignDescent())
     first = quick_fit(model, epochs=4, outer_steps=2).history["val_loss"]
     noise = np.random.default_rng(1).integers(0, 3, NUM_EXAMPLES)
     best, weights = model.optimizer.schedules["learning_rate"].values, model.get_weights()
@@ -311,20 +314,6 @@ def test_a_second_search_begins_anew_at_the_schedules_of_the_first():
     np.testing.assert_array_equal(spy.schedules[0], learned)
     assert model.optimizer.search.best.loss in spy.losses  # Worse than any of the first.
     assert model.optimizer.search.records[0].outcome == "best"
-
-
-def test_a_search_does_not_end_with_a_value_that_has_just_reached_its_end():
-    class Down(keras_fds.outer.SignDescent):
-        def update(self, state, measurement, ranges):
-            down = np.ones_like(measurement.hypergradients)
-            return super().update(state, measurement._replace(hypergradients=down), ranges)
-
-    rate = keras_fds.Hyperparameter("learning_rate", initial=3.0, step_size=4.0)
-    model, spy = make_model(compiled=False), Spy()
-    model.compile(keras_fds.HyperOptimizer(keras_fds.optimizers.SGD(), [rate], Down()), "mse")
-    x, y = arrays()
-    quick_fit(model, x, np.eye(3)[y], outer_steps=4, callbacks=[spy])
-    assert [float(values[0]) for values in spy.schedules] == [3.0, 0.0]
 
 
 def test_an_interrupt_keeps_what_is_finished():

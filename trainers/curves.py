@@ -75,8 +75,13 @@ def draw_validation(rows):
 
 
 def draw_hypergradients(rows):
-    """Hypergradients of every bucket over outer steps, one panel per hyperparameter."""
+    """Hypergradients of every bucket over outer steps, one panel per hyperparameter.
+
+    `None` where no outer step has any.
+    """
     columns = bucket_columns(rows, "hypergradient/")
+    if not columns:
+        return None
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
     figure = Figure(figsize=(1.6 + 3.6 * across, 3 * down), layout="constrained")

@@ -32,6 +32,7 @@ _FIELDS = (
     "network",
     "batch_size",
     "epochs",
+    "budget",
     "outer_steps",
     "validation_split",
     "validation_batch_size",
@@ -46,7 +47,7 @@ _FIELDS = (
     "train_epochs",
     "train_seeds",
 )
-_COUNTS = ("batch_size", "outer_steps", "validation_batch_size", "train_epochs", "train_seeds")
+_COUNTS = ("batch_size", "validation_batch_size", "train_epochs", "train_seeds")
 
 
 def check_config(config):
@@ -68,8 +69,9 @@ def check_config(config):
         )
     for name in _COUNTS:
         _check_count(name, config[name])
-    if config.reverse_memory is not None:
-        _check_count("reverse_memory", config.reverse_memory)
+    for name in ("reverse_memory", "outer_steps"):
+        if config[name] is not None:
+            _check_count(name, config[name])
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
         raise ValueError(
             f"`seed` must be a whole number from 0 to 2^32 - 1. Received: seed={config.seed!r}"
@@ -93,14 +95,25 @@ def _check_count(name, value):
         )
 
 
-def epochs_of_outer_steps(config):
-    """A list, one number per outer step; the last of `config.epochs` is for all that follow."""
+def lengths(config):
+    """`epochs`, `budget` and `outer_steps` of `keras_fds.fit` as a config describes them.
+
+    With `outer_steps` the last number of `config.epochs` is for all outer steps that follow.
+    """
     epochs = config.epochs if isinstance(config.epochs, (tuple, list)) else [config.epochs]
     if not epochs or not all(isinstance(n, (int, float)) and n > 0 for n in epochs):
         raise ValueError(
             f"`epochs` must be one or more positive numbers. Received: epochs={config.epochs!r}"
         )
-    return [epochs[min(i, len(epochs) - 1)] for i in range(config.outer_steps)]
+    if config.outer_steps is None:
+        if len(epochs) > 1:
+            raise ValueError(
+                "Several `epochs` are those of `outer_steps`: give their number. "
+                f"Received: epochs={config.epochs!r}, outer_steps=None"
+            )
+        return {"epochs": epochs[0], "budget": config.budget}
+    each = [epochs[min(i, len(epochs) - 1)] for i in range(config.outer_steps)]
+    return {"epochs": each, "outer_steps": config.outer_steps}
 
 
 def load_arrays(config, split):
@@ -149,7 +162,8 @@ def make_optimizer(config, schedules=None):
         if name != "Optimizer"
     }
     outer_rules = {
-        name: value for name, value in vars(keras_fds.outer).items() if hasattr(value, "classify")
+        rule.__name__: rule
+        for rule in (keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent)
     }
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),

@@ -21,6 +21,7 @@ from trainers import curves, workdirs
 # The table of outer steps: `{column of history.csv: (heading, format)}`.
 _COLUMNS = {
     "horizon": ("horizon", ".0f"),
+    "spent": ("plain trainings spent", ".2f"),
     "loss": ("loss", ".4f"),
     "accuracy": ("accuracy", ".2%"),
     "val_loss": ("validation loss", ".4f"),
@@ -37,7 +38,8 @@ def search_page(title, lead, rows, origin, interpolations=None):
         rows: Rows of the search's `history.csv`, one or more `{column: number}`: `outer_step`,
             `horizon`, losses and metrics; `learning_rate[0]`, … and
             `hypergradient/learning_rate[0]`, …; `accepted` and `best` (1 or 0);
-            `val_loss_error`, the standard error of `val_loss`.
+            `val_loss_error`, the standard error of `val_loss`; `spent`, the cost so far;
+            `below/learning_rate[0]`, `above/…`, one standard deviation.
         origin: What `describe_origin` returns.
         interpolations: `{name: "linear"}` of hyperparameters with knots. Defaults to none.
 
@@ -101,27 +103,32 @@ def _search(rows, interpolations):
 
     best = workdirs.best_row(rows)
     shown = best or rows[-1]
-    columns = curves.bucket_columns(rows)
-    schedules = [
-        {
+
+    def schedules(row, prefix=""):
+        return {
             name: BucketedSchedule(
                 [row[column] for column in buckets],
                 int(row["horizon"]),
                 interpolations.get(name, "constant"),
             )
-            for name, buckets in columns.items()
+            for name, buckets in curves.bucket_columns([row], prefix).items()
         }
-        for row in rows
-    ]
-    outer_steps = [int(row["outer_step"]) for row in rows]
+
+    bands = [schedules(shown, "below/"), schedules(shown, "above/")]
+    longest = [row for row in rows if row["horizon"] == max(row["horizon"] for row in rows)]
+    drawn = longest if shown in longest else [*longest, shown]
     return {
         "rows": rows,
         "best": best,
         "shown": shown,
-        "schedules": schedules[rows.index(shown)],
+        "schedules": schedules(shown),
         "schedules_figure": callbacks.draw_schedules(
-            schedules, outer_steps, int(shown["outer_step"])
+            [schedules(row) for row in drawn],
+            [int(row["outer_step"]) for row in drawn],
+            int(shown["outer_step"]),
+            bands if bands[0] else None,
         ),
+        "has_bands": bool(bands[0]),
         "validation_figure": curves.draw_validation(rows),
         "hypergradients_figure": curves.draw_hypergradients(rows),
         "columns": {

@@ -2,13 +2,13 @@
 
     python -m trainers.search --config=configs/digits.py --workdir=runs/digits
 
-Any field of the config can be changed: --config.outer_steps=3. The folder --workdir then holds
+Any field of the config can be changed: --config.budget=4. The folder --workdir then holds
 config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
 (one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
 the optimizer with its schedules in programs without keras_fds; and report.html.
 
 To resume a search that was interrupted or killed, start the same command again. It ends as if it
-had not been interrupted. A finished search continues with a greater --config.outer_steps.
+had not been interrupted. A finished search continues with a greater --config.budget.
 """
 
 import contextlib
@@ -21,7 +21,10 @@ from trainers import experiment, report, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
-    "checkpoint_minutes", 10.0, "Between checkpoints within an outer step, in forward mode.", 0.0
+    "checkpoint_minutes",
+    10.0,
+    "Between checkpoints within an outer step, where it can be resumed.",
+    0.0,
 )
 flags.adopt_module_key_flags(experiment)
 
@@ -36,7 +39,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
             config is resumed, anything else in the folder is refused.
         verbose: As in `model.fit`. Defaults to `"auto"`.
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
-        checkpoint_minutes: From one checkpoint to the next within an outer step, in forward mode;
+        checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
 
     Returns:
@@ -79,8 +82,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         arrays.x,
         arrays.y,
         batch_size=config.batch_size,
-        epochs=experiment.epochs_of_outer_steps(config),
-        outer_steps=config.outer_steps,
+        **experiment.lengths(config),
         validation_split=config.validation_split,
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,

@@ -7,7 +7,7 @@ import math
 import pathlib
 
 # Fields that a search does not depend on, or that may change when it is resumed.
-_NOT_OF_THE_SEARCH = ("outer_steps", "train_epochs", "train_seeds")
+_NOT_OF_THE_SEARCH = ("budget", "outer_steps", "train_epochs", "train_seeds")
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
     "config.json",
@@ -47,8 +47,8 @@ def holds_search(workdir, config):
     """Whether a folder holds a search of a config, finished or not, that can be resumed.
 
     Raises:
-        ValueError: It holds a search of another config, which differs in more than `outer_steps`
-            and fields that only `trainers.train` uses.
+        ValueError: It holds a search of another config, which differs in more than `budget`,
+            `outer_steps` and fields that only `trainers.train` uses.
     """
     path = pathlib.Path(workdir)
     if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
@@ -158,8 +158,8 @@ def verdict_on(rows):
     lower = [f"{row['outer_step']:.0f}" for row in rows if _is_lower(row, best)]
     if lower:
         text += (
-            f" Number {', '.join(lower)} had a lower loss, but within the noise, or in chaotic "
-            "training, whose schedules may not carry over to other weights."
+            f" Number {', '.join(lower)} had a lower loss, but from what all outer steps tell, "
+            "this one is better."
         )
     return text
 

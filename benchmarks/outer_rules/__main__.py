@@ -2,7 +2,7 @@
 
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.outer_rules
-    python -m benchmarks.outer_rules --tasks=text_attention --searchers=rule_fashion,tpe_3 --seeds=5
+    python -m benchmarks.outer_rules --tasks=text_attention --searchers=rule_7,tpe_3 --seeds=5
     python -m benchmarks.outer_rules --report
     python -m benchmarks.outer_rules --held_back
 

@@ -1,13 +1,13 @@
-"""Optuna's samplers on three numbers of a cosine decay, or on the nine values a rule learns."""
+"""Optuna's samplers on three numbers of a cosine decay, or on the values that a rule learns."""
 
 import math
 import warnings
 
+import numpy as np
 import optuna
 
-from benchmarks.outer_rules.searchers import Proposal, Searcher, best_of, decay, in_buckets
+from benchmarks.outer_rules.searchers import Proposal, Searcher, best_of, between_knots, decay
 
-NUM_RATES = 7
 # Ranges of the learning rate, 1 - momentum (or beta_1) and the weight decay, on logarithmic scales:
 # what an expert would choose.
 RANGES = {
@@ -23,15 +23,15 @@ class BlackBox(Searcher):
     Args:
         optimizer, horizon, seed: See `Searcher`.
         sampler: A function of the seed that makes the sampler.
-        in_nine: Whether it tunes seven learning rates and two numbers, in place of the peak of a
-            cosine decay and two numbers. Defaults to `False`.
+        num_values: Of the learning rate, the average and the weight decay, all free. Defaults to
+            `None`: the peak of a cosine decay, and one number each.
     """
 
-    def __init__(self, optimizer, horizon, seed, sampler, in_nine=False):
+    def __init__(self, optimizer, horizon, seed, sampler, num_values=None):
         super().__init__(optimizer, horizon, seed)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(sampler=sampler(seed))
-        self.in_nine, self.seen = in_nine, 0
+        self.num_values, self.seen = num_values, 0
 
     def propose(self, observations):
         for proposal, measured in observations[self.seen :]:
@@ -40,15 +40,19 @@ class BlackBox(Searcher):
             self.study.tell(proposal.values, math.log(max(loss, 1e-6)))
             self.seen += 1
         trial = self.study.ask()
-        rates, averages, decays = RANGES[self.optimizer]
-        names = [f"rate_{i}" for i in range(NUM_RATES)] if self.in_nine else ["peak"]
-        chosen = [trial.suggest_float(name, *rates, log=True) for name in names]
-        average = 1 - trial.suggest_float("one_minus_average", *averages, log=True)
-        weight_decay = trial.suggest_float("weight_decay", *decays, log=True)
-        if self.in_nine:
-            schedule = in_buckets([chosen, [average], [weight_decay]], self.horizon)
+        parts = []
+        for name, ends, k in zip(
+            ("peak", "one_minus_average", "weight_decay"),
+            RANGES[self.optimizer],
+            self.num_values or (1, 1, 1),
+        ):
+            names = [f"{name}_{i}" for i in range(k)] if k > 1 else [name]
+            parts.append(np.array([trial.suggest_float(each, *ends, log=True) for each in names]))
+        parts[1] = 1 - parts[1]
+        if self.num_values:
+            schedule = between_knots(parts, self.horizon)
         else:
-            schedule = decay([*chosen, average, weight_decay], self.horizon, "cosine")
+            schedule = decay(np.concatenate(parts), self.horizon, "cosine")
         return Proposal(schedule, with_hypergradients=False, values=trial)
 
     def answer(self, observations):

@@ -13,42 +13,24 @@ import numpy as np
 
 from benchmarks.outer_rules.black_boxes import BlackBox, gaussian_process, tpe
 from benchmarks.outer_rules.grids import Grid
-from benchmarks.outer_rules.rules import (
-    DEFAULT_PARTS,
-    DIGITS_PARTS,
-    FASHION_PARTS,
-    RuleSearcher,
-    default_buckets,
-    few_buckets,
-    many_buckets,
-)
+from benchmarks.outer_rules.rules import RuleSearcher
 from benchmarks.outer_rules.searchers import Observation
-from benchmarks.outer_rules.surrogate import SurrogateSearcher
 
 COSTS = (2, 4, 8, 12, 20, 40)  # In plain trainings; answers are tested at these costs.
 TEST_TRAININGS = 4  # Number per answer, from different initial weights.
 
 # Every searcher is a function of the optimizer's name, the horizon and the seed.
 SEARCHERS = {
-    "rule_fashion": functools.partial(
-        RuleSearcher, hyperparameters=many_buckets, parts=FASHION_PARTS
+    "rule_7": functools.partial(RuleSearcher, num_values=(5, 1, 1)),
+    "rule_15": functools.partial(RuleSearcher, num_values=(9, 3, 3)),
+    "rule_15_buckets": functools.partial(
+        RuleSearcher, num_values=(9, 3, 3), interpolation="constant"
     ),
-    "rule_digits": functools.partial(RuleSearcher, hyperparameters=few_buckets, parts=DIGITS_PARTS),
-    "rule_default": functools.partial(
-        RuleSearcher, hyperparameters=default_buckets, parts=DEFAULT_PARTS
-    ),
-    "surrogate_15": functools.partial(SurrogateSearcher, num_values=(9, 3, 3)),
-    "surrogate_7": functools.partial(SurrogateSearcher, num_values=(5, 1, 1)),
-    "surrogate_15_buckets": functools.partial(
-        SurrogateSearcher, num_values=(9, 3, 3), interpolation="constant"
-    ),
-    "surrogate_15_plain": functools.partial(
-        SurrogateSearcher, num_values=(9, 3, 3), with_passes=False
-    ),
+    "rule_15_plain": functools.partial(RuleSearcher, num_values=(9, 3, 3), cost=np.inf),
     "tpe_3": functools.partial(BlackBox, sampler=tpe),
-    "tpe_9": functools.partial(BlackBox, sampler=tpe, in_nine=True),
+    "tpe_15": functools.partial(BlackBox, sampler=tpe, num_values=(9, 3, 3)),
     "gp_3": functools.partial(BlackBox, sampler=gaussian_process),
-    "gp_9": functools.partial(BlackBox, sampler=gaussian_process, in_nine=True),
+    "gp_15": functools.partial(BlackBox, sampler=gaussian_process, num_values=(9, 3, 3)),
     "grid_cosine": functools.partial(Grid, shape="cosine"),
     "grid_linear": functools.partial(Grid, shape="linear"),
 }

@@ -89,8 +89,8 @@ def decay(numbers, horizon, shape):
     return schedule
 
 
-def in_buckets(parts, horizon):
-    """A schedule of bucket values, one array for every number."""
-    steps = np.arange(horizon)
-    columns = [np.asarray(part)[len(part) * steps // horizon] for part in parts]
+def between_knots(parts, horizon):
+    """A schedule on lines between knots, one array of values for every number."""
+    times = np.arange(horizon) / horizon
+    columns = [np.interp(times, np.linspace(0, 1, len(part)), part) for part in parts]
     return np.stack(columns, axis=1).astype("float32")

@@ -37,8 +37,8 @@ class Checkpoint(keras.callbacks.Callback):
     before: the search continues from the newest file and ends with the same history, schedules and
     weights as without the interrupt. (On a GPU, as far as its operations are deterministic.) A
     damaged file is skipped with a warning, and the one before it is used. A finished search
-    continues when `outer_steps` is greater now. When a file cannot be written, as on a full disk,
-    the callback warns and the search continues.
+    continues when `outer_steps` or `budget` is greater now. When a file cannot be written, as on a
+    full disk, the callback warns and the search continues.
 
     Args:
         directory: Folder for the checkpoints; made when it does not exist. The last two
@@ -46,9 +46,10 @@ class Checkpoint(keras.callbacks.Callback):
         config: What else the search depends on; JSON must be able to hold it. A checkpoint of
             another `config` is refused. Defaults to `None`.
         every: Outer steps from one checkpoint to the next. Defaults to `1`.
-        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode; such
-            a checkpoint also holds the tangents. (Reverse mode runs an interrupted outer step
-            again.) `None` writes none within an outer step. Defaults to `10.0`.
+        minutes: Minutes from one checkpoint to the next within an outer step, in forward mode,
+            where a checkpoint also holds the tangents, and in plain trainings. (Reverse mode runs
+            an interrupted outer step again.) `None` writes none within an outer step. Defaults to
+            `10.0`.
 
     Raises:
         ValueError: When `every` is not a whole number of at least 1, or `minutes` is not a number

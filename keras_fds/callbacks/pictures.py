@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def draw_schedules(schedules, outer_steps=None, best=None):
+def draw_schedules(schedules, outer_steps=None, best=None, bands=None):
     """Draws schedules, one panel per hyperparameter: old ones pale, the best one dark.
 
     Args:
@@ -11,6 +11,8 @@ def draw_schedules(schedules, outer_steps=None, best=None):
             Where their horizons differ they are drawn over the fraction of the horizon.
         outer_steps: Their numbers for the legend. Defaults to `1, 2, …`.
         best: The number of the one to draw dark. Defaults to the last one.
+        bands: `[below, above]`, two such dictionaries, between which the dark one has a shade: how
+            sure its values are. Defaults to `None`.
 
     Returns:
         A `matplotlib.figure.Figure`; it belongs to no window and needs no closing.
@@ -38,7 +40,8 @@ def draw_schedules(schedules, outer_steps=None, best=None):
     figure = Figure(figsize=(1.2 + 3.6 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for name, panel in zip(names, panels):
-        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps, best)
+        band = [each[name] for each in bands or ()]
+        _draw_panel(panel, name, [each[name] for each in schedules], outer_steps, best, band)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     if len(schedules) > 1:
@@ -55,7 +58,7 @@ def draw_schedules(schedules, outer_steps=None, best=None):
     return figure
 
 
-def _draw_panel(panel, name, schedules, outer_steps, best):
+def _draw_panel(panel, name, schedules, outer_steps, best, band):
     from matplotlib import colormaps
 
     fraction = len({schedule.horizon for schedule in schedules}) > 1
@@ -74,6 +77,15 @@ def _draw_panel(panel, name, schedules, outer_steps, best):
             panel.plot(knots, schedule.values, **style)
         else:
             panel.stairs(schedule.values, edges(schedule) / unit, baseline=None, **style)
+    if band:
+        unit = band[0].horizon if fraction else 1
+        shade = {"color": colormaps["Blues"](0.5), "alpha": 0.25, "linewidth": 0, "zorder": 1}
+        low, high = (schedule.values for schedule in band)
+        if band[0].interpolation == "linear" and len(low) > 1:
+            knots = np.linspace(0, band[0].horizon / unit, len(low))
+            panel.fill_between(knots, low, high, **shade)
+        else:
+            panel.stairs(high, edges(band[0]) / unit, baseline=low, fill=True, **shade)
     panel.set_xlabel("inner step / horizon" if fraction else "inner step")
     panel.set_ylabel(name)
     panel.margins(x=0)

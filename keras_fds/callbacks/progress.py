@@ -11,11 +11,12 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     """Keras's progress bar of an outer step, under a line with the remaining time.
 
     Before the first outer step it measures a few steps and prints what the search will cost. The
-    remaining time is estimated from that at first, then from the last outer step. (The first outer
-    step does not count: it includes compilation.)
+    remaining time is estimated from that at first, then from the last outer step that was long
+    enough. (The first one does not count: it includes compilation.)
 
-    `batches` are `(train, validation)` batches like those of the search. `begin` is when `fit` was
-    called, by `time.monotonic`.
+    `plain` is the mode of plain trainings, for a search within a budget, else `None`. `batches` are
+    `(train, validation)` batches like those of the search. `begin` is when `fit` was called, by
+    `time.monotonic`.
     """
 
     acts_between_calls = True
@@ -23,16 +24,17 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     def __init__(
         self,
         mode,
+        plain,
         reason,
         batches,
-        horizons,
+        problem,
         steps_per_epoch,
         validation_training=False,
         begin=None,
     ):
         super().__init__()
-        self.mode, self.reason, self.batches = mode, reason, batches
-        self.horizons, self.steps_per_epoch = horizons, steps_per_epoch
+        self.mode, self.plain, self.reason, self.batches = mode, plain, reason, batches
+        self.problem, self.steps_per_epoch = problem, steps_per_epoch
         self.validation_training = validation_training
         self.begin = time.monotonic() if begin is None else begin
 
@@ -42,24 +44,46 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        to_come = self.horizons[len(self.model.optimizer.search.records) :]
-        if to_come:
+        problem, records = self.problem, self.model.optimizer.search.records
+        horizons, budget = problem.horizons, problem.budget
+        to_come = horizons[len(records) :] if horizons else [problem.horizon]
+        if budget is not None:
+            budget -= records[-1].spent if records else 0.0
+        if to_come and (budget is None or budget >= 1):
+            longest = max(horizons or to_come)
             seconds = measure_seconds(
-                self.model, self.mode, self.batches, max(self.horizons), self.validation_training
+                self.model, self.plain or self.mode, self.batches, longest, self.validation_training
             )
-            cost = cost_of(self.mode, self.reason, to_come, self.steps_per_epoch, seconds)
+            cost = cost_of(self.mode, self.reason, to_come, budget, self.steps_per_epoch, seconds)
             print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
-            self.seconds_a_step = seconds.of_outer_step(max(self.horizons)) / max(self.horizons)
+            # Of an inner step of the horizons to come, or of a plain training of the budget.
+            self.seconds_a_unit = seconds.of_outer_step(longest) / longest
+            if budget is not None:
+                self.seconds_a_unit = cost.seconds_in_all / budget
             self.finished = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.monotonic()
-        left = duration(self.seconds_a_step * sum(self.horizons[epoch:]))
-        print(f"Outer step {epoch + 1}/{len(self.horizons)}, about {left} left", flush=True)
+        problem, records = self.problem, self.model.optimizer.search.records
+        if problem.horizons:
+            left = duration(self.seconds_a_unit * sum(problem.horizons[epoch:]))
+            place = f"{epoch + 1}/{len(problem.horizons)}"
+        else:
+            spent = records[-1].spent if records else 0.0
+            left = duration(self.seconds_a_unit * max(0.0, problem.budget - spent))
+            place = f"{epoch + 1}, {spent:.1f} of {problem.budget:.3g} plain trainings spent"
+        print(f"Outer step {place}, about {left} left", flush=True)
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if self.finished and self.seen == self.horizons[epoch]:
-            self.seconds_a_step = (time.monotonic() - self.start) / self.seen
+        problem, records = self.problem, self.model.optimizer.search.records
+        units = 0.0
+        if problem.horizons and self.finished and self.seen == problem.horizons[epoch]:
+            units = self.seen
+        elif not problem.horizons and records:
+            units = records[-1].spent - (records[-2].spent if len(records) > 1 else 0.0)
+            units *= units >= 0.3  # Shorter ones are mostly tracing and validation.
+        if units:
+            self.seconds_a_unit = (time.monotonic() - self.start) / units
         self.finished += 1

@@ -1,5 +1,6 @@
 """What callbacks that show or keep the records of a search share."""
 
+import dataclasses
 import warnings
 
 import keras
@@ -38,9 +39,22 @@ def schedules_of(record):
     }
 
 
+def bands_of(record):
+    """`[below, above]`, each `{name: BucketedSchedule}`, or `None`; see `Record.bands`."""
+    if record.bands is None:
+        return None
+    return [schedules_of(dataclasses.replace(record, values=end)) for end in record.bands]
+
+
 def picture_of(records):
-    """A picture of the schedules of some outer steps."""
+    """A picture of the schedules of the outer steps over the longest horizon so far."""
+    longest = max(record.horizon for record in records)
+    records = [record for record in records if record.horizon == longest]
     outer_steps = [record.outer_step for record in records]
-    best = [record.outer_step for record in records if record.outcome == "best"]
-    schedules = [schedules_of(record) for record in records]
-    return draw_schedules(schedules, outer_steps, best=best[-1] if best else None)
+    best = [record for record in records if record.outcome == "best"]
+    return draw_schedules(
+        [schedules_of(record) for record in records],
+        outer_steps,
+        best=best[-1].outer_step if best else None,
+        bands=bands_of(best[-1]) if best else None,
+    )

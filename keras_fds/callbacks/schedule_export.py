@@ -18,11 +18,13 @@ class ScheduleExport(ByRecords):
     - `schedules.json`: the schedules of the best outer step so far, by the outer rule, for
       `keras_fds.load_schedules`. It is missing until an outer step has a finite validation loss.
     - `history.csv`: one row per outer step, with `outer_step`, `horizon`, losses and metrics;
-      `val_loss_error`, the standard error of the validation loss over its batches; `accepted` and
+      `val_loss_error`, the standard error of the validation loss over its batches; `spent`, what
+      all outer steps so far cost, in plain trainings; `accepted` (0 where training broke down) and
       `best`, the outer rule's verdict (1 or 0); the value of every bucket (`learning_rate[0]`, …)
-      and its hypergradient (`hypergradient/learning_rate[0]`, …). NaN and infinities stay as they
-      are.
-    - `schedules.png`: a picture of all schedules so far.
+      and its hypergradient, where it was computed (`hypergradient/learning_rate[0]`, …); where the
+      rule knows, the best values' standard deviation (`below/learning_rate[0]`, `above/…`). NaN
+      and infinities stay as they are.
+    - `schedules.png`: a picture of all schedules over the longest horizon so far.
 
     Each file replaces its older version in one move, so an interrupt leaves no partial file. A
     resumed search (`Checkpoint`, or Keras's `BackupAndRestore`) writes all its outer steps. When a
@@ -73,10 +75,16 @@ def _row(record):
     """An outer step as a row of `history.csv`."""
     logs = {name: value for name, value in record.logs.items() if np.ndim(value) == 0}
     row = {"outer_step": record.outer_step, "horizon": record.horizon, **logs}
-    row["val_loss_error"] = record.val_loss_error
+    row["val_loss_error"], row["spent"] = record.val_loss_error, record.spent
     row["accepted"] = int(record.outcome != "rejected")
     row["best"] = int(record.outcome == "best")
-    for prefix, by_name in (("", record.values), ("hypergradient/", record.hypergradients or {})):
+    below, above = record.bands or ({}, {})
+    for prefix, by_name in {
+        "": record.values,
+        "hypergradient/": record.hypergradients or {},
+        "below/": below,
+        "above/": above,
+    }.items():
         for name, numbers in by_name.items():
             row.update({f"{prefix}{name}[{k}]": number for k, number in enumerate(numbers)})
     return row
@@ -85,7 +93,7 @@ def _row(record):
 def _write_csv(path, rows):
     """Writes rows of different keys under one header: losses and metrics first, buckets last."""
     keys = dict.fromkeys(key for row in rows for key in row)
-    ordered = sorted(keys, key=lambda key: 2 if key.startswith("hypergradient/") else "[" in key)
+    ordered = sorted(keys, key=lambda key: 2 if "/" in key.split("[")[0] else "[" in key)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, ordered)
         writer.writeheader()

@@ -143,6 +143,7 @@ def _write_curves(schedules):
     for name, schedule in schedules.items():
         bounds = edges(schedule)
         steps = np.unique(np.concatenate([bounds[:-1], bounds[1:] - 1]))
+        steps = steps[(steps >= 0) & (steps < schedule.horizon)]  # There may be fewer than buckets.
         if len(steps) > _MOST_POINTS:
             steps = steps[np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
         for step, value in zip(steps.tolist(), schedule.per_step()[steps]):
@@ -150,10 +151,12 @@ def _write_curves(schedules):
 
 
 def _write_buckets(record):
+    below, above = record.bands or ({}, {})
     for kind, by_name in (
         ("value", record.values),
         ("hypergradient", record.hypergradients or {}),
-        ("step_size", record.step_sizes),
+        ("one_deviation_below", below),
+        ("one_deviation_above", above),
     ):
         for name, numbers in by_name.items():
             for k, number in enumerate(numbers):

@@ -1,7 +1,14 @@
-"""Outer update rules: from the measurement of an outer step to new bucket values."""
+"""Outer rules: from the observations so far, the next outer step."""
 
-from keras_fds.outer.base import Measurement, Ranges
+from keras_fds.outer.base import Observation, Problem, Proposal, Rule
+from keras_fds.outer.bayesian_optimization import BayesianOptimization
 from keras_fds.outer.sign_descent import SignDescent
-from keras_fds.outer.trust_region import TrustRegionDescent
 
-__all__ = ["Measurement", "Ranges", "SignDescent", "TrustRegionDescent"]
+__all__ = [
+    "BayesianOptimization",
+    "Observation",
+    "Problem",
+    "Proposal",
+    "Rule",
+    "SignDescent",
+]

@@ -1,88 +1,169 @@
-"""The interface of outer update rules: a measurement and a state in, a new state out.
+"""The interface of outer rules: from all observations so far, the next outer step.
 
-A rule sees all buckets of all hyperparameters as one vector. It keeps its state in a dictionary of
-float64 arrays, so the state can be saved.
+A rule is a function of the record of observations. It keeps no state of its own, so a search that
+resumes goes on as if it had not been interrupted.
 """
 
-from typing import NamedTuple
+import abc
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from keras_fds.numbers import number
 
 
-class Measurement(NamedTuple):
-    """What an outer step measured at the present values.
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """An outer step to make.
 
     Args:
-        hypergradients: The derivatives of the validation loss by the coordinates, float64
-            `[total_buckets]`. (Reports divide them by the length of a bucket.)
-        loss: Validation loss.
+        coordinates: Of all bucket values, float64 `[total_buckets]`.
         horizon: Number of inner steps.
-        loss_error: Standard error of the validation loss; `0.0` if it is not known.
-        broke_down: Whether training was given up, so loss and hypergradients are not known.
+        with_hypergradients: Whether the outer step computes them; else it is a plain training.
+            Defaults to `True`.
 
     Example:
 
-    >>> Measurement(np.array([-20.0, 10.0]), loss=0.5, horizon=100)
+    >>> Proposal(np.array([0.1, 0.0]), horizon=100).with_hypergradients
+    True
     """
 
-    hypergradients: np.ndarray
-    loss: float
+    coordinates: np.ndarray
     horizon: int
-    loss_error: float = 0.0
-    broke_down: bool = False
+    with_hypergradients: bool = True
 
-    @classmethod
-    def of_break_down(cls, size, horizon):
-        """The measurement of a run that was given up.
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What an outer step measured.
+
+    Args:
+        coordinates, horizon: See `Proposal`.
+        loss: Validation loss; `None` when training broke down.
+        loss_error: Its standard error; `None` where it is not known.
+        hypergradients: The derivatives of the validation loss by the coordinates, float64
+            `[total_buckets]`; `None` where they are not computed. (Reports divide them by the
+            length of a bucket.)
+
+    Example:
+
+    >>> Observation(np.array([0.1, 0.0]), horizon=100, loss=0.5).broke_down
+    False
+    """
+
+    coordinates: np.ndarray
+    horizon: int
+    loss: float | None
+    loss_error: float | None = None
+    hypergradients: np.ndarray | None = None
+
+    @property
+    def broke_down(self):
+        """Whether training was given up, so the loss is not known."""
+        return self.loss is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a search is for.
+
+    Args:
+        buckets: The `Buckets` whose coordinates are moved.
+        start: The coordinates of the start values, float64 `[total_buckets]`.
+        horizon: Number of inner steps that the schedules are for.
+        horizons: The number of inner steps of every outer step; `None` when the rule chooses
+            horizons within the budget.
+        budget: In plain trainings over the horizon; `None` when `horizons` are given.
+        cost: What an inner step with hypergradients costs, in plain ones: a number, or a function
+            of the horizon. Defaults to `4.0`.
+        seed: What the rule's own randomness derives from.
+
+    Example:
+
+    >>> from keras_fds.hyperparameters import Buckets
+    >>> buckets = Buckets([Hyperparameter("learning_rate", 7)])
+    >>> Problem(buckets, np.zeros(7), horizon=100, budget=10.0).about_outer_steps
+    30
+    """
+
+    buckets: Any
+    start: np.ndarray
+    horizon: int
+    horizons: list | None = None
+    budget: float | None = None
+    cost: Any = 4.0
+    seed: int = 0
+
+    @property
+    def about_outer_steps(self):
+        """How many outer steps there will be; within a budget an estimate."""
+        return len(self.horizons) if self.horizons else round(3 * self.budget)
+
+    def price(self, outer_step):
+        """What an outer step costs, in plain trainings; an `Observation` or a `Proposal`."""
+        computes = (
+            outer_step.with_hypergradients
+            if isinstance(outer_step, Proposal)
+            else outer_step.hypergradients is not None
+        )
+        return self.price_of(outer_step.horizon, computes)
+
+    def price_of(self, horizon, with_hypergradients):
+        """What an outer step over a horizon costs, in plain trainings."""
+        factor = self.cost(horizon) if callable(self.cost) else self.cost
+        return (factor if with_hypergradients else 1.0) * horizon / self.horizon
+
+    def spent(self, observations):
+        """The price of all observations."""
+        return sum(map(self.price, observations))
+
+
+class Rule(abc.ABC):
+    """An outer rule: from all observations so far, the next outer step.
+
+    Example:
+
+    >>> class Hold(Rule):
+    ...     def propose(self, observations, problem):
+    ...         horizons = problem.horizons[len(observations) :]
+    ...         return Proposal(problem.start, horizons[0]) if horizons else None
+    """
+
+    chooses_horizons = False  # Whether it can search within a budget.
+
+    @abc.abstractmethod
+    def propose(self, observations, problem):
+        """The next outer step.
 
         Args:
-            size: Total number of buckets.
-            horizon: Number of inner steps.
+            observations: All so far, a list of `Observation`.
+            problem: The `Problem`.
+
+        Returns:
+            A `Proposal`, or `None` when the search ends.
         """
-        return cls(np.zeros(size), 0.0, horizon, broke_down=True)
 
+    def is_best(self, observations, best, problem):
+        """Whether the last observation is the best so far.
 
-class Ranges(NamedTuple):
-    """The ranges of the coordinates, arrays `[total_buckets]`.
+        Here: when its loss is lowest. A longer horizon than the best one's always counts more.
 
-    Args:
-        minimum, maximum: The ends of the ranges, float64; they may be infinite.
-        linear: Whether a coordinate is the value itself, bool.
-        groups: The number of the hyperparameter that the bucket belongs to.
-        smoothing_windows: Number of buckets over which the slopes of this hyperparameter are
-            averaged, float64 of at least 1.
-
-    Example:
-
-    >>> Ranges(np.zeros(2), np.full(2, np.inf), np.full(2, True), np.zeros(2), np.ones(2))
-    """
-
-    minimum: np.ndarray
-    maximum: np.ndarray
-    linear: np.ndarray
-    groups: np.ndarray
-    smoothing_windows: np.ndarray
-
-
-class Rule:
-    """What all rules share."""
-
-    # The search has converged when every step is below this fraction of its value and room.
-    converged_fraction = 0.05
-
-    def converged(self, state, ranges):
-        """Whether every step size is below 5% of its value and of the distance to its maximum.
-
-        A value that its last sign holds at an end of its range counts as converged.
+        Args:
+            observations, problem: See `propose`. The last one did not break down.
+            best: The number of the best one before it, or `None`.
         """
-        values, signs = state["values"], state["signs"]
-        room = np.minimum(np.abs(values), ranges.maximum - values)
-        small = state["step_sizes"] < self.converged_fraction * room
-        held = (values <= ranges.minimum) & (signs > 0)
-        held |= (values >= ranges.maximum) & (signs < 0)
-        return bool(np.all(small | held))
+        last = observations[-1]
+        if best is None or last.horizon != observations[best].horizon:
+            return best is None or last.horizon > observations[best].horizon
+        return last.loss < observations[best].loss
+
+    def bands(self, observations, problem):
+        """`(low, high)`: the best coordinates, one standard deviation less and more.
+
+        Both `[total_buckets]`; or `None` where a rule does not know.
+        """
+        return None
 
     @classmethod
     def from_config(cls, config):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_fds.outer.base import Rule, fraction
+from keras_fds.outer.base import Proposal, Rule, fraction
 
 
 @keras.saving.register_keras_serializable("keras_fds")
@@ -37,54 +37,21 @@ class SignDescent(Rule):
     def __init__(self, shrink=0.5):
         self.shrink = fraction("shrink", shrink)
 
-    def initial_state(self, values, step_sizes):
-        """The state before the first outer step.
-
-        Args:
-            values: Start values, float64 `[total_buckets]`.
-            step_sizes: First step sizes, float64 `[total_buckets]`.
-
-        Returns:
-            Dictionary of float64 arrays; `values` and `step_sizes` are among them.
-        """
-        return {
-            "values": np.array(values, "float64"),
-            "step_sizes": np.array(step_sizes, "float64"),
-            "signs": np.zeros(np.shape(values)),
-            "measured": np.array(0.0),  # The number of losses so far.
-            "best_values": np.array(values, "float64"),
-            "best_loss": np.array(0.0),
-        }
-
-    def classify(self, state, measurement, ranges):
-        """The verdict on a measurement: `"best"` so far, `"accepted"` or `"rejected"`."""
-        if measurement.broke_down:
-            return "rejected"
-        is_best = not state["measured"] or measurement.loss < state["best_loss"]
-        return "best" if is_best else "accepted"
-
-    def update(self, state, measurement, ranges):
-        """One outer step.
-
-        Args:
-            state: What `initial_state` or the last `update` returned. It is not changed.
-            measurement: A `Measurement` at `state["values"]`.
-            ranges: The `Ranges` of the coordinates.
-
-        Returns:
-            The new state.
-        """
-        state, values = dict(state), state["values"]
-        if self.classify(state, measurement, ranges) == "best":
-            state.update(best_values=values, best_loss=np.array(measurement.loss))
-        state["measured"] = state["measured"] + (not measurement.broke_down)
-        signs = np.nan_to_num(np.sign(measurement.hypergradients))
-        flipped = signs * state["signs"] < 0
-        state["step_sizes"] = np.where(flipped, self.shrink, 1.0) * state["step_sizes"]
-        state["signs"] = signs
-        moved = values - signs * state["step_sizes"]
-        state["values"] = np.clip(moved, ranges.minimum, ranges.maximum)
-        return state
+    def propose(self, observations, problem):
+        done = len(observations)
+        broke_down = [observation.broke_down for observation in observations]
+        if done == len(problem.horizons) or (broke_down and all(broke_down)):
+            return None
+        minimum, maximum = problem.buckets.ranges
+        values, step_sizes = problem.start, problem.buckets.first_steps()
+        signs = np.zeros(len(values))
+        for observation in observations:
+            before, signs = signs, np.zeros(len(values))
+            if not observation.broke_down:
+                signs = np.nan_to_num(np.sign(observation.hypergradients))
+            step_sizes = np.where(signs * before < 0, self.shrink, 1.0) * step_sizes
+            values = np.clip(values - signs * step_sizes, minimum, maximum)
+        return Proposal(values, problem.horizons[done])
 
     def get_config(self):
         return {"shrink": self.shrink}

@@ -122,8 +122,29 @@ def check_same_shapes(train, validation):
         )
 
 
-def horizons(epochs, outer_steps, steps_per_epoch):
-    """Numbers of inner steps, one per outer step."""
+def horizons_or_budget(rule, epochs, outer_steps, budget, steps_per_epoch):
+    """`(horizons, budget)`: inner steps of every outer step; or of the whole horizon, and a budget.
+
+    The budget is `None` where the outer steps are given.
+    """
+    if budget is not None and (outer_steps is not None or np.ndim(epochs)):
+        raise ValueError(
+            "`budget` lets the outer rule choose how many outer steps it makes, and their "
+            "horizons. Leave it out, or leave out `outer_steps` and give `epochs` as one number. "
+            f"Received: budget={budget!r}, outer_steps={outer_steps!r}, epochs={epochs!r}"
+        )
+    if budget is not None and not rule.chooses_horizons:
+        raise ValueError(
+            f"{type(rule).__name__} does not search within a budget. Pass `outer_steps`. "
+            f"Received: budget={budget!r}"
+        )
+    if outer_steps is None and not np.ndim(epochs):
+        if rule.chooses_horizons:
+            budget = number("budget", 10.0 if budget is None else budget, least=2)
+            return [_inner_steps(epochs, steps_per_epoch)], float(budget)
+        outer_steps = 10
+    if outer_steps is None:
+        outer_steps = len(epochs)
     outer_steps = number("outer_steps", outer_steps, least=1, whole=True)
     each = list(epochs) if np.ndim(epochs) else [epochs] * outer_steps
     if len(each) != outer_steps:
@@ -131,8 +152,11 @@ def horizons(epochs, outer_steps, steps_per_epoch):
             f"`epochs` must be one number, or {outer_steps} numbers, one per outer step. "
             f"Received: epochs={epochs!r}"
         )
-    each = [number("epochs", one, above=0) for one in each]
-    return [max(1, round(one * steps_per_epoch)) for one in each]
+    return [_inner_steps(one, steps_per_epoch) for one in each], None
+
+
+def _inner_steps(epochs, steps_per_epoch):
+    return max(1, round(number("epochs", epochs, above=0) * steps_per_epoch))
 
 
 def check_data(model, data, horizons):

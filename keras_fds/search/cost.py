@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 _SECONDS_OF_MEASURING = 0.1  # About so long for each measurement, but at least one step.
+VALIDATIONS_A_TRAINING = 3  # Outer steps within a budget, for each plain training of it.
 _FEW_TANGENTS = 3  # With three tangents both modes cost about the same.
 
 
@@ -26,7 +27,8 @@ class Seconds(NamedTuple):
 class Cost(NamedTuple):
     """The contents of the table of costs; memory is in bytes."""
 
-    horizons: list  # One per outer step.
+    horizons: list  # Of the outer steps to come; within a budget, the one of the schedules.
+    budget: float | None  # Plain trainings to come, or `None`.
     num_buckets: dict  # By the names of the hyperparameters.
     reason: str  # The mode and the reason for it, a sentence.
     memory: list  # `(what, bytes)` pairs.
@@ -37,7 +39,10 @@ class Cost(NamedTuple):
     @property
     def seconds_in_all(self):
         """The time of the whole search."""
-        return self.tracing + sum(self.seconds.of_outer_step(n) for n in self.horizons)
+        if self.budget is None:
+            return self.tracing + sum(self.seconds.of_outer_step(n) for n in self.horizons)
+        validations = VALIDATIONS_A_TRAINING * self.seconds.validation
+        return self.tracing + self.budget * (self.seconds.run * self.horizons[0] + validations)
 
 
 # -------------------------------------------------------------------------------------- telling
@@ -49,15 +54,19 @@ def cost_table(cost):
     a_step = f"{duration(seconds.run + seconds.sweep)} an inner step"
     if seconds.sweep:
         a_step += f" (forward {duration(seconds.run)}, back {duration(seconds.sweep)})"
+    per = " per outer step" if cost.budget is None else ", in most outer steps fewer"
     first, last = (duration(seconds.of_outer_step(n)) for n in (horizons[0], horizons[-1]))
+    unit, whole = "an outer step", f"{len(horizons)} outer steps"
+    if cost.budget is not None:
+        unit, whole = "a plain training", f"{cost.budget:.3g} plain trainings"
     rows = {
-        "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps per outer step",
+        "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps{per}",
         "learned": f"{sum(cost.num_buckets.values())} values: {', '.join(learned)}",
         "mode": mode.lower() + why.rstrip("."),
         "memory": ", ".join(f"{what} {_mebibytes(size)}" for what, size in cost.memory),
-        "measured": f"{a_step}, {_span(first, last)} an outer step",
+        "measured": f"{a_step}, {_span(first, last)} {unit}",
         "tracing": f"{duration(cost.tracing)}, once" if cost.tracing else "",
-        "in all": f"{duration(cost.seconds_in_all)} for {len(horizons)} outer steps",
+        "in all": f"{duration(cost.seconds_in_all)} for {whole}",
         "to cut it": ", ".join(cost.remedies),
     }
     if not cost.num_buckets:
@@ -83,8 +92,11 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def ways_to_cut(mode, reason, horizons, steps_per_epoch):
+def ways_to_cut(mode, reason, horizons, budget, steps_per_epoch):
     """What would make this search cheaper, a list; see `cost_of`."""
+    fewer = "fewer `epochs`" if max(horizons) > steps_per_epoch else "fewer `steps_per_epoch`"
+    if budget is not None:
+        return [fewer, *(["a smaller `budget`"] if budget > 1 else [])]
     hyperparameters = mode.buckets.hyperparameters
     many_buckets = mode.buckets.size > len(hyperparameters)
     found = []
@@ -96,20 +108,21 @@ def ways_to_cut(mode, reason, horizons, steps_per_epoch):
             found.append("differentiation='auto'")
     if mode.goes_back and mode.cost(max(horizons)) > mode.cost(1):
         found.append("a greater `reverse_memory`")
-    found.append("fewer `epochs`" if max(horizons) > steps_per_epoch else "fewer `steps_per_epoch`")
+    found.append(fewer)
     return [*found, "fewer `outer_steps`"] if len(horizons) > 1 else found
 
 
 # ------------------------------------------------------------------------------------ measuring
-def cost_of(mode, reason, horizons, steps_per_epoch, seconds):
-    """The `Cost` of a search in a bound mode; `reason` says why this mode is used."""
+def cost_of(mode, reason, horizons, budget, steps_per_epoch, seconds):
+    """The `Cost` of what is to come of a search in a bound mode; see `Cost`."""
     return Cost(
         horizons=horizons,
+        budget=budget,
         num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},
         reason=reason,
         memory=mode.memory(max(horizons)),
         seconds=seconds,
-        remedies=ways_to_cut(mode, reason, horizons, steps_per_epoch),
+        remedies=ways_to_cut(mode, reason, horizons, budget, steps_per_epoch),
     )
 
 

@@ -1,6 +1,8 @@
 """The outer loop of `fit`: compiled inner loops, callbacks, and the best outer step."""
 
 import contextlib
+import dataclasses
+import itertools
 import time
 import warnings
 
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from keras_fds.data import not_finite_in
 from keras_fds.internals import keras_optimizers
-from keras_fds.outer import Measurement
+from keras_fds.outer import Observation
 from keras_fds.search.arguments import refuse_rate_setters
 from keras_fds.search.state import (
     BROKE_DOWN,
@@ -25,45 +27,42 @@ from keras_fds.search.state import (
 # steady pace whatever a step costs.
 _SECONDS_A_CALL = 0.3
 _NO_BEST = (
-    "The search ends: training broke down, and there is no other point to try. Start from "
-    "smaller values, clip gradients (`clipvalue`, `global_clipnorm`), and check that the data are "
-    "finite."
+    "The search ends: training broke down in every outer step. Start from smaller values, clip "
+    "gradients (`clipvalue`, `global_clipnorm`), and check that the data are finite."
 )
-_NOT_MOVED = (
-    "The search ends where it began, which does not mean that it has converged: slopes or steps "
-    "are too small to move the values. Start from 0.0 (on the linear scale), or from values that "
-    "learn something, or give the hyperparameters a greater `step_size`."
-)
-_AT_ENDS = (
-    "The search ends where it began: every value stands at an end of its range, and the validation "
-    "loss falls only beyond it. Start from values within the range, or train over a longer horizon "
-    "(`epochs`). With batch normalisation, validation_training=True may help."
-)
-_RECORDS_TO_TELL = 4  # Outer steps from which a steady rise is reported.
-_NEGLIGIBLE = 0.05  # A value has moved when it changed by more than this part of itself.
 _TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 _TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
-    """The outer loop of `fit` in a bound mode; `horizons` are numbers of inner steps."""
+    """The outer loop of `fit` in bound modes, with and without hypergradients.
+
+    `problem` is the `keras_fds.outer.Problem` of the search.
+    """
 
     def __init__(
-        self, mode, data, initializer, callbacks, horizons, validation_training, divergence_factor
+        self,
+        mode,
+        plain,
+        data,
+        initializer,
+        callbacks,
+        problem,
+        validation_training,
+        divergence_factor,
     ):
-        self.mode, self.data, self.initializer, self.callbacks = mode, data, initializer, callbacks
+        self.modes, self.mode = {True: mode, False: plain or mode}, mode
+        self.data, self.initializer, self.callbacks = data, initializer, callbacks
         self.model = callbacks.model
         self.optimizer = self.model.optimizer
         self.buckets = self.optimizer.buckets
-        self.horizons = horizons
+        self.problem = problem
         self.validation_training = validation_training
         self.divergence_factor = divergence_factor
         self.steps_a_call = self.model.steps_per_execution
         has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
         self.paces_itself = self.steps_a_call == 1 and not has_hooks
-        self.guarded_variables = []  # What hypergradients depend on and callbacks may reach.
-        if has_hooks:
-            self.guarded_variables = [*mode.protected_variables, *self.optimizer.schedule_variables]
+        self.has_hooks = has_hooks
         self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
@@ -77,9 +76,6 @@ class OuterLoop:
         model.stop_training = False
         model._initial_epoch = None
         last = self.restored()
-        search.rule_state = optimizer.outer.initial_state(
-            optimizer.coordinates, self.buckets.first_steps()
-        )
         if initial_epoch and last is not None and len(last.records) == initial_epoch:
             search = last
         self.search = optimizer.search = search
@@ -91,20 +87,21 @@ class OuterLoop:
                 search.start = self.initializer.remember()
             first = self.take_over(restored) or model._initial_epoch or initial_epoch
             try:
-                for outer_step in range(first, len(self.horizons)):
-                    if not self.going_on and self.has_ended():
+                self.skip_outer_steps(first - len(self.search.records))
+                for outer_step in itertools.count(first):
+                    proposal = self.next_outer_step()
+                    if proposal is None:
                         break
-                    logs = self.outer_step(outer_step)
+                    logs = self.outer_step(outer_step, proposal)
                     if model.stop_training:
                         break
-                else:
-                    self.tell_of_slow_moves()
             finally:
                 self.search.partial = None
                 self.keep_best()
         finally:
             optimizer.searching = False
-            self.mode.release()
+            for mode in self.modes.values():
+                mode.release()
         self.callbacks.on_train_end(logs)
         return model.history
 
@@ -122,7 +119,8 @@ class OuterLoop:
         if search is not begun_now:
             search.check_same(begun_now)
         partial, search.partial = search.partial, None
-        if not self.can_go_on(partial, search.position):
+        self.problem = dataclasses.replace(self.problem, start=search.first, seed=search.seed)
+        if not self.can_go_on(partial):
             partial, search.position = None, search.position.start_of_outer_step()
         if search.mode != begun_now.mode:
             warnings.warn(
@@ -138,88 +136,43 @@ class OuterLoop:
         self.going_on = partial
         for record in search.records:
             self.model.history.on_epoch_end(record.outer_step - 1, record.logs)
-        done, of = len(search.records), len(self.horizons)
+        done = len(search.records)
         if (done or partial) and self.callbacks.params["verbose"]:
             within = f"inner step {search.position.inner_step} of " if partial else ""
-            resuming = f"Resuming after {within}outer step {done + bool(partial)} of {of}."
-            print(resuming if done < of else f"{done} outer steps are done already.")
+            of = f" of {len(self.problem.horizons)}" if self.problem.horizons else ""
+            ended = not partial and self.propose() is None
+            resuming = f"Resuming after {within}outer step {done + bool(partial)}{of}."
+            print(f"{done} outer steps are done already." if ended else resuming)
         return search.position.outer_step
 
-    def can_go_on(self, partial, position):
-        """Whether a partial outer step fits the present horizon, metrics and variables."""
-        if partial is None:
+    def can_go_on(self, partial):
+        """Whether a partial outer step is the next one, with the present metrics and variables."""
+        proposal = self.propose() if partial else None
+        if proposal is None:
             return False
-        begun = [partial.horizon], partial.metrics, [tuple(v.shape) for v in partial.state]
-        return begun == (
-            self.horizons[position.outer_step : position.outer_step + 1],
-            list(_logs(self.model)),
-            [tuple(v.shape) for v in self.variables()],
-        )
+        self.mode = self.modes[proposal.with_hypergradients]
+        begun = partial.metrics, [tuple(v.shape) for v in partial.state]
+        now = list(_logs(self.model)), [tuple(v.shape) for v in self.variables()]
+        return begun == now and partial.is_of(proposal)
 
-    def has_ended(self):
-        """Whether the search ends before another outer step; if not, moves the schedules."""
-        search, optimizer, ranges = self.search, self.optimizer, self.buckets.ranges
-        before = optimizer.coordinates
-        values = search.rule_state["values"]
-        optimizer.coordinates = values
-        moved = before != values
-        if search.records and not search.best and not moved.any():
+    def skip_outer_steps(self, number):
+        """Leaves out the first outer steps of a new search that begins later."""
+        if number and self.problem.horizons:
+            horizons = self.problem.horizons[number:]
+            self.problem = dataclasses.replace(self.problem, horizons=horizons)
+
+    def propose(self):
+        """What the outer rule proposes after the observations so far."""
+        return self.optimizer.outer.propose(self.search.observations, self.problem)
+
+    def next_outer_step(self):
+        """The next outer step's `Proposal`, to whose schedules it moves; `None` at the end."""
+        search, proposal = self.search, self.propose()
+        if proposal is not None:
+            self.optimizer.coordinates = proposal.coordinates
+        elif search.records and not search.best:
             warnings.warn(_NO_BEST, RuntimeWarning, stacklevel=4)
-            return True
-        at_ends = (values <= ranges.minimum) | (values >= ranges.maximum)
-        done = len(search.records)
-        settled = len(set(self.horizons[max(done - 1, 0) :])) == 1  # No other horizon follows.
-        arrived = moved & at_ends
-        converged = done and settled and not arrived.any() and self.has_converged()
-        if converged and not self.has_moved():
-            warnings.warn(_AT_ENDS if at_ends.all() else _NOT_MOVED, RuntimeWarning, stacklevel=4)
-        elif converged and self.callbacks.params["verbose"]:
-            print("Converged: every step is below 5% of its value.")
-        return converged
-
-    def has_converged(self):
-        """Whether the outer rule's step sizes have become negligible beside the values."""
-        state, ranges = dict(self.search.rule_state), self.buckets.ranges
-        coordinates = state["values"]
-
-        def values_at(coordinates):
-            return self.buckets.join(self.buckets.values(coordinates))
-
-        state["values"] = values_at(coordinates)
-        state["step_sizes"] = np.abs(values_at(coordinates + state["step_sizes"]) - state["values"])
-        of_values = ranges._replace(
-            minimum=values_at(ranges.minimum), maximum=values_at(ranges.maximum)
-        )
-        return self.optimizer.outer.converged(state, of_values)
-
-    def has_moved(self):
-        """Whether some value has moved from its start."""
-        first = self.search.records[0].values
-        return not self.optimizer.names or any(
-            np.any(np.abs(values - first[name]) > _NEGLIGIBLE * np.abs(first[name]))
-            for name, values in self.optimizer.values.items()
-        )
-
-    def tell_of_slow_moves(self):
-        """Warns when the values of a hyperparameter rose in every outer step to the end."""
-        if len(self.search.records) < _RECORDS_TO_TELL:
-            return
-        for name in self.optimizer.names:
-            values = np.array([record.values[name] for record in self.search.records])
-            steps = np.diff(values, axis=0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratios = steps[-1] / values[-2]
-            rising = np.all(steps > 0, axis=0) & (values[0] > 0) & (ratios > _NEGLIGIBLE)
-            if rising.all():
-                warnings.warn(
-                    f"{name!r} rose in every outer step, from {values[0].mean():.2g} to "
-                    f"{values[-1].mean():.2g}, and was still rising when the search ended: its "
-                    "start is far too small for its steps. On the linear scale start from 0.0, "
-                    "where the first step is `step_size`, with a `step_size` of the order of the "
-                    "expected values; else start from greater values, or make more outer steps.",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+        return proposal
 
     def keep_best(self):
         """Restores the best outer step's weights and schedules, with fresh slots."""
@@ -231,12 +184,16 @@ class OuterLoop:
             optimizer.coordinates = best.coordinates
         elif not self.interrupted:
             self.model.set_weights(self.start_weights)
+            optimizer.coordinates = self.problem.start
 
     # ---------------------------------------------------------------------- an outer step
-    def outer_step(self, outer_step):
-        """Trains from new weights, measures, moves, and calls callbacks; returns the logs."""
-        model, mode, search = self.model, self.mode, self.search
-        horizon = self.horizons[outer_step]
+    def outer_step(self, outer_step, proposal):
+        """Trains from new weights, measures, and calls callbacks; returns the logs."""
+        model, search, horizon = self.model, self.search, proposal.horizon
+        mode = self.mode = self.modes[proposal.with_hypergradients]
+        self.guarded_variables = []  # What hypergradients depend on and callbacks may reach.
+        if self.has_hooks:
+            self.guarded_variables = [*mode.protected_variables, *self.optimizer.schedule_variables]
         self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
         shuffling, splitting, weight_seed = search.randomness(outer_step)
         train, validation = self.data.draw(shuffling, splitting)
@@ -248,33 +205,27 @@ class OuterLoop:
         self.callbacks.on_epoch_begin(outer_step)
         self.check_rate()
         mode.check_trainable()
-        steps, ok = self.inner_steps(train, horizon)
+        steps, ok = self.inner_steps(train, proposal)
         logs = _logs(model)
         if not ok:
             self.tell_of_break_down(outer_step, steps, horizon)
             missing = {f"val_{name}": np.nan for name in logs}
-            measurement = Measurement.of_break_down(self.buckets.size, horizon)
-            return self.finish(outer_step, {**logs, **missing}, measurement)
-        self.interrupted = steps < horizon  # By a callback, so there are no hypergradients.
+            return self.finish(outer_step, proposal, {**logs, **missing})
+        self.interrupted = steps < horizon  # By a callback: the outer step has measured nothing.
         loss, error = self.validate(validation, logs)
         if self.interrupted:
             self.callbacks.on_epoch_end(outer_step, logs)
             return logs
-        derivatives = self.buckets.derivatives(self.optimizer.coordinates)
-        measurement = Measurement(
-            hypergradients=mode.hypergradients() * derivatives,
-            loss=loss,
-            horizon=horizon,
-            loss_error=0.0 if error is None or not np.isfinite(error) else error,
-        )
-        self.warn_of_unknown(measurement.hypergradients)
-        if not np.isfinite(loss):
-            measurement = Measurement.of_break_down(self.buckets.size, horizon)
-        return self.finish(outer_step, logs, measurement, error)
+        hypergradients = mode.hypergradients()
+        if hypergradients is not None:
+            hypergradients = hypergradients * self.buckets.derivatives(proposal.coordinates)
+            self.warn_of_unknown(hypergradients)
+        loss = loss if np.isfinite(loss) else None
+        return self.finish(outer_step, proposal, logs, loss, error, hypergradients)
 
-    def inner_steps(self, train, horizon):
+    def inner_steps(self, train, proposal):
         """Trains over the horizon; `(steps done, whether the run was not given up)`."""
-        position, source = self.search.position, None
+        position, source, horizon = self.search.position, None, proposal.horizon
         if self.going_on:
             source = self.go_on(train)
         while position.inner_step < horizon:
@@ -293,7 +244,7 @@ class OuterLoop:
             position.within[0][-1] += steps
             logs = _logs(self.model)
             if ok and self.mode.checkpoint_variables is not None:
-                self.search.partial = PartialOuterStep(horizon, list(logs), self.variables())
+                self.search.partial = PartialOuterStep(proposal, list(logs), self.variables())
             else:
                 self.search.partial = None
             # With `steps_per_execution` Keras counts a short call as whole.
@@ -328,37 +279,39 @@ class OuterLoop:
             self.search.position.within[1].append(validation.num_batches)
         return loss, error
 
-    def finish(self, outer_step, logs, measurement, error=None):
-        """Records what an outer step measured, and lets the outer rule move."""
-        optimizer, search = self.optimizer, self.search
-        coordinates, ranges = optimizer.coordinates, self.buckets.ranges
-        state = {**search.rule_state, "values": coordinates}
-        outcome = optimizer.outer.classify(state, measurement, ranges)
-        reported = self.buckets.means(measurement.hypergradients, measurement.horizon)
+    def finish(self, outer_step, proposal, logs, loss=None, error=None, hypergradients=None):
+        """Records what an outer step measured; without a loss it broke down."""
+        optimizer, search, problem = self.optimizer, self.search, self.problem
+        coordinates, horizon = proposal.coordinates, proposal.horizon
+        skipped = outer_step - len(search.records)
+        broke_down = loss is None
+        if broke_down:
+            hypergradients = None
+        search.observations.append(Observation(coordinates, horizon, loss, error, hypergradients))
+        best = search.best.outer_step - skipped if search.best else None
+        is_best = not broke_down and optimizer.outer.is_best(search.observations, best, problem)
+        bands = optimizer.outer.bands(search.observations, problem) if is_best else None
+        means = None
+        if hypergradients is not None:
+            means = _as_lists(self.buckets.means(hypergradients, horizon))
         record = Record(
             outer_step=outer_step + 1,
-            horizon=measurement.horizon,
-            status=BROKE_DOWN if measurement.broke_down else MEASURED,
-            outcome=outcome,
+            horizon=horizon,
+            status=BROKE_DOWN if broke_down else MEASURED,
+            outcome="best" if is_best else "rejected" if broke_down else "accepted",
             logs=dict(sorted(logs.items())),  # As callbacks get them.
             values=_as_lists(optimizer.values),
-            hypergradients=None if measurement.broke_down else _as_lists(reported),
-            step_sizes=_as_lists(self.buckets.split(state["step_sizes"])),
+            hypergradients=means,
             val_loss_error=error,
+            spent=problem.spent(search.observations),
+            bands=bands and [_as_lists(self.buckets.values(end)) for end in bands],
             interpolations={h.name: h.interpolation for h in optimizer.hyperparameters},
         )
         search.records.append(record)
         search.position, search.partial = search.position.next_outer_step(), None
         search.position.outer_step = outer_step + 1
-        if outcome == "best":
-            search.best = Best(
-                loss=measurement.loss,
-                outer_step=outer_step,
-                horizon=measurement.horizon,
-                coordinates=coordinates,
-                weights=self.model.get_weights(),
-            )
-        search.rule_state = optimizer.outer.update(state, measurement, ranges)
+        if is_best:
+            search.best = Best(loss, outer_step, horizon, coordinates, self.model.get_weights())
         self.callbacks.on_epoch_end(outer_step, logs)
         return logs
 
@@ -451,7 +404,7 @@ class OuterLoop:
         if unknown:
             warnings.warn(
                 f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so "
-                "these values do not move. keras_fds.check_hypergradients(model, ...) finds the "
+                "they are left out. keras_fds.check_hypergradients(model, ...) finds the "
                 "layer; a start value at the end of its range is another cause.",
                 RuntimeWarning,
                 stacklevel=5,

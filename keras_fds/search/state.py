@@ -10,7 +10,9 @@ import json
 import keras
 import numpy as np
 
-_VERSION = 5
+from keras_fds.outer import Observation, Proposal
+
+_VERSION = 6
 SEARCH_ENTRY = "search"
 _ARRAY = "array of the search"  # Stands in JSON for an array that is kept beside it.
 MEASURED = "measured"
@@ -24,13 +26,17 @@ class Record:
     outer_step: int  # Its number, from 1.
     horizon: int  # Inner steps.
     status: str  # `"measured"`, or `"broke_down"` when training was given up.
-    outcome: str  # The outer rule's verdict: `"best"` so far, `"accepted"` or `"rejected"`.
+    # `"best"` so far by the outer rule, `"accepted"`, or `"rejected"` when training was given up.
+    outcome: str
     logs: dict  # Losses and metrics, as callbacks get them.
     values: dict  # `{name: [num_buckets]}`
-    # By coordinates, means over the steps of a bucket; `None` when training broke down.
+    # By coordinates, means over the steps of a bucket; `None` after a plain training.
     hypergradients: dict | None
-    step_sizes: dict
     val_loss_error: float | None  # Standard error of the validation loss, where it is known.
+    spent: float  # By all outer steps so far, in plain trainings over the search's horizon.
+    # `[values below, values above]`: one standard deviation of what the best values are, where the
+    # outer rule knows it and this outer step is the best so far.
+    bands: list | None = None
     interpolations: dict = dataclasses.field(default_factory=dict)  # `{name: "linear"}`
 
 
@@ -71,9 +77,17 @@ class Position:
 class PartialOuterStep:
     """An unfinished outer step that can be resumed at the search's `Position`."""
 
-    horizon: int  # Inner steps in all.
+    proposal: Proposal
     metrics: list  # Names of the model's metrics.
     state: list  # All variables that a run changes, or their values.
+
+    def is_of(self, proposal):
+        """Whether this is what a `Proposal` asks for."""
+        own = self.proposal
+        return np.array_equal(own.coordinates, proposal.coordinates) and (
+            (own.horizon, own.with_hypergradients)
+            == (proposal.horizon, proposal.with_hypergradients)
+        )
 
 
 @dataclasses.dataclass
@@ -82,8 +96,9 @@ class Search:
 
     seed: int  # All its randomness derives from it.
     mode: str  # How hypergradients are computed, `"forward"` or `"reverse"`.
-    # Numbers of inner steps, one per outer step.
-    horizons: list = dataclasses.field(default_factory=list)
+    # Numbers of inner steps, one per outer step; `None` where the outer rule chooses them.
+    horizons: list | None = None
+    first: np.ndarray | None = None  # The coordinates of the start values.
     # The values of the model's variables that every outer step starts from; `None`: new ones.
     start: list | None = None
     resample: bool = False  # Whether every outer step redraws what is held out.
@@ -92,8 +107,7 @@ class Search:
     partial: PartialOuterStep | None = None  # At that position.
     records: list = dataclasses.field(default_factory=list)  # One per finished outer step.
     best: Best | None = None
-    # Of the outer rule, `{name: float64 array}`; its `values` are coordinates.
-    rule_state: dict = dataclasses.field(default_factory=dict)
+    observations: list = dataclasses.field(default_factory=list)  # As many: all the rule knows.
 
     def __post_init__(self):
         self.settings = json.loads(json.dumps(self.settings, default=str))
@@ -115,10 +129,11 @@ class Search:
 
         If the other one has no seed of its own, any seed matches.
         """
-        both = min(len(self.records), len(other.horizons))
-        of_records = [record.horizon for record in self.records[:both]]
-        begun = {**self.settings, "horizons": of_records, "seed": self.seed}
-        now = {**other.settings, "horizons": other.horizons[:both]}
+        begun, now = {**self.settings, "seed": self.seed}, dict(other.settings)
+        if other.horizons is not None:
+            both = min(len(self.records), len(other.horizons))
+            begun["horizons"] = [record.horizon for record in self.records[:both]]
+            now["horizons"] = other.horizons[:both]
         if now.get("seed") is None:
             now["seed"] = self.seed
         differing = [
@@ -126,8 +141,6 @@ class Search:
             for name in begun
             if name in now and begun[name] != now[name]
         ]
-        if set(self.rule_state) != set(other.rule_state):
-            differing.append("another outer rule")
         if differing:
             raise ValueError(
                 "The search to resume began with other settings. Pass the same ones, or another "
@@ -145,10 +158,7 @@ class Search:
             arrays[key] = keras.ops.convert_to_numpy(value)
             return {_ARRAY: key}
 
-        # As arrays also where NumPy made scalars of them.
-        rule_state = {name: np.asarray(value) for name, value in self.rule_state.items()}
-        content = {"version": _VERSION, **vars(self), "rule_state": rule_state}
-        text = json.dumps(content, default=reference)
+        text = json.dumps({"version": _VERSION, **vars(self)}, default=reference)
         return {SEARCH_ENTRY: np.frombuffer(text.encode(), "uint8"), **arrays}
 
     @classmethod
@@ -175,6 +185,9 @@ class Search:
         search = cls(**content)
         search.position = Position(**search.position)
         search.records = [Record(**record) for record in search.records]
+        search.observations = [Observation(**each) for each in search.observations]
         search.best = search.best and Best(**search.best)
-        search.partial = search.partial and PartialOuterStep(**search.partial)
+        if search.partial:
+            search.partial["proposal"] = Proposal(**search.partial["proposal"])
+            search.partial = PartialOuterStep(**search.partial)
         return search

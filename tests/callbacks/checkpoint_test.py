@@ -74,7 +74,10 @@ def results(model, history):
         "records": [dataclasses.asdict(record) for record in optimizer.search.records],
         "weights": [weight.tolist() for weight in model.get_weights()],
         "schedules": {name: s.get_config() for name, s in optimizer.schedules.items()},
-        "rule": {key: value.tolist() for key, value in optimizer.search.rule_state.items()},
+        "observations": [
+            (o.coordinates.tolist(), o.horizon, o.loss, o.hypergradients is None)
+            for o in optimizer.search.observations
+        ],
     }
 
 
@@ -271,17 +274,33 @@ def test_so_does_one_with_outer_steps_that_diverge(outer_steps, tmp_path):
         assert_same(found, expected)
 
 
-def test_one_that_has_converged_stays_so(tmp_path, capsys):
-    def converging():
-        model = make_model(initial=0.5)
-        model.optimizer.coordinates = np.full(3, 0.5)
-        model.optimizer.outer.converged_fraction = 1e6
-        return model
+def within_budget(callbacks=(), budget=4.0, **arguments):
+    """A search whose horizons the rule chooses, with and without hypergradients."""
+    mode = NumpyMode("forward")
+    mode.cost = lambda horizon: 1.1  # So that both kinds of outer step pay.
+    return search(
+        callbacks, outer_steps=None, budget=budget, epochs=8, differentiation=mode, **arguments
+    )
 
-    first = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
-    again = search([Checkpoint(tmp_path)], model=converging(), verbose=2)[1]
-    assert first.history == again.history and len(first.epoch) == 1
-    assert capsys.readouterr().out.count("Converged: ") == 2
+
+def test_so_does_one_within_a_budget(tmp_path):
+    expected = results(*within_budget())
+    kinds = [(horizon, plain) for _, horizon, _, plain in expected["observations"]]
+    assert len({horizon for horizon, _ in kinds}) == 4 and len({plain for _, plain in kinds}) == 2
+    assert kinds[-1][0] == 40
+    for model_seed, when in enumerate([(1, 2), (5, 3), (8, 1), (len(kinds) - 1, 20)]):
+        with pytest.raises(Killed):
+            within_budget([Checkpoint(tmp_path, minutes=0), Kill(*when)], model_seed=model_seed)
+    assert_same(results(*within_budget([Checkpoint(tmp_path)], model_seed=99)), expected)
+
+
+def test_a_greater_budget_goes_on_where_a_search_has_ended(tmp_path, capsys):
+    first = results(*within_budget([Checkpoint(tmp_path)]))["observations"]
+    again = results(*within_budget([Checkpoint(tmp_path)], verbose=2))["observations"]
+    assert again == first
+    assert f"{len(first)} outer steps are done already." in capsys.readouterr().out
+    more = results(*within_budget([Checkpoint(tmp_path)], budget=7.0))["observations"]
+    assert more[: len(first)] == first and len(more) > len(first)
 
 
 def test_a_finished_search_is_left_as_it_is_or_goes_on_with_more_outer_steps(
@@ -393,8 +412,8 @@ def test_where_every_checkpoint_is_damaged_the_new_ones_are_kept(checkpoints, tm
 
 def test_a_newer_version_is_refused(checkpoints, tmp_path, monkeypatch):
     folder = shutil.copytree(checkpoints, tmp_path / "copy")
-    monkeypatch.setattr("keras_fds.search.state._VERSION", 4)
-    with pytest.raises(ValueError, match="a search of version 5, of a newer keras_fds"):
+    monkeypatch.setattr("keras_fds.search.state._VERSION", 5)
+    with pytest.raises(ValueError, match="a search of version 6, of a newer keras_fds"):
         search([Checkpoint(folder, {"batch_size": 10})])
 
 

@@ -169,11 +169,12 @@ def test_buckets_over_outer_steps(server, searched, name, bucket):
     expected = {n: each[name][bucket] for n, each in enumerate(seen.hypergradients, 1) if each}
     assert hypergradients == pytest.approx(expected, rel=1e-5)
     assert 2 not in hypergradients  # It broke down.
-    step_sizes = points(server, "search", tag + "step_size")
-    assert step_sizes[1] == pytest.approx({"learning_rate": 0.1, "momentum": 0.3}[name])
-    assert step_sizes[3] == pytest.approx(
-        model.optimizer.search.records[-1].step_sizes[name][bucket]
-    )
+    records = model.optimizer.search.records
+    for kind, end in (("one_deviation_below", 0), ("one_deviation_above", 1)):
+        bands = {
+            n: each.bands[end][name][bucket] for n, each in enumerate(records, 1) if each.bands
+        }
+        assert points(server, "search", tag + kind) == pytest.approx(bands, rel=1e-6) and bands
 
 
 @pytest.mark.parametrize("metric", ["loss", "mae"])
@@ -200,7 +201,7 @@ def test_configs_as_text(server):
     config = ask(server, "text/text", run="search", tag="config")[0]["text"]
     assert "two stripes" in config
     optimizer = ask(server, "text/text", run="search", tag="optimizer")[0]["text"]
-    assert "TrustRegionDescent" in optimizer and "num_buckets" in optimizer
+    assert "BayesianOptimization" in optimizer and "num_buckets" in optimizer
 
 
 def test_hparams_table(server, searched):
@@ -216,7 +217,7 @@ def test_hparams_table(server, searched):
     assert len(groups) == 1
     assert groups[0]["hparams"] == {
         "optimizer": "SGD",
-        "outer": "TrustRegionDescent",
+        "outer": "BayesianOptimization",
         "learning_rate/initial": 0.0,
         "learning_rate/num_buckets": 3,
         "learning_rate/step_size": 0.1,
@@ -251,9 +252,11 @@ def test_history_has_a_row_an_outer_step(searched):
                 cell = row[f"hypergradient/{name}[{k}]"]
                 assert cell == (str(hypergradients[name][k]) if hypergradients else "")
     assert rows[1]["val_loss"] == "nan"
-    assert list(rows[0])[-4:] == [
-        *(f"hypergradient/learning_rate[{k}]" for k in range(3)),
-        "hypergradient/momentum[0]",
+    assert list(rows[0])[-12:] == [
+        f"{kind}/{name}[{k}]"
+        for kind in ("hypergradient", "below", "above")
+        for name, number in BUCKETS.items()
+        for k in range(number)
     ]
 
 

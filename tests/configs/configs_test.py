@@ -32,7 +32,7 @@ def test_is_complete_and_locks(module):
     config.lock()
     with pytest.raises(AttributeError):
         config.outer_step = 3
-    assert len(experiment.epochs_of_outer_steps(config)) == config.outer_steps
+    assert experiment.lengths(config)["budget"] == config.budget
     assert set(config.to_dict()) == set(experiment._FIELDS)
 
 

@@ -15,6 +15,7 @@ from keras_fds.data.datasets import DatasetBatches
 from keras_fds.data.split import SplitData
 from keras_fds.differentiation.forward import Forward
 from keras_fds.differentiation.reverse import Reverse
+from keras_fds.outer import Problem
 from keras_fds.search.cost import Cost, Seconds, cost_table, duration, measure_seconds
 from keras_fds.search.state import Search
 from tests.small_problem import arrays, make_model
@@ -26,6 +27,7 @@ def cost(**changes):
     return Cost(
         **{
             "horizons": [100, 100, 200],
+            "budget": None,
             "num_buckets": {"learning_rate": 7, "momentum": 1},
             "reason": "Forward mode, as asked for.",
             "memory": [("state", 3 * MEBIBYTE), ("tangents", 24 * MEBIBYTE)],
@@ -59,6 +61,13 @@ def test_table_of_reverse_mode():
     assert "horizon    100 inner steps" in text
     assert "state 3 MiB, 100 states kept 300 MiB, allowed 1 GiB" in text
     assert "16 ms an inner step (forward 4.0 ms, back 12 ms), 1.6 s an outer step" in text
+
+
+def test_table_of_a_budget():
+    text = cost_table(cost(horizons=[200], budget=10.0))
+    assert "horizon    200 inner steps, in most outer steps fewer" in text
+    assert "measured   40 ms an inner step, 9.0 s a plain training" in text
+    assert "in all     2 min for 10 plain trainings" in text  # And 30 validations.
 
 
 def test_table_with_nothing_to_learn():
@@ -227,9 +236,11 @@ def test_the_time_left_goes_by_the_last_outer_step_that_was_finished(capsys, mon
     monkeypatch.setattr(
         progress_module, "cost_of", lambda mode, reason, horizons, *_: cost(horizons=horizons)
     )
-    progress = SearchProgress(None, "", (), [10, 10, 10, 20], 10)
+    model = make_model()
+    problem = Problem(model.optimizer.buckets, np.zeros(3), 20, [10, 10, 10, 20])
+    progress = SearchProgress(None, None, "", (), problem, 10)
     progress.set_params({"verbose": 0, "epochs": 4, "steps": 10})
-    progress.set_model(make_model())
+    progress.set_model(model)
     progress.model.optimizer.search = Search(0, "forward")
     progress.on_train_begin()
     assert "for 4 outer steps" in capsys.readouterr().out
@@ -248,13 +259,22 @@ def test_the_time_left_goes_by_the_last_outer_step_that_was_finished(capsys, mon
     ]
 
 
+def test_within_a_budget_it_tells_what_is_spent(capsys):
+    text = printed(capsys, outer_steps=None, budget=2, epochs=10)
+    lines = [line for line in text.splitlines() if line.startswith("Outer step ")]
+    pattern = r"Outer step \d+, [\d.]+ of 2 plain trainings spent, about [\d.]+ (ms|s|min) left"
+    assert len(lines) > 3 and all(re.fullmatch(pattern, line) for line in lines)
+    assert "for 2 plain trainings" in text and "a smaller `budget`" in text
+
+
 def test_of_a_search_that_goes_on_it_tells_what_is_to_come(capsys, monkeypatch):
     monkeypatch.setattr(progress_module, "measure_seconds", lambda *_: Seconds(1.0, 0.0, 0.0))
     monkeypatch.setattr(
         progress_module, "cost_of", lambda mode, reason, horizons, *_: cost(horizons=horizons)
     )
     for done, told in ((2, "for 1 outer steps"), (3, "")):
-        progress = SearchProgress(None, "", (), [10] * 3, 10)
+        problem = Problem(make_model().optimizer.buckets, np.zeros(3), 10, [10] * 3)
+        progress = SearchProgress(None, None, "", (), problem, 10)
         progress.set_params({"verbose": 0, "epochs": 3, "steps": 10})
         progress.set_model(make_model())
         progress.model.optimizer.search = Search(0, "forward")

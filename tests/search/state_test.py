@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_fds.outer import Observation, Proposal
 from keras_fds.search.state import Best, PartialOuterStep, Position, Record, Search
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
@@ -28,8 +29,8 @@ def record(horizon=10, logs=None, values=None):
         logs=logs or {},
         values=values or {},
         hypergradients=None,
-        step_sizes={},
         val_loss_error=None,
+        spent=1.0,
     )
 
 
@@ -38,13 +39,20 @@ def record(horizon=10, logs=None, values=None):
     records=st.lists(st.builds(record, logs=BY_NAME, values=BY_NAME), max_size=3),
     position=st.builds(Position, st.integers(0, 9), st.integers(0, 99), COUNTS, COUNTS),
     start=st.none() | st.lists(st.integers(0, 3).map(np.zeros), max_size=3),
-    rule_state=st.dictionaries(
-        st.sampled_from(["values", "steps"]), st.integers(0, 3).map(np.ones)
+    observations=st.lists(
+        st.builds(
+            Observation,
+            st.integers(0, 3).map(np.ones),
+            st.integers(1, 9),
+            st.none() | FLOATS,
+            hypergradients=st.none() | st.integers(0, 3).map(np.ones),
+        ),
+        max_size=3,
     ),
 )
-def test_what_is_written_is_read(seed, records, position, start, rule_state):
+def test_what_is_written_is_read(seed, records, position, start, observations):
     search = Search(seed, "reverse", start=start)
-    search.records, search.position, search.rule_state = records, position, rule_state
+    search.records, search.position, search.observations = records, position, observations
     entries = {"0": np.ones(2), **search.to_arrays()}
     read = Search.taken_out_of(entries)
     assert list(entries) == ["0"]
@@ -52,9 +60,9 @@ def test_what_is_written_is_read(seed, records, position, start, rule_state):
     assert same(list(map(dataclasses.asdict, read.records)), list(map(dataclasses.asdict, records)))
     assert read.best is None and read.partial is None
     assert [w.tolist() for w in read.start or []] == [w.tolist() for w in start or []]
-    assert {k: v.tolist() for k, v in read.rule_state.items()} == {
-        k: v.tolist() for k, v in rule_state.items()
-    }
+    np.testing.assert_equal(
+        [vars(each) for each in read.observations], [vars(each) for each in observations]
+    )
 
 
 @given(loss=st.floats(allow_nan=False), values=st.lists(FLOATS, max_size=4))
@@ -73,10 +81,13 @@ def test_the_best_outer_step_is_read_as_written(loss, values):
 def test_a_partial_outer_step_is_read_as_written():
     search = Search(0, "forward")
     state = [np.ones((2, 3), "float32"), np.array(5)]
-    search.partial = PartialOuterStep(100, ["loss"], state)
+    proposal = Proposal(np.array([0.1, 0.2]), 100, False)
+    search.partial = PartialOuterStep(proposal, ["loss"], state)
     entries = search.to_arrays()
     read = Search.taken_out_of(entries).partial
-    assert (read.horizon, read.metrics) == (100, ["loss"]) and not entries
+    assert read.is_of(proposal) and read.metrics == ["loss"] and not entries
+    assert not read.is_of(Proposal(np.array([0.1, 0.2]), 100, True))
+    assert not read.is_of(Proposal(np.array([0.1, 0.3]), 100, False))
     for one, other in zip(read.state, state, strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.dtype == other.dtype
@@ -94,7 +105,7 @@ def test_other_entries_hold_no_search():
     assert list(entries) == ["0"]
 
 
-@pytest.mark.parametrize(("version", "age"), [(99, "a newer"), (4, "an older")])
+@pytest.mark.parametrize(("version", "age"), [(99, "a newer"), (5, "an older")])
 def test_another_version_is_refused(version, age):
     entries = Search(0, "forward").to_arrays()
     other = json.loads(entries["search"].tobytes()) | {"version": version}

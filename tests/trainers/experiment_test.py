@@ -53,25 +53,33 @@ def test_the_last_number_of_epochs_is_for_all_that_follow():
         ((1, 2, 3, 4), [1, 2, 3]),
     ):
         config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
-        assert experiment.epochs_of_outer_steps(config) == expected
+        assert experiment.lengths(config) == {"epochs": expected, "outer_steps": 3}
+
+
+def test_without_outer_steps_there_is_a_budget():
+    config = ml_collections.ConfigDict({"epochs": (5,), "budget": 4.0, "outer_steps": None})
+    assert experiment.lengths(config) == {"epochs": 5, "budget": 4.0}
+    config.epochs = (1, 5)
+    with pytest.raises(ValueError, match="Several `epochs` are those of `outer_steps`"):
+        experiment.lengths(config)
 
 
 def test_epochs_that_are_not_positive_numbers_are_refused():
     for epochs in ((), 0, (1, 0), ("a",), -1.5):
         config = ml_collections.ConfigDict({"epochs": epochs, "outer_steps": 3})
         with pytest.raises(ValueError, match="`epochs` must be one or more positive numbers"):
-            experiment.epochs_of_outer_steps(config)
+            experiment.lengths(config)
 
 
 def test_optimizer_is_as_the_config_says(config):
     config.tangent_clipvalue = 2.0
-    config.outer.tolerance = 0.5
+    config.outer.caution = 0.5
     optimizer = experiment.make_optimizer(config)
     assert type(optimizer.optimizer) is keras_fds.optimizers.SGD
     assert optimizer.optimizer.clipvalue == 3.0
     assert optimizer.names == ["learning_rate", "momentum", "weight_decay"]
     assert [h.num_buckets for h in optimizer.hyperparameters] == [7, 1, 1]
-    assert optimizer.outer.tolerance == 0.5
+    assert optimizer.outer.caution == 0.5
     mode = experiment.differentiation(config)
     assert mode.tangent_clipvalue == 2.0
 
@@ -104,7 +112,7 @@ def test_schedules_decide_values_and_numbers_of_buckets(config):
         ("optimizer", {"name": "SGD"}, "`optimizer` of the config must name one of keras.optim"),
         ("optimizer", {"name": "keras.optimizers.Optimizer"}, "must name one of"),
         ("optimizer", {"name": "keras.optimizers.SGD", "rate": 1.0}, "not recognized: .*rate"),
-        ("outer", {"name": "Newton"}, "`outer` of the config must name one of SignDescent"),
+        ("outer", {"name": "Newton"}, "`outer` of the config must name one of BayesianOptim"),
         ("hyperparameters", [{"name": "learning_rate", "buckets": 7}], "cannot be made: .*buckets"),
         ("hyperparameters", [{"num_buckets": 7}], "Hyperparameter cannot be made: .*name"),
         ("hyperparameters", [{"name": "rho"}], "SGD has no hyperparameter 'rho'"),

