@@ -15,6 +15,7 @@ _OUTSIDE = (
     "LICENSE",
     "benchmarks/results/results.md",
     "benchmarks/results/*.png",
+    "benchmarks/results/outer_rules/results.png",
     "configs/*.py",
     "examples/*.py",
 )

@@ -3,8 +3,25 @@
 import time
 
 import keras
+import numpy as np
 
 from keras_fds.search import cost_of, cost_table, duration, measure_seconds
+
+_HARDLY_MATTERS = 0.5  # Bands as wide as this part of the range that is searched.
+
+
+def told_bands(optimizer):
+    """A line for every hyperparameter: its values, how sure they are, and whether they matter."""
+    lines, bands, values = [], optimizer.bands, optimizer.values
+    for h in optimizer.hyperparameters if bands else ():
+        below, above = bands[h.name]
+        _, low, high = h.searched
+        width = np.mean(h.to_searched(above) - h.to_searched(below)) / (high - low)
+        ends = [f"{values[h.name][k]:.2g} ({below[k]:.2g} to {above[k]:.2g})" for k in (0, -1)]
+        text = " … ".join(ends if h.num_buckets > 1 else ends[:1])
+        remark = "; hardly matters" if width > _HARDLY_MATTERS else ""
+        lines.append(f"  {h.name}  {text}{remark}")
+    return lines
 
 
 class SearchProgress(keras.callbacks.ProgbarLogger):
@@ -61,6 +78,12 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
             if budget is not None:
                 self.seconds_a_unit = cost.seconds_in_all / budget
             self.finished = 0
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        lines = told_bands(self.model.optimizer)
+        if lines:
+            print("\n".join(["Learned, and one standard deviation of what is best:", *lines]))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.monotonic()

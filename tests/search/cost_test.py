@@ -264,6 +264,8 @@ def test_within_a_budget_it_tells_what_is_spent(capsys):
     lines = [line for line in text.splitlines() if line.startswith("Outer step ")]
     pattern = r"Outer step \d+, [\d.]+ of 2 plain trainings spent, about [\d.]+ (ms|s|min) left"
     assert len(lines) > 3 and all(re.fullmatch(pattern, line) for line in lines)
+    assert re.search(r"\n  momentum  \S+ \(\S+ to \S+\)", text)
+    assert re.search(r"\n  learning_rate  \S+ \(\S+ to \S+\) … \S+ \(\S+ to \S+\)", text)
     assert "for 2 plain trainings" in text and "a smaller `budget`" in text
 
 
