@@ -117,8 +117,9 @@ class NoiseEstimate:
     def bound(self, num_buckets):
         """The bound of Theorem 4.1 for so many buckets, with the root mean square as the drift.
 
-        Where the buckets differ in length it is the mean over them, weighted by length. With this
-        drift it bounds what a steady drift of that size would give.
+        With this drift it bounds what a steady drift of that size would give. Where the buckets
+        differ in length it is the mean over them, weighted by length, of a bound that supposes
+        equal variances.
         """
         lengths = _lengths(num_buckets, self.horizon)
         bounds = sharing_bound(self.noise, self.drift, self.correlation, lengths)

@@ -15,6 +15,7 @@ _OUTSIDE = (
     "LICENSE",
     "benchmarks/results/results.md",
     "benchmarks/results/*.png",
+    "benchmarks/results/figure_2/*.png",
     "configs/*.py",
     "examples/*.py",
 )
