@@ -390,11 +390,11 @@ def _measure(config, schedules, horizon, folder, missing, tell):
 
     with float64():
         loop = Fluctuation(config, schedules, horizon)
-        for seed in missing:
+        for left, seed in zip(reversed(range(len(missing))), missing):
             found = loop.measure(seed)
             with files.replacement(_path(folder, seed)) as path:
                 np.savez_compressed(path, **found)
-            tell(f"Seed {seed} is measured; {missing[-1] - seed} to go.")
+            tell(f"Seed {seed} is measured; {left} to go.")
 
 
 def _path(folder, seed):
