@@ -1,6 +1,6 @@
 """Learned schedules for Keras: forward-mode hypergradients over long horizons."""
 
-from keras_fds import callbacks, differentiation, export, optimizers, outer
+from keras_fds import callbacks, differentiation, export, noise, optimizers, outer
 from keras_fds.gradcheck import HypergradientCheck, check_hypergradients
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.hyperparameters import Hyperparameter
@@ -21,6 +21,7 @@ __all__ = [
     "fit",
     "hypergradients",
     "load_schedules",
+    "noise",
     "optimizers",
     "outer",
     "save_schedules",

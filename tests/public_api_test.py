@@ -30,6 +30,7 @@ NAMES = [
     "fit",
     "hypergradients",
     "load_schedules",
+    "noise",
     "optimizers",
     "outer",
     "save_schedules",
@@ -38,6 +39,15 @@ SUBMODULES = {
     "callbacks": ["Checkpoint", "ScheduleExport", "TensorBoard", "draw_schedules"],
     "differentiation": ["Forward", "Reverse"],
     "export": ["keras_schedules", "python_snippet"],
+    "noise": [
+        "NoiseEstimate",
+        "Sharing",
+        "best_steps",
+        "error_of",
+        "estimate",
+        "measure_sharing",
+        "sharing_bound",
+    ],
     "optimizers": ["SGD"],
     "outer": [
         "BayesianOptimization",
@@ -170,6 +180,13 @@ def test_public_methods_have_docstrings(name):
         "Hyperparameter",
         "export.keras_schedules",
         "export.python_snippet",
+        "noise.NoiseEstimate",
+        "noise.Sharing",
+        "noise.best_steps",
+        "noise.error_of",
+        "noise.estimate",
+        "noise.measure_sharing",
+        "noise.sharing_bound",
         "optimizers.SGD",
         "outer.SignDescent",
         "outer.BayesianOptimization",
@@ -181,8 +198,8 @@ def test_public_methods_have_docstrings(name):
 )
 def test_examples_run(name):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    names = {**vars(keras_fds), **vars(keras_fds.outer), "keras": keras, "np": np}
-    names.update(keras_fds=keras_fds, model=model)
+    names = {**vars(keras_fds), **vars(keras_fds.outer), **vars(keras_fds.noise)}
+    names.update(keras_fds=keras_fds, keras=keras, np=np, model=model)
     example = doctest.DocTestParser().get_doctest(
         inspect.getdoc(OBJECTS[name]), names, name, None, None
     )
@@ -235,6 +252,11 @@ def test_fit_takes_what_model_fit_takes():
         ("load_schedules", "(path)"),
         ("export.keras_schedules", "(schedules)"),
         ("export.python_snippet", "(schedules, optimizer)"),
+        ("noise.best_steps", "(noise, drift, correlation=0.0)"),
+        ("noise.error_of", "(estimates, hypergradients)"),
+        ("noise.estimate", "(hypergradients)"),
+        ("noise.measure_sharing", "(hypergradients, num_buckets=None)"),
+        ("noise.sharing_bound", "(noise, drift, correlation, steps)"),
         ("outer.SignDescent", "(shrink=0.5)"),
         ("outer.BayesianOptimization", "(caution=1.0, least_gain=0.003)"),
         (

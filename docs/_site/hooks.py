@@ -16,6 +16,7 @@ _OUTSIDE = (
     "benchmarks/results/results.md",
     "benchmarks/results/*.png",
     "benchmarks/results/outer_rules/results.png",
+    "benchmarks/results/figure_2/*.png",
     "configs/*.py",
     "examples/*.py",
 )
