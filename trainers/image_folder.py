@@ -141,9 +141,11 @@ def _state(entry):
 
 
 def _explain_layout(folder, found):
-    wanted = f"Expected {folder}/train/CLASS/IMAGE, and test instead of train for test images"
+    wanted = f"Expected {folder}/train/CLASS/IMAGE and {folder}/test/CLASS/IMAGE"
     if found:
         return f"The folder has no split 'train'. {wanted}; found only {_some(sorted(found))}."
+    if folder.name == "train":
+        return f"The folder has no splits. Pass the folder that holds it: {folder.parent}"
     if any(path.suffix.lower() in _ENDINGS for path in folder.glob("*/*")):
         return (
             f"The folder has classes, but no splits. {wanted}: move the folders of the "

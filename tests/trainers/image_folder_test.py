@@ -124,6 +124,9 @@ def test_folder_without_splits(tmp_path):
         tmp_path, "has classes, but no splits.*move the folders of the classes into .*/tr"
     ):
         image_folder.read(tmp_path)
+    draw_all(tmp_path / "pets")
+    with refused(tmp_path, "has no splits. Pass the folder that holds it: .*/pets$"):
+        image_folder.read(tmp_path / "pets" / "train")
 
 
 def test_empty_folder_and_folder_without_train(tmp_path):
