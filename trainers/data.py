@@ -235,6 +235,10 @@ def _make_builder(name, data_dir):
             f"Unknown dataset. TFDS has {known}; files of your own are {' or '.join(OWN_FILES)}. "
             f"Received: dataset={name}"
         ) from None
+    except Exception as error:  # Whatever a user's own class raises.
+        raise ValueError(
+            f"The dataset {name} cannot be opened. Reason: {type(error).__name__}: {error}"
+        ) from error
     kinds = [type(builder.info.features[key]) for key in builder.info.supervised_keys or ()]
     if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
         raise ValueError(

@@ -140,6 +140,15 @@ def test_a_users_own_dataset_goes_by_its_name(tmp_path, monkeypatch):
     np.testing.assert_array_equal(test.x, again.x)
 
 
+def test_a_users_own_dataset_with_a_fault(tmp_path, monkeypatch):
+    def fail(self):
+        raise KeyError("colour")
+
+    monkeypatch.setattr(StripesOfTheTests, "_info", fail)
+    with pytest.raises(ValueError, match="stripes_of_the_tests cannot be opened.*KeyError.*colour"):
+        data.load_arrays("stripes_of_the_tests", "test", tmp_path)
+
+
 def write_folder(folder):
     for index, path in enumerate(("train/a/0", "train/a/1", "train/b/0", "test/a/0", "test/b/0")):
         pixels = np.random.default_rng(index).integers(0, 256, (4, 5, 3), np.uint8)
