@@ -24,7 +24,11 @@ def get_config():
     config.seed = 0
     config.dataset = "fashion_mnist"
     config.data_dir = config_dict.placeholder(str)  # None: the folder of TFDS.
+    config.cache_dir = config_dict.placeholder(str)  # For decoded images; None: data_dir.
+    config.normalisation = "channel"  # Or "none".
+    config.augmentation = "none"  # Or "crop_flip", "crop_flip_cutout".
     config.network = "lenet"
+    config.initializer = "glorot_normal"
 
     # The search. In place of a budget there may be `outer_steps`, and a number of epochs for each
     # of them; the last number is for all that follow.

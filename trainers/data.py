@@ -1,7 +1,8 @@
-"""Image-classification data as arrays, through TensorFlow Datasets (TFDS), also without a network.
+"""Image-classification data as arrays: TensorFlow Datasets (TFDS), folders of images, NumPy files.
 
-`prepare` brings a dataset to disk once; `load_arrays` reads it into memory, standardised. Importing
-this module registers the dataset `digits`: `tfds.load("digits")` works afterwards.
+`prepare` brings a TFDS dataset to disk once, also without a network; `load_arrays` reads any of
+them into memory, normalised. Importing this module registers the dataset `digits`:
+`tfds.load("digits")` works afterwards.
 """
 
 import contextlib
@@ -18,6 +19,14 @@ import tempfile
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from trainers import image_folder, numpy_files
+
+# Names in place of a TFDS dataset's: `data_dir` is then the user's own.
+IMAGE_FOLDER = "image_folder"
+NUMPY = "numpy"
+OWN_FILES = (IMAGE_FOLDER, NUMPY)
+NORMALISATIONS = ("channel", "none")
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 # TFDS has the checksums of these files as first published. Redistributed copies lost the name and
@@ -74,15 +83,17 @@ class ArrayDataset:
     """One split of an image-classification dataset, in memory.
 
     Attributes:
-        x: `float32` array of shape [examples, height, width, channels], standardised.
+        x: `float32` array of shape [examples, height, width, channels], normalised.
         y: `int64` array of shape [examples], labels from 0 to `num_classes - 1`.
         num_classes: Number of classes.
+        black: `float32` array of shape [channels]: what a pixel of value 0 has become.
         input_shape: Shape of one image, (height, width, channels).
     """
 
     x: np.ndarray
     y: np.ndarray
     num_classes: int
+    black: np.ndarray
 
     @property
     def input_shape(self):
@@ -136,22 +147,27 @@ def prepare(name, data_dir=None, manual_dir=None):
     return builder
 
 
-def load_arrays(name, split, data_dir=None):
+def load_arrays(name, split, data_dir=None, normalisation="channel", cache_dir=None):
     """Reads one split into memory, prepared first if need be.
 
-    Images are standardised: each channel minus its mean, over its standard deviation, both
-    computed on the split `train`, whichever split is read.
-
     Args:
-        name: Name of a TFDS image-classification dataset whose images have one size.
-        split: A TFDS split: `train`, `test`, `train[:1000]`, …
-        data_dir: Folder of prepared datasets. Defaults to TFDS's own.
+        name: Name of a TFDS image-classification dataset whose images have one size;
+            `image_folder`, a folder of images as in `trainers.image_folder.read`; or `numpy`, files
+            as in `trainers.numpy_files.read`.
+        split: `train`, `test` or another split that is there; of TFDS also `train[:1000]`, ….
+        data_dir: Folder of prepared datasets. Defaults to TFDS's own. For `image_folder` the folder
+            of images, for `numpy` the folder of files or one `.npz` file.
+        normalisation: `"channel"`, each channel minus its mean, over its standard deviation, both
+            computed on the split `train`, whichever split is read; or `"none"`, bytes over 255, and
+            floats as they are. Defaults to `"channel"`.
+        cache_dir: Folder for decoded images of an `image_folder`. Defaults to `data_dir`.
 
     Returns:
         An `ArrayDataset`.
 
     Raises:
-        ValueError: The split is unknown, or the images differ in size; and all that `prepare` does.
+        ValueError: The split is unknown, or the images differ in size; all that `prepare` does, and
+            the functions that read folders and files.
 
     Example:
 
@@ -159,6 +175,41 @@ def load_arrays(name, split, data_dir=None):
     >>> test.x.shape, test.y.shape, test.num_classes
     ((359, 8, 8, 1), (359,), 10)
     """
+    if name in OWN_FILES:
+        splits, num_classes = read_own_files(name, data_dir, cache_dir)
+        if split not in splits:
+            raise ValueError(
+                f"Unknown split. There are {', '.join(sorted(splits))}. "
+                f"Received: split={split!r}, data_dir={str(data_dir)!r}"
+            )
+        images, _ = splits["train"]
+        train = [images[i : i + 1000] for i in range(0, len(images), 1000)]
+        images, labels = splits[split]
+    else:
+        train, images, labels, num_classes = _read_tfds(name, split, data_dir)
+    mean, deviation = _moments(train, normalisation)
+    x = images.astype(np.float32)
+    x -= mean
+    x /= deviation
+    return ArrayDataset(x, labels.astype(np.int64), num_classes, black=-mean / deviation)
+
+
+def read_own_files(name, data_dir, cache_dir=None):
+    """`{split: (images, labels)}` of `image_folder` or `numpy`, and the number of classes."""
+    if data_dir is None:
+        place = "FOLDER" if name == IMAGE_FOLDER else "FOLDER_OR_FILE.npz"
+        raise ValueError(
+            f"The dataset {name!r} needs the place of its files: --config.data_dir={place}, or "
+            f"--data_dir={place} in trainers.prepare_data."
+        )
+    if name == NUMPY:
+        return numpy_files.read(data_dir)
+    splits, classes = image_folder.read(data_dir, cache_dir)
+    return splits, len(classes)
+
+
+def _read_tfds(name, split, data_dir):
+    """The batches of images of `train`; images and labels of a split; the number of classes."""
     builder = prepare(name, data_dir)
     image_key, label_key = builder.info.supervised_keys
     if None in builder.info.features[image_key].shape:
@@ -169,13 +220,9 @@ def load_arrays(name, split, data_dir=None):
     splits = {split: split, "train": "train"}
     batches = builder.as_dataset(split=splits, as_supervised=True, batch_size=1000)
     columns = {key: list(zip(*tfds.as_numpy(batches[key]))) for key in splits}
-    mean, deviation = _channel_moments(columns["train"][0])
     images, labels = map(np.concatenate, columns[split])
-    x = images.astype(np.float32)
-    x -= mean
-    x /= deviation
     num_classes = builder.info.features[label_key].num_classes
-    return ArrayDataset(x, labels.astype(np.int64), num_classes)
+    return columns["train"][0], images, labels, num_classes
 
 
 def _make_builder(name, data_dir):
@@ -184,7 +231,14 @@ def _make_builder(name, data_dir):
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = "digits, mnist, fashion_mnist, cifar10 and others"
-        raise ValueError(f"Unknown dataset. TFDS has {known}. Received: dataset={name}") from None
+        raise ValueError(
+            f"Unknown dataset. TFDS has {known}; files of your own are {' or '.join(OWN_FILES)}. "
+            f"Received: dataset={name}"
+        ) from None
+    except Exception as error:  # Whatever a user's own class raises.
+        raise ValueError(
+            f"The dataset {name} cannot be opened. Reason: {type(error).__name__}: {error}"
+        ) from error
     kinds = [type(builder.info.features[key]) for key in builder.info.supervised_keys or ()]
     if kinds != [tfds.features.Image, tfds.features.ClassLabel]:
         raise ValueError(
@@ -256,10 +310,30 @@ def _explain_failure(builder, manual_dir, error):
     )
 
 
+def _moments(batches, normalisation):
+    """What is taken from pixels, and what they are divided by: two float32 arrays, [channels]."""
+    if normalisation == "channel":
+        return _channel_moments(batches)
+    if normalisation != "none":
+        raise ValueError(
+            f"`normalisation` must be one of {', '.join(NORMALISATIONS)}. "
+            f"Received: normalisation={normalisation!r}"
+        )
+    largest = 255 if batches[0].dtype == np.uint8 else 1
+    mean = np.zeros(batches[0].shape[-1], np.float32)
+    return mean, np.full_like(mean, largest)
+
+
 def _channel_moments(batches):
     """Returns the float32 mean and standard deviation of each channel of batches of images."""
     pixels = sum(batch[..., 0].size for batch in batches)
-    mean = sum(batch.sum((0, 1, 2), np.int64) for batch in batches) / pixels
-    square = sum(np.square(batch, dtype=np.int64).sum((0, 1, 2)) for batch in batches) / pixels
-    deviation = np.sqrt(square - mean**2)
+    # Sums of bytes are exact; of floats they are taken after the mean, which may be large.
+    kind = np.int64 if batches[0].dtype.kind in "iu" else np.float64
+    mean = sum(batch.sum((0, 1, 2), kind) for batch in batches) / pixels
+    if kind is np.int64:
+        squares = (np.square(batch, dtype=kind).sum((0, 1, 2)) for batch in batches)
+        variance = sum(squares) / pixels - mean**2
+    else:
+        variance = sum(np.square(batch - mean).sum((0, 1, 2)) for batch in batches) / pixels
+    deviation = np.sqrt(variance)
     return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)

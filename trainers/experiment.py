@@ -86,6 +86,21 @@ def check_config(config):
             "`tangent_clipvalue` clips tangents, which exist in forward mode only. "
             f"Received: differentiation={config.differentiation!r}"
         )
+    if option(config, "normalisation") not in ("channel", "none"):
+        raise ValueError(
+            "`normalisation` must be 'channel' or 'none'. "
+            f"Received: normalisation={option(config, 'normalisation')!r}"
+        )
+    if option(config, "augmentation") != "none":
+        from trainers import augmentation
+
+        augmentation.check(config.augmentation)
+
+
+def option(config, name):
+    """The value of one of `workdirs.OPTIONAL_FIELDS`."""
+    value = config.get(name, workdirs.OPTIONAL_FIELDS[name])
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def _check_count(name, value):
@@ -121,7 +136,13 @@ def load_arrays(config, split):
     from trainers import data
 
     try:
-        return data.load_arrays(config.dataset, split, config.data_dir)
+        return data.load_arrays(
+            config.dataset,
+            split,
+            config.data_dir,
+            normalisation=option(config, "normalisation"),
+            cache_dir=option(config, "cache_dir"),
+        )
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
@@ -200,7 +221,8 @@ def make_model(config, arrays, schedules=None):
     """The config's network for these data, compiled with its optimizer.
 
     Args:
-        config: As for `make_optimizer`; `network` is a name of `trainers.networks`.
+        config: As for `make_optimizer`; `network` is a name of `trainers.networks`, `augmentation`
+            of `trainers.augmentation`.
         arrays: A `trainers.data.ArrayDataset`.
         schedules: As for `make_optimizer`.
 
@@ -208,14 +230,23 @@ def make_model(config, arrays, schedules=None):
         A compiled `keras.Model`.
 
     Raises:
-        ValueError: The network is unknown; and all that `make_optimizer` does.
+        ValueError: The network or the augmentation is unknown, or the images are too small for it;
+            and all that `make_optimizer` does.
     """
     import keras
 
-    from trainers import networks
+    from trainers import augmentation, networks
 
     optimizer = make_optimizer(config, schedules)
-    model = networks.build(config.network, arrays.input_shape, arrays.num_classes)
+    name = option(config, "augmentation")
+    model = networks.build(
+        config.network,
+        arrays.input_shape,
+        arrays.num_classes,
+        # A border is black, as if it had been drawn before the normalisation.
+        augmentation=augmentation.make(name, arrays.input_shape, getattr(arrays, "black", None)),
+        initializer=option(config, "initializer"),
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model

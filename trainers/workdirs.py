@@ -7,7 +7,14 @@ import math
 import pathlib
 
 # Fields that a search does not depend on, or that may change when it is resumed.
-_NOT_OF_THE_SEARCH = ("budget", "outer_steps", "train_epochs", "train_seeds")
+_NOT_OF_THE_SEARCH = ("budget", "outer_steps", "train_epochs", "train_seeds", "cache_dir")
+# Fields that configs of older versions lack, and what is then meant.
+OPTIONAL_FIELDS = {
+    "normalisation": "channel",
+    "augmentation": "none",
+    "initializer": "glorot_normal",
+    "cache_dir": None,
+}
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
     "config.json",
@@ -54,7 +61,7 @@ def holds_search(workdir, config):
     if not (path / CHECKPOINTS).is_dir() or not (path / "config.json").exists():
         return False
     try:
-        before = json.loads((path / "config.json").read_text())
+        before = _of_the_search(json.loads((path / "config.json").read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path / 'config.json'} is damaged, so it is unknown whether the workdir holds this "
@@ -63,13 +70,14 @@ def holds_search(workdir, config):
         ) from error
     now = search_config(config)
     names = before.keys() | now.keys()
-    differing = sorted(
-        name for name in names.difference(_NOT_OF_THE_SEARCH) if before.get(name) != now.get(name)
-    )
+    differing = sorted(name for name in names if before.get(name) != now.get(name))
     if differing:
         raise ValueError(
             "The workdir holds a search of another config, which differs in "
-            + ", ".join(f"{name} ({before.get(name)!r} there)" for name in differing)
+            + ", ".join(
+                f"{name} ({before.get(name, OPTIONAL_FIELDS.get(name))!r} there)"
+                for name in differing
+            )
             + ". Choose another workdir, resume with that config, or pass --overwrite to remove "
             f"older results. Received: workdir={workdir}"
         )
@@ -77,9 +85,21 @@ def holds_search(workdir, config):
 
 
 def search_config(config):
-    """The fields that a search depends on, as JSON can hold them."""
-    fields = json.loads(json.dumps(_finite(config.to_dict())))
-    return {name: value for name, value in fields.items() if name not in _NOT_OF_THE_SEARCH}
+    """The fields that a search depends on, as JSON can hold them.
+
+    Optional ones are among them only where they are not what is meant without them, so searches of
+    older versions can be resumed.
+    """
+    return _of_the_search(json.loads(json.dumps(_finite(config.to_dict()))))
+
+
+def _of_the_search(fields):
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _NOT_OF_THE_SEARCH
+        if name not in OPTIONAL_FIELDS or value != OPTIONAL_FIELDS[name]
+    }
 
 
 def begin_workdir(workdir, config):

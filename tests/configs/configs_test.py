@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import keras_fds
-from trainers import data, experiment, networks
+from trainers import data, experiment, networks, workdirs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
@@ -33,7 +33,7 @@ def test_is_complete_and_locks(module):
     with pytest.raises(AttributeError):
         config.outer_step = 3
     assert experiment.lengths(config)["budget"] == config.budget
-    assert set(config.to_dict()) == set(experiment._FIELDS)
+    assert set(config.to_dict()) == {*experiment._FIELDS, *workdirs.OPTIONAL_FIELDS}
 
 
 def test_gives_a_model_and_its_optimizer(module):

@@ -8,9 +8,10 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from sklearn import datasets
 
-from trainers import data
+from trainers import data, image_folder
 
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 FILE_NAMES = [
@@ -83,6 +84,123 @@ def test_channels_are_standardised_one_by_one(tmp_path):
     x = train.x.astype(np.float64)  # In float32 NumPy's own sums are off by 5e-4 here.
     np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, shape, num_classes",
+    [
+        ("mnist", (28, 28, 1), 10),
+        ("fashion_mnist", (28, 28, 1), 10),
+        ("svhn_cropped", (32, 32, 3), 10),
+        ("cifar10", (32, 32, 3), 10),
+        ("cifar100", (32, 32, 3), 100),
+    ],
+)
+def test_the_usual_datasets_go_by_their_names(name, shape, num_classes, tmp_path):
+    with tfds.testing.mock_data(num_examples=12):
+        for split in ("train", "test"):
+            arrays = data.load_arrays(name, split, tmp_path)
+            assert arrays.x.shape == (12, *shape)
+            assert arrays.num_classes == num_classes
+
+
+class StripesOfTheTests(tfds.core.GeneratorBasedBuilder):
+    """A user's own dataset: registered by its class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "picture": tfds.features.Image(shape=(4, 4, 3)),
+                    "kind": tfds.features.ClassLabel(names=["rows", "columns"]),
+                }
+            ),
+            supervised_keys=("picture", "kind"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6), "test": self._generate_examples(3)}
+
+    def _generate_examples(self, count):
+        for index in range(count):
+            picture = np.full((4, 4, 3), 10 * index, np.uint8)
+            yield index, {"picture": picture, "kind": index % 2}
+
+
+def test_a_users_own_dataset_goes_by_its_name(tmp_path, monkeypatch):
+    test = data.load_arrays("stripes_of_the_tests", "test", tmp_path)
+    assert (test.x.shape, test.num_classes) == ((3, 4, 4, 3), 2)
+    # Once it is prepared, the folder is enough.
+    known = tfds.core.registered._DATASET_REGISTRY
+    monkeypatch.delitem(known, "stripes_of_the_tests")
+    again = data.load_arrays("stripes_of_the_tests", "test", tmp_path)
+    np.testing.assert_array_equal(test.x, again.x)
+
+
+def test_a_users_own_dataset_with_a_fault(tmp_path, monkeypatch):
+    def fail(self):
+        raise KeyError("colour")
+
+    monkeypatch.setattr(StripesOfTheTests, "_info", fail)
+    with pytest.raises(ValueError, match="stripes_of_the_tests cannot be opened.*KeyError.*colour"):
+        data.load_arrays("stripes_of_the_tests", "test", tmp_path)
+
+
+def write_folder(folder):
+    for index, path in enumerate(("train/a/0", "train/a/1", "train/b/0", "test/a/0", "test/b/0")):
+        pixels = np.random.default_rng(index).integers(0, 256, (4, 5, 3), np.uint8)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{path}.png")
+
+
+def test_image_folder_and_numpy_files_are_normalised_like_all_others(tmp_path):
+    write_folder(tmp_path / "images")
+    splits, _ = image_folder.read(tmp_path / "images")
+    content = {f"{split}_{k}": a for split in splits for k, a in zip("xy", splits[split])}
+    np.savez(tmp_path / "same.npz", **content)
+    pixels = splits["train"][0].astype(float)
+    mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    for name, place in (("image_folder", "images"), ("numpy", "same.npz")):
+        arrays = data.load_arrays(name, "test", tmp_path / place)
+        expected = (splits["test"][0] - mean) / deviation
+        np.testing.assert_allclose(arrays.x, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(arrays.y, splits["test"][1])
+        assert arrays.num_classes == 2
+        np.testing.assert_allclose(arrays.black, -mean / deviation, rtol=1e-5)
+        with pytest.raises(ValueError, match="Unknown split. There are test, train. .*split='dev'"):
+            data.load_arrays(name, "dev", tmp_path / place)
+        with pytest.raises(ValueError, match="needs the place of its files: --config.data_dir=FOL"):
+            data.load_arrays(name, "test")
+
+
+def test_without_normalisation_bytes_go_from_zero_to_one(tmp_path):
+    write_folder(tmp_path)
+    arrays = data.load_arrays("image_folder", "train", tmp_path, normalisation="none")
+    pixels = image_folder.read(tmp_path)[0]["train"][0]
+    np.testing.assert_allclose(arrays.x, pixels / 255, rtol=1e-6)
+    assert arrays.x.dtype == np.float32 and not arrays.black.any()
+    with pytest.raises(ValueError, match="must be one of channel, none. Received: .*='pixel'"):
+        data.load_arrays("image_folder", "train", tmp_path, normalisation="pixel")
+
+
+def test_float_images_are_normalised_or_left_as_they_are(tmp_path):
+    x = 1000 + np.random.default_rng(0).normal(size=(50, 4, 4, 2)) * [1, 2]
+    np.savez(tmp_path / "all.npz", train_x=x, train_y=np.arange(50) % 2)
+    arrays = data.load_arrays("numpy", "train", tmp_path / "all.npz")
+    expected = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    np.testing.assert_allclose(arrays.x, expected, atol=2e-4)
+    arrays = data.load_arrays("numpy", "train", tmp_path / "all.npz", normalisation="none")
+    np.testing.assert_array_equal(arrays.x, x.astype(np.float32))
+
+
+def test_a_constant_channel_stays_finite(tmp_path):
+    x = np.zeros((4, 3, 3, 2), np.uint8)
+    x[..., 1] = 7
+    np.savez(tmp_path / "all.npz", train_x=x, train_y=np.arange(4) % 2)
+    assert not data.load_arrays("numpy", "train", tmp_path / "all.npz").x.any()
 
 
 def test_unknown_split(digits_dir):

@@ -8,11 +8,12 @@ import weakref
 
 import keras
 import ml_collections
+import numpy as np
 import pytest
 
 import keras_fds
 from configs import digits
-from trainers import experiment
+from trainers import experiment, workdirs
 
 ARRAYS = types.SimpleNamespace(input_shape=(8, 8, 1), num_classes=10)
 
@@ -133,10 +134,66 @@ def test_model_is_compiled_and_returns_logits(config):
         experiment.make_model(config, ARRAYS)
 
 
+def test_augmentation_normalisation_and_initializer(config):
+    for field, value, message in (
+        ("augmentation", "crop_rotate", "`augmentation` must be 'none', or one or more of crop, f"),
+        ("augmentation", "flip_crop", "in this order, joined by _, such as 'crop_flip'. Received"),
+        ("normalisation", "pixel", "`normalisation` must be 'channel' or 'none'. .*='pixel'"),
+    ):
+        before, config[field] = config[field], value
+        with pytest.raises(ValueError, match=message):
+            experiment.check_config(config)
+        config[field] = before
+    config.augmentation = "crop_flip"
+    config.initializer = "he_normal"
+    arrays = types.SimpleNamespace(input_shape=(8, 8, 1), num_classes=10, black=np.array([-1.5]))
+    model = experiment.make_model(config, arrays)
+    layer = model.layers[1]
+    assert (layer.padding, layer.flip, layer.cutout, layer.border) == (4, True, 0, [-1.5])
+    assert isinstance(model.layers[-1].kernel_initializer, keras.initializers.HeNormal)
+    config.augmentation = "crop_flip_cutout"
+    with pytest.raises(ValueError, match=r"16x16: too large for these images.*\(8, 8, 1\)"):
+        experiment.make_model(config, arrays)
+    config.augmentation = "none"
+    del config.initializer
+    config.initializer = {"class_name": "HeUniform", "config": {}}
+    model = experiment.make_model(config, arrays)
+    assert isinstance(model.layers[-1].kernel_initializer, keras.initializers.HeUniform)
+
+
+def test_a_config_of_an_older_version_means_what_it_meant(config):
+    for field in workdirs.OPTIONAL_FIELDS:
+        del config[field]
+    experiment.check_config(config)
+    model = experiment.make_model(config, ARRAYS)
+    assert isinstance(model.layers[1], keras.layers.Conv2D)
+    assert isinstance(model.layers[1].kernel_initializer, keras.initializers.GlorotNormal)
+
+
+def test_load_arrays_passes_on_what_the_config_says(config, monkeypatch):
+    from trainers import data
+
+    received = []
+    monkeypatch.setattr(
+        data, "load_arrays", lambda *args, **kwargs: received.append((args, kwargs))
+    )
+    config.update(
+        dataset="image_folder", data_dir="images", cache_dir="cache", normalisation="none"
+    )
+    experiment.load_arrays(config, "test")
+    for field in workdirs.OPTIONAL_FIELDS:
+        del config[field]
+    experiment.load_arrays(config, "train")
+    assert received == [
+        (("image_folder", "test", "images"), {"normalisation": "none", "cache_dir": "cache"}),
+        (("image_folder", "train", "images"), {"normalisation": "channel", "cache_dir": None}),
+    ]
+
+
 def test_load_arrays_tells_failures_in_a_sentence(config, monkeypatch, tmp_path):
     from trainers import data
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise RuntimeError("Could not prepare it.")
 
     monkeypatch.setattr(data, "load_arrays", fail)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainers import data, networks
 
-NAMES = ["digits_cnn", "lenet", "mlp", "wrn"]
+NAMES = ["digits_cnn", "lenet", "lenet_valid", "mlp", "wrn"]
 
 
 def layers_of(model, kind):
@@ -96,17 +96,21 @@ def reference_wide_resnet(model, x):
         return tf.nn.relu(normalised * norm.gamma.value + norm.beta.value)
 
     x = tf.nn.conv2d(x, next(wide), 1, by_one)
-    for group, stride in enumerate((1, 2, 2)):
+    for stride in (1, 2, 2):
         activated = activation(x)
-        shortcut = x if group == 0 else tf.nn.conv2d(activated, next(narrow), stride, "VALID")
-        hidden = activation(tf.nn.conv2d(activated, next(wide), stride, by_one))
+        hidden = tf.nn.conv2d(activated, next(wide), stride, by_one)
+        shortcut = x
+        if x.shape[-1] != hidden.shape[-1]:
+            shortcut = tf.nn.conv2d(activated, next(narrow), stride, "VALID")
+        hidden = activation(hidden)
         x = tf.nn.conv2d(hidden, next(wide), 1, by_one) + shortcut
     pooled = tf.reduce_mean(activation(x), (1, 2))
     return pooled @ model.layers[-1].kernel.value + model.layers[-1].bias.value
 
 
-def test_wide_resnet_matches_its_description():
-    model = networks.wide_resnet((16, 16, 3), 10, depth=10)
+@pytest.mark.parametrize("width", [1, 2])
+def test_wide_resnet_matches_its_description(width):
+    model = networks.wide_resnet((16, 16, 3), 10, depth=10, width=width)
     random = np.random.default_rng(0)
     for weight in model.weights:  # Moving statistics and scales too, away from 0 and 1.
         weight.assign(weight + random.uniform(0, 0.3, weight.shape))
@@ -127,16 +131,89 @@ def test_wide_resnet_sizes():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="digits_cnn, lenet, mlp, wrn. Received: name=resnet"):
+    with pytest.raises(ValueError, match="lenet, lenet_valid, mlp, wrn.* Received: name=resnet"):
         networks.build("resnet", (28, 28, 1), 10)
+    with pytest.raises(ValueError, match="Unknown network.*Received: name=wrn_16"):
+        networks.build("wrn_16", (28, 28, 1), 10)
 
 
 def test_images_too_small_for_lenet():
     with pytest.raises(ValueError, match=r"12x12.*input_shape=\(8, 8, 1\)"):
         networks.build("lenet", (8, 8, 1), 10)
+    networks.build("lenet_valid", (16, 16, 1), 10)
+    with pytest.raises(ValueError, match=r"16x16.*input_shape=\(15, 16, 1\)"):
+        networks.build("lenet_valid", (15, 16, 1), 10)
 
 
 @pytest.mark.parametrize("depth", [4, 12])
 def test_impossible_depth(depth):
     with pytest.raises(ValueError, match=f"Received: depth={depth}"):
         networks.wide_resnet((32, 32, 3), 10, depth=depth)
+
+
+def test_impossible_width():
+    with pytest.raises(ValueError, match="Received: width=0"):
+        networks.build("wrn_16_0", (32, 32, 3), 10)
+
+
+@pytest.mark.parametrize(
+    "name, input_shape, count",
+    [
+        ("lenet_valid", (28, 28, 1), 44_426),
+        ("lenet_valid", (32, 32, 3), 62_006),
+        ("wrn_10_1", (32, 32, 3), 77_850),
+        ("wrn_16_1", (32, 32, 3), 175_066),
+        ("wrn_40_2", (32, 32, 3), 2_243_546),
+    ],
+)
+def test_the_papers_networks_have_its_numbers_of_parameters(name, input_shape, count):
+    model = networks.build(name, input_shape, 10)
+    assert sum(weight.value.shape.num_elements() for weight in model.trainable_weights) == count
+    if name.startswith("wrn"):
+        assert model.name == name
+
+
+INITIALIZERS = {
+    "glorot_normal": lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out)),
+    "glorot_uniform": lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out)),
+    "he_normal": lambda fan_in, fan_out: np.sqrt(2 / fan_in),
+    "he_fan_out": lambda fan_in, fan_out: np.sqrt(2 / fan_out),
+    "orthogonal": lambda fan_in, fan_out: np.sqrt(1 / max(fan_in, fan_out)),
+    "random_normal": lambda fan_in, fan_out: 0.05,
+}
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_initializer_is_of_every_kernel(name):
+    initializer = name
+    if name == "he_fan_out":
+        he = keras.initializers.VarianceScaling(2.0, "fan_out")
+        initializer = keras.initializers.serialize(he)
+    model = networks.build("mlp", (8, 8, 1), 64, initializer=initializer)
+    first, second, third = (layer.kernel.numpy() for layer in layers_of(model, keras.layers.Dense))
+    for kernel in (first, second, third):
+        expected = INITIALIZERS[name](*kernel.shape)
+        assert kernel.std() == pytest.approx(expected, rel=0.05)
+    if name == "orthogonal":
+        np.testing.assert_allclose(third.T @ third, np.eye(64), atol=1e-5)
+    # Kernels of one shape differ.
+    wide = networks.mlp((64,), 64, widths=(64,), initializer=initializer)
+    one, other = (layer.kernel.numpy() for layer in layers_of(wide, keras.layers.Dense))
+    assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("initializer", ["gloriot", {"class_name": "Nope", "config": {}}, 3])
+def test_unknown_initializer(initializer):
+    with pytest.raises(ValueError, match="`initializer` must be a name such as 'glorot_normal'"):
+        networks.build("mlp", (8, 8, 1), 10, initializer=initializer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_pass_the_augmentation_first(name):
+    double = keras.layers.Rescaling(2.0)
+    model = networks.build(name, (28, 28, 1), 10, augmentation=double)
+    assert model.layers[1] is double
+    plain = networks.build(name, (28, 28, 1), 10)
+    plain.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
+    np.testing.assert_allclose(model(x), plain(2 * x), rtol=1e-4, atol=1e-5)

@@ -5,8 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import app
+from PIL import Image
 
 from trainers import prepare_data, quiet_tensorflow
 
@@ -20,6 +22,29 @@ def test_describes_the_prepared_dataset(tmp_path):
     folder = tmp_path / "digits" / "1.0.0"
     assert line == f"digits is ready: train 1438, test 359 examples in {folder}"
     assert prepare_data.prepare_data("digits", tmp_path) == line
+
+
+def test_describes_files_of_your_own(tmp_path):
+    y = np.arange(6) % 3
+    np.savez(tmp_path / "all.npz", train_x=np.ones((6, 4, 4, 1)), train_y=y)
+    line = prepare_data.prepare_data("numpy", tmp_path / "all.npz")
+    assert line == f"numpy is ready: train 6 examples, 3 classes in {tmp_path / 'all.npz'}"
+
+
+def test_program_decodes_a_folder_into_a_cache(tmp_path, run_program):
+    for split, label in (("test", "a"), ("test", "b"), ("train", "a"), ("train", "b")):
+        (tmp_path / "images" / split / label).mkdir(parents=True)
+        image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+        image.save(tmp_path / "images" / split / label / "0.png")
+    arguments = [f"--data_dir={tmp_path}/images", f"--cache_dir={tmp_path}/cache"]
+    code, output = run_program(main, "--dataset=image_folder", *arguments)
+    expected = f"is ready: train 2, test 2 examples, 2 classes in {tmp_path}/images\n"
+    assert (code, output) == (0, f"image_folder {expected}")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (tmp_path / "images" / "train" / "a" / "0.png").write_text("text")
+    code, output = run_program(main, "--dataset=image_folder", *arguments)
+    assert code == 1 and output.startswith("prepare_data: 1 image cannot be read in ")
+    assert output.count("\n") == 1
 
 
 def test_raises_for_an_unknown_dataset(tmp_path):

@@ -1,6 +1,7 @@
 """Training with learned schedules from a config, in this process and as a program."""
 
 import csv
+import functools
 import json
 import pathlib
 import subprocess
@@ -9,10 +10,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_fds
 from configs import digits
-from trainers import data, experiment, train
+from trainers import data, experiment, image_folder, search, train
 
 pytestmark = pytest.mark.usefixtures("read_once")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -136,6 +138,51 @@ def test_trains_over_several_times_the_learned_horizon(config, tmp_path, factor)
     rates = model.optimizer.schedules["learning_rate"].per_step()
     assert rates.tolist() == np.repeat([0.1, 0.2, 0.05], 4 * factor).tolist()
     assert metrics["accuracy"] > (0.6 if factor == 1 else 0.9)
+
+
+def test_search_and_training_on_a_folder_of_images(tmp_path, run_program):
+    for index in range(48):
+        split, label = ("test" if index % 3 == 0 else "train"), "ab"[index % 2]
+        path = tmp_path / "images" / split / label / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels // 2 + 100 * (index % 2)).save(path)
+    fields = {
+        "dataset": "image_folder",
+        "data_dir": tmp_path / "images",
+        "cache_dir": tmp_path / "cache",
+        "network": "mlp",
+        "augmentation": "crop_flip",
+        "initializer": "he_normal",
+        "batch_size": 8,
+        "epochs": "(3,)",
+        "outer_steps": 2,
+        "validation_split": 0.25,
+        "validation_batch_size": 4,
+        "train_epochs": 2,
+        "train_seeds": 1,
+    }
+    arguments = [f"--config={ROOT}/configs/digits.py"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    schedules = tmp_path / "search" / "schedules.json"
+    for program, required, flags in (
+        (search.main, experiment.REQUIRED, [f"--workdir={tmp_path}/search"]),
+        (train.main, train.REQUIRED, [f"--workdir={tmp_path}/run", f"--schedules={schedules}"]),
+    ):
+        code, output = run_program(
+            functools.partial(experiment.run, program, required), *arguments, *flags
+        )
+        assert code == 0, output
+        for word in SPAM:
+            assert word not in output
+    assert "Test accuracy" in output
+    for folder in ("search", "run"):
+        model = keras.models.load_model(tmp_path / folder / "model.keras")
+        layer = model.layers[1]
+        assert (layer.padding, layer.flip) == (4, True)
+    images, _ = image_folder.read(tmp_path / "images", tmp_path / "cache")[0]["train"]
+    black = -images.mean((0, 1, 2)) / images.std((0, 1, 2))
+    np.testing.assert_allclose(layer.border, black, rtol=1e-5)
 
 
 def test_model_is_the_first_seeds(trained, digits_dir):

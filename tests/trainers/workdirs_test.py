@@ -36,6 +36,24 @@ def test_begin_workdir_removes_only_what_the_programs_write(config, tmp_path):
     assert written["tangent_clipvalue"] is None
 
 
+def test_a_search_of_a_version_without_the_optional_fields_can_be_resumed(config, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    older = config.to_dict()
+    for field in workdirs.OPTIONAL_FIELDS:
+        del older[field]
+    workdirs.write_json(tmp_path / "config.json", older)
+    assert workdirs.holds_search(tmp_path, config)
+    assert workdirs.search_config(config).keys().isdisjoint(workdirs.OPTIONAL_FIELDS)
+    config.cache_dir = "elsewhere"
+    assert workdirs.holds_search(tmp_path, config)
+    config.augmentation = "crop_flip"
+    assert workdirs.search_config(config)["augmentation"] == "crop_flip"
+    with pytest.raises(ValueError, match=r"differs in augmentation \('none' there\)"):
+        workdirs.holds_search(tmp_path, config)
+    workdirs.write_config(tmp_path, config)
+    assert workdirs.holds_search(tmp_path, config)
+
+
 def test_workdirs_that_cannot_be_made_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`workdir` must be a directory that .*: Not a directory"):
