@@ -19,7 +19,7 @@ import time
 from absl import app, flags
 
 _KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+_SEED = flags.DEFINE_integer("kill_seed", 0, "Seed of the random moments.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/kills.json", "File for the result.")
 _FIELDS = flags.DEFINE_multi_string("field", [], "A field=value of the config to override.")
 

@@ -1,16 +1,16 @@
 """Measures how noisy the hypergradients of single inner steps are, as in the paper's Figure 2.
 
     python -m trainers.fluctuation --config=configs/digits.py --config.network=mlp \
-        --seeds=50 --horizon=250 --output=runs/figure_2
+        --seeds=50 --horizon=250 --workdir=runs/figure_2
 
 Every seed trains the config's network from new weights on batches in another order, in float64, and
 takes the hypergradient of every inner step. Beside it stands the greedy hypergradient of that step:
 of the validation loss right after it. The validation examples are drawn from the training split,
 once for all seeds; the test split is not read. The schedules are the paper's: the learning rate is
 a cosine decay from --learning_rate, the momentum is --momentum, all others have the config's start
-values; or those of a search, --schedules.
+values; or those of a search, --at_schedules.
 
-The folder --output then holds seeds/ (one file per seed), settings.json, figure_2.csv (the mean
+The folder --workdir then holds seeds/ (one file per seed), settings.json, figure_2.csv (the mean
 squared error of sharing against the number of steps), figure_2.json (noise, drift, correlation) and
 figure_2.png. The same command after an interrupt measures only the seeds that are missing; more
 --seeds add to those there are.
@@ -25,11 +25,10 @@ from absl import flags
 
 from trainers import experiment, workdirs
 
-REQUIRED = ("config", "output")
+REQUIRED = ("config", "workdir")
 _SEEDS = flags.DEFINE_integer("seeds", 50, "Number of seeds.", 3)
 _HORIZON = flags.DEFINE_integer("horizon", 250, "Inner steps of each seed.", 2)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
-_SCHEDULES = flags.DEFINE_string("schedules", None, "The schedules.json of a search.")
+_SCHEDULES = flags.DEFINE_string("at_schedules", None, "The schedules.json of a search.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "Where the cosine decay begins.")
 _MOMENTUM = flags.DEFINE_float("momentum", 0.9, "The momentum of all steps.")
 flags.adopt_module_key_flags(experiment)
@@ -448,7 +447,7 @@ def main():
     """The program."""
     import keras_fds
 
-    config, output = experiment.CONFIG.value, pathlib.Path(_OUTPUT.value)
+    config, output = experiment.CONFIG.value, pathlib.Path(experiment.WORKDIR.value)
     horizon = _HORIZON.value
     if _SCHEDULES.value is None:
         experiment.check_config(config)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import threadpoolctl
 from scipy.linalg import solve_triangular
-from scipy.stats import norm, qmc
+from scipy.special import ndtri
 
 from keras_fds.numbers import number
 from keras_fds.outer.base import Proposal, Rule
@@ -121,6 +121,8 @@ class BayesianOptimization(Rule):
 
     def _design(self, problem, space):
         """The first outer steps, a list of `Proposal`."""
+        from scipy.stats import qmc  # It takes long to import.
+
         untrained = np.where(
             [name == "learning_rate" for name in space.names], space.low - 5, space.low
         )
@@ -253,7 +255,7 @@ class Posterior:
         means, of_answers = process.mean(self.answers), process.explained(answers)
         variances = process.variance(self.answers)
         now = np.min(means + self.caution * np.sqrt(variances))
-        samples = norm.ppf((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)[None]
+        samples = ndtri((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)[None]
         if computes:
             number = 1 + len(self.space.mode_sizes)
             samples = self.rng.standard_normal((number, NUM_SAMPLES // 2))

@@ -180,7 +180,7 @@ def test_program(measured, digits_dir, run_program):
         "--config.batch_size=16",
         f"--config.data_dir={digits_dir}",
         f"--horizon={HORIZON}",
-        f"--output={output}",
+        f"--workdir={output}",
     ]
     code, printed = run_program(program, *arguments, "--seeds=3")
     assert code == 0

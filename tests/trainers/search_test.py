@@ -162,7 +162,7 @@ def test_program_prints_schedules_and_what_to_type_next(program):
         assert word not in output
     lines = [line.split() for line in output.splitlines()]
     assert ["bucket", *"0123456"] in lines
-    rates = next(line for line in lines if line[:1] == ["learning_rate"])
+    rates = [line for line in lines if line[:1] == ["learning_rate"]][-1]
     schedules = keras_fds.load_schedules(workdir / "schedules.json")
     values = schedules["learning_rate"].values
     np.testing.assert_allclose(np.array(rates[1:], "float64"), values, rtol=1e-2)
