@@ -24,12 +24,15 @@ _SEARCHED = {
     **dict.fromkeys(_DECAYS, ("complement", 0.0, 0.995)),
     **dict.fromkeys(("beta_2", "adam_beta_2"), ("complement", 0.5, 0.999)),
     "epsilon": ("log", 1e-9, 1e-1),
+    "clip_threshold": ("log", 0.1, 10.0),
+    **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), ("log", 1e-2, 1e2)),
     "l1": ("log", 1e-7, 1e-1),
     "l2": ("log", 1e-7, 1e-1),
     "learning_rate_multiplier": ("log", 1e-2, 1e2),
     "label_smoothing": ("linear", 0.0, 0.5),
     "rate": ("linear", 0.0, 0.9),  # Of dropout.
 }
+_ABOVE_ZERO = ("epsilon", "clipnorm", "global_clipnorm", "clipvalue", "clip_threshold")
 _SEARCHED_ELSEWHERE = "log", 1e-4, 1e2
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
 
@@ -61,10 +64,12 @@ class Hyperparameter:
             `compute_loss`). Numbers of the model and its loss are replaced only in training
             steps; validation uses those that the model was compiled with.
         num_buckets: Number of buckets of the horizon. Defaults to `1`.
-        initial: Start value: one number, or one number per bucket. Defaults to `0.0`.
+        initial: Start value: one number, or one number per bucket. Defaults to `None`: 0, or, where
+            0 is out of the range or off the scale, the middle of what is searched.
         step_size: How far `SignDescent` moves every coordinate at first. The default rule has no
             step sizes. Defaults to `0.1`.
-        min_value: Smallest value allowed. Defaults to `0.0`.
+        min_value: Smallest value allowed. Defaults to `0.0`; where the name says that values must
+            be above 0 (`"epsilon"`, `"clipnorm"`, …) to the lower end of what is searched.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
             `beta_2`, `adam_beta_1`, `adam_beta_2`, `rho` and `ema_momentum`, to `1.0` for all
             others on the scales `"logit"` and `"complement"`, and otherwise to no bound. Where
@@ -96,7 +101,7 @@ class Hyperparameter:
         self,
         name,
         num_buckets=1,
-        initial=0.0,
+        initial=None,
         step_size=0.1,
         min_value=None,
         max_value=None,
@@ -135,6 +140,8 @@ class Hyperparameter:
         largest = 1.0 if scale in ("logit", "complement") else np.inf
         self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
         self.min_value = 0.0 if min_value is None else self._end("min_value", min_value)
+        if min_value is None and initial is None and self._last_name in _ABOVE_ZERO:
+            self.min_value = _SEARCHED[self._last_name][1]
         self.max_value = (
             self._default_maximum if max_value is None else self._end("max_value", max_value)
         )
@@ -143,8 +150,18 @@ class Hyperparameter:
                 f"The range of {name!r} is empty. Received: min_value={self.min_value}, "
                 f"max_value={self.max_value}"
             )
+        if initial is None:
+            self.initial = 0.0
+            starts_at_zero = scale in ("linear", "complement")
+            if not (starts_at_zero and self.min_value <= 0 <= self.max_value):
+                _, low, high = self.searched
+                self.initial = float(self.from_searched(np.array((low + high) / 2)))
         self._check_initial()
         self._check_scale()
+
+    @property
+    def _last_name(self):
+        return self.name.rsplit(".", 1)[-1]
 
     def _end(self, argument, value):
         """An end of the range, which may be infinite."""
@@ -228,28 +245,29 @@ class Hyperparameter:
         """`(scale, low, high)`: where the default outer rule looks, the ends on that scale.
 
         A scale and the ends of the range that were given count. What is not given goes by the
-        last part of the name, and reaches from a hundredth of the start value to a hundred times
-        it at least.
+        last part of the name. Where that is a logarithm, it reaches from a hundredth of the start
+        value to a hundred times it at least.
         """
-        scale, low, high = _SEARCHED.get(self.name.rsplit(".", 1)[-1], _SEARCHED_ELSEWHERE)
+        scale, low, high = _SEARCHED.get(self._last_name, _SEARCHED_ELSEWHERE)
+        reach = 100.0 if scale == "log" else 1.0  # Other ranges are whole already.
         if self.scale != "linear":
             scale = self.scale
         elif self.min_value < 0:
             scale = "linear"
         start = self.initial_values[self.initial_values > 0]
         if start.size:
-            low = min(low, 0.01 * start.min())
-            high = max(high, min(100 * start.max(), self._default_maximum))
+            low = min(low, start.min() / reach)
+            high = max(high, min(reach * start.max(), self._default_maximum))
         if self.min_value != 0:
             low = self.min_value
         if self.max_value < self._default_maximum:
             high = self.max_value
         if scale == "logit":
-            low, high = max(low, 1e-4), min(high, 1 - 1e-4)
+            low, high = low if low > 0 else min(1e-4, 0.01 * high), min(high, 1 - 1e-4)
         elif scale == "complement":
             high = min(high, 1 - 1e-4)
-        elif scale == "log":
-            low = max(low, 1e-300)
+        elif scale == "log" and low <= 0:
+            low = 1e-4 * high
         if not low < high:  # Only one end was given, beyond the other one.
             low = min(low, high * 1e-4)
         low, high = (float(max(-1e6, min(end, 1e6))) for end in (low, high))

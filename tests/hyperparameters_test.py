@@ -185,7 +185,11 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         (("learning_rate", 1, 0.0, 0.1, 0.0, 1e-7), "log", 1e-11, 1e-7),
         (("model.shift", 1, 0.0, 0.1, -2.0, 3.0), "linear", -2.0, 3.0),
         (("model.part", 1, 0.5, 0.1, None, None, "logit"), "logit", 1e-4, 1 - 1e-4),
-        (("momentum", 1, 0.9, 0.1, None, None, "logit"), "logit", 1e-4, 0.999),
+        (("momentum", 1, 0.9, 0.1, None, None, "logit"), "logit", 1e-4, 0.995),
+        (("beta_1", 1, 0.9, 0.1, None, None, "log"), "log", 0.995e-4, 0.995),
+        (("loss.label_smoothing", 1, 0.1), "linear", 0.0, 0.5),
+        (("epsilon",), "log", 1e-9, 0.1),
+        (("clipnorm",), "log", 0.01, 100.0),
     ],
 )
 def test_where_values_are_searched(arguments, scale, low, high):
@@ -197,6 +201,17 @@ def test_where_values_are_searched(arguments, scale, low, high):
     np.testing.assert_allclose(
         hyperparameter.from_searched(hyperparameter.to_searched(between)), between
     )
+
+
+def test_without_a_start_value_it_is_zero_or_the_middle_of_what_is_searched():
+    for arguments, expected in (
+        ({}, 0.0),
+        ({"min_value": 1e-3, "max_value": 1e-1}, 1e-2),
+        ({"scale": "log"}, 1e-2),
+        ({"name": "epsilon"}, 1e-5),
+    ):
+        start = Hyperparameter(**{"name": "learning_rate", **arguments}).initial_values
+        np.testing.assert_allclose(start, expected)
 
 
 def test_where_there_is_no_end_the_range_is_finite():
@@ -317,8 +332,8 @@ def test_range_of_a_logit_ends_at_one():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"scale": "log"},
-        {"scale": "logit"},
+        {"scale": "log", "initial": 0.0},
+        {"scale": "logit", "initial": 0.0},
         {"scale": "logit", "initial": 1.0},
         {"scale": "logit", "initial": 0.5, "max_value": 2.0},
         {"scale": "log", "initial": 0.5, "min_value": -1.0},
@@ -378,7 +393,6 @@ def test_numbers_of_a_model_have_dotted_names(name):
         ("initial", [0.1, np.nan]),
         ("initial", [0.1, -0.2]),
         ("initial", []),
-        ("initial", None),
         ("initial", "zero"),
         ("initial", "0.5"),
         ("interpolation", "cubic"),

@@ -227,7 +227,7 @@ def test_fit_takes_what_model_fit_takes():
     [
         (
             "Hyperparameter",
-            "(name, num_buckets=1, initial=0.0, step_size=0.1, min_value=None, max_value=None, "
+            "(name, num_buckets=1, initial=None, step_size=0.1, min_value=None, max_value=None, "
             "scale='linear', smoothing_window=None, interpolation='constant', "
             "breadth=None)",
         ),

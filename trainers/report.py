@@ -114,7 +114,11 @@ def _search(rows, interpolations):
             for name, buckets in curves.bucket_columns([row], prefix).items()
         }
 
-    bands = [schedules(shown, "below/"), schedules(shown, "above/")]
+    ends = [curves.bucket_columns([shown], f"{end}/") for end in ("below", "above")]
+    bands = {
+        name: tuple([shown[column] for column in of_end[name]] for of_end in ends)
+        for name in ends[0]
+    }
     longest = [row for row in rows if row["horizon"] == max(row["horizon"] for row in rows)]
     drawn = longest if shown in longest else [*longest, shown]
     return {
@@ -126,9 +130,9 @@ def _search(rows, interpolations):
             [schedules(row) for row in drawn],
             [int(row["outer_step"]) for row in drawn],
             int(shown["outer_step"]),
-            bands if bands[0] else None,
+            bands,
         ),
-        "has_bands": bool(bands[0]),
+        "has_bands": bool(bands),
         "validation_figure": curves.draw_validation(rows),
         "hypergradients_figure": curves.draw_hypergradients(rows),
         "columns": {

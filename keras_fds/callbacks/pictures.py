@@ -11,8 +11,8 @@ def draw_schedules(schedules, outer_steps=None, best=None, bands=None):
             Where their horizons differ they are drawn over the fraction of the horizon.
         outer_steps: Their numbers for the legend. Defaults to `1, 2, …`.
         best: The number of the one to draw dark. Defaults to the last one.
-        bands: `[below, above]`, two such dictionaries, between which the dark one has a shade: how
-            sure its values are. Defaults to `None`.
+        bands: `{name: (below, above)}`, as `HyperOptimizer.bands` is: values between which the dark
+            one has a shade. Defaults to `None`.
 
     Returns:
         A `matplotlib.figure.Figure`; it belongs to no window and needs no closing.
@@ -40,7 +40,7 @@ def draw_schedules(schedules, outer_steps=None, best=None, bands=None):
     figure = Figure(figsize=(1.2 + 3.6 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for name, panel in zip(names, panels):
-        band = [each[name] for each in bands or ()]
+        band = (bands or {}).get(name)
         _draw_panel(panel, name, [each[name] for each in schedules], outer_steps, best, band)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
@@ -77,20 +77,22 @@ def _draw_panel(panel, name, schedules, outer_steps, best, band):
             panel.plot(knots, schedule.values, **style)
         else:
             panel.stairs(schedule.values, edges(schedule) / unit, baseline=None, **style)
+    highest = max(schedule.values.max() for schedule in schedules)
     if band:
-        unit = band[0].horizon if fraction else 1
+        best = schedules[dark]
+        unit = best.horizon if fraction else 1
+        highest = max(highest, min(np.max(band[1]), 2 * highest))
         shade = {"color": colormaps["Blues"](0.5), "alpha": 0.25, "linewidth": 0, "zorder": 1}
-        low, high = (schedule.values for schedule in band)
-        if band[0].interpolation == "linear" and len(low) > 1:
-            knots = np.linspace(0, band[0].horizon / unit, len(low))
+        low, high = map(np.asarray, band)
+        if best.interpolation == "linear" and len(low) > 1:
+            knots = np.linspace(0, best.horizon / unit, len(low))
             panel.fill_between(knots, low, high, **shade)
         else:
-            panel.stairs(high, edges(band[0]) / unit, baseline=low, fill=True, **shade)
+            panel.stairs(high, edges(best) / unit, baseline=low, fill=True, **shade)
     panel.set_xlabel("inner step / horizon" if fraction else "inner step")
     panel.set_ylabel(name)
     panel.margins(x=0)
     if all(np.all(schedule.values >= 0) for schedule in schedules):
-        highest = max(schedule.values.max() for schedule in schedules)
         top = highest if highest > 0 else 1
         panel.set_ylim(-0.02 * top, 1.06 * top)
     panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))

@@ -1,6 +1,5 @@
 """What callbacks that show or keep the records of a search share."""
 
-import dataclasses
 import warnings
 
 import keras
@@ -40,10 +39,11 @@ def schedules_of(record):
 
 
 def bands_of(record):
-    """`[below, above]`, each `{name: BucketedSchedule}`, or `None`; see `Record.bands`."""
+    """`{name: (below, above)}`, or `None`; see `Record.bands`."""
     if record.bands is None:
         return None
-    return [schedules_of(dataclasses.replace(record, values=end)) for end in record.bands]
+    below, above = record.bands
+    return {name: (below[name], above[name]) for name in record.values}
 
 
 def picture_of(records):

@@ -1,6 +1,7 @@
 """A search's results as files."""
 
 import csv
+import dataclasses
 
 import numpy as np
 
@@ -64,7 +65,10 @@ class ScheduleExport(ByRecords):
     def _write(self, records):
         best = [record for record in records if record.outcome == "best"]
         if best:
-            save_schedules(self.directory / "schedules.json", schedules_of(best[-1]))
+            optimizer = self.model.optimizer
+            values = optimizer.buckets.values(optimizer.search.best.coordinates)
+            best = dataclasses.replace(best[-1], values=values)
+            save_schedules(self.directory / "schedules.json", schedules_of(best))
         with replacement(self.directory / "history.csv") as path:
             _write_csv(path, [_row(record) for record in records])
         with replacement(self.directory / "schedules.png") as path:

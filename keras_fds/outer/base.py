@@ -158,6 +158,10 @@ class Rule(abc.ABC):
             return best is None or last.horizon > observations[best].horizon
         return last.loss < observations[best].loss
 
+    def over_whole(self, coordinates, horizon, problem):
+        """What coordinates that were tried over a horizon are over the whole one; here the same."""
+        return coordinates
+
     def bands(self, observations, problem):
         """`(low, high)`: the best coordinates, one standard deviation less and more.
 

@@ -13,12 +13,14 @@ from keras_fds.outer.base import Proposal, Rule
 from keras_fds.outer.gaussian_process import GaussianProcess
 from keras_fds.outer.space import Space
 
-# Parts of the horizon, and the parts of the search during which they are trained over.
+# Parts of the horizon, and the parts of the search during which they are trained over. A search of
+# more than `MOST` plain trainings is as one of `MOST`, then goes on over the whole horizon.
 LADDER = {0.1: (0.0, 0.15), 0.3: (0.08, 0.4), 1.0: (0.3, np.inf)}
+MOST = 12.0
 MOST_DESIGNED = 8
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
-SHORTEST = 5  # Inner steps.
+SHORTEST = 20  # Inner steps.
 NUM_SAMPLES = 128
 
 
@@ -99,15 +101,20 @@ class BayesianOptimization(Rule):
         designed, left = self._design(problem, space), problem.budget - problem.spent(observations)
         if done < len(designed) and problem.price(designed[done]) <= left - 1:
             return designed[done]
-        if left < 1 - 1e-9:
+        whole = [each.horizon == problem.horizon for each in observations]
+        if left < 1 - 1e-9 and any(whole):  # The budget may be less than at first.
             return None
         posterior = Posterior(observations, problem, space, self.caution)
         point, horizon, computes = posterior.answers[0], problem.horizon, False
         if left >= 2:
-            worth, *option = posterior.best_option(1 - left / problem.budget, left - 1)
+            spent = (problem.budget - left) / min(problem.budget, MOST)
+            worth, *option = posterior.best_option(spent, left - 1)
+            if worth < self.least_gain and not LADDER[1.0][0] <= spent:
+                worth, *option = posterior.best_option(LADDER[1.0][0], left - 1)
+                worth = max(worth, self.least_gain)
             if worth >= self.least_gain:
                 point, horizon, computes = option
-            elif observations[-1].horizon == problem.horizon:
+            elif whole[-1]:
                 return None
         return Proposal(space.coordinates(point, horizon), horizon, computes)
 
@@ -130,7 +137,8 @@ class BayesianOptimization(Rule):
         short = _steps(min(LADDER), problem)
         if any(values.any() for values in problem.buckets.values(problem.start).values()):
             points.append((space.point(problem.start, problem.horizon), short))
-        most = min(MOST_DESIGNED, round(0.8 * problem.budget))
+        most = 0.08 * problem.budget * problem.horizon / short
+        most = min(MOST_DESIGNED, max(2, round(most)))
         uniform = qmc.Sobol(len(space.names), seed=problem.seed).random(MOST_DESIGNED)[:most]
         points += [(point, short) for point in space.constant(space.levels(uniform))]
         return [Proposal(space.coordinates(*each), each[1], False) for each in points]
@@ -140,9 +148,17 @@ class BayesianOptimization(Rule):
         last = observations[-1]
         if best is None or last.horizon != observations[best].horizon or not len(problem.start):
             return super().is_best(observations, best, problem)
+        if _is_capped(observations)[-1]:  # All such losses are alike to the process.
+            return last.loss < observations[best].loss
         posterior = Posterior(observations, problem, Space(problem), self.caution, look=False)
         of_best, of_last = posterior.cautious(posterior.points[[best, -1]])
         return of_last <= of_best
+
+    def over_whole(self, coordinates, horizon, problem):
+        if not problem.buckets.size:
+            return coordinates
+        space = Space(problem)
+        return space.coordinates(space.point(coordinates, horizon), problem.horizon)
 
     @_on_one_thread
     def bands(self, observations, problem):
@@ -226,7 +242,10 @@ class Posterior:
         for part, (begin, end) in LADDER.items():
             horizon = _steps(part, self.problem)
             if begin <= part_spent < end:
-                kinds += [(horizon, computes) for computes in (False, part > min(LADDER))]
+                shared = horizon >= max(h.num_buckets for h in self.space.hyperparameters)
+                kinds += [
+                    (horizon, computes) for computes in (False, part > min(LADDER) and shared)
+                ]
         return self.best_of(
             [each for each in dict.fromkeys(kinds) if self.problem.price_of(*each) <= left]
             or [(self.problem.horizon, False)]
@@ -277,18 +296,28 @@ class Posterior:
 
 
 def _steps(part, problem):
-    """Inner steps of a part of the horizon; every value takes part in one."""
-    least = max(SHORTEST, max(h.num_buckets for h in problem.buckets.hyperparameters))
-    return min(problem.horizon, max(least, round(part * problem.horizon)))
+    """Inner steps of a part of the horizon."""
+    return min(problem.horizon, max(SHORTEST, round(part * problem.horizon)))
 
 
 def _logarithms(observations):
     """The logarithms of losses; those that are no better than untrained are alike."""
+    values, most = _values_and_most(observations)
+    return np.where(values < most, values, most)
+
+
+def _is_capped(observations):
+    """Whether losses are no better than untrained."""
+    values, most = _values_and_most(observations)
+    return ~(values < most)
+
+
+def _values_and_most(observations):
+    """The logarithms of losses, NaN where training broke down, and the greatest that counts."""
     losses = np.array([np.nan if o.broke_down else o.loss for o in observations])
     least = np.nanmin(losses) if np.isfinite(losses).any() else 1.0
     if least <= 0:  # No logarithms: distances from a little below the lowest loss.
         losses = losses - least + 0.05 * (np.nanmax(losses) - least) + 1e-9
     values = np.log(np.maximum(losses, 1e-9))
     first = values[0] if np.isfinite(values[0]) else np.log(np.maximum(least, 1e-9))
-    most = max(first, np.nanmin(values, initial=first) + 0.5) + UNTRAINED
-    return np.where(values < most, values, most)
+    return values, max(first, np.nanmin(values, initial=first) + 0.5) + UNTRAINED

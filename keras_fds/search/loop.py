@@ -311,7 +311,10 @@ class OuterLoop:
         search.position, search.partial = search.position.next_outer_step(), None
         search.position.outer_step = outer_step + 1
         if is_best:
-            search.best = Best(loss, outer_step, horizon, coordinates, self.model.get_weights())
+            stretched = coordinates
+            if horizon < problem.horizon:
+                stretched = optimizer.outer.over_whole(coordinates, horizon, problem)
+            search.best = Best(loss, outer_step, horizon, stretched, self.model.get_weights())
         self.callbacks.on_epoch_end(outer_step, logs)
         return logs
 

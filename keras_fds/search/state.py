@@ -47,7 +47,8 @@ class Best:
     loss: float  # Of the validation.
     outer_step: int  # Its number, from 0.
     horizon: int  # Inner steps.
-    coordinates: np.ndarray  # Of all bucket values, float64 `[total_buckets]`.
+    # Of all bucket values, float64 `[total_buckets]`, as they are for the search's horizon.
+    coordinates: np.ndarray
     weights: list  # Of the model, arrays.
 
 

@@ -478,7 +478,7 @@ def test_a_number_that_cannot_be_learned_is_refused(owner, name):
 def test_a_number_that_must_stay_positive_is_refused_at_zero(owner, name):
     optimizer = getattr(_OF, owner)(**({name: 1.0} if "clip" in name else {}))
     with pytest.raises(ValueError, match=f"'{name}' of {owner} must stay above 0"):
-        keras_fds.HyperOptimizer(optimizer, [keras_fds.Hyperparameter(name)])
+        keras_fds.HyperOptimizer(optimizer, [keras_fds.Hyperparameter(name, 1, 0.0)])
     for arguments in ({"min_value": 1e-6}, {"scale": "log"}):
         hyperparameter = keras_fds.Hyperparameter(name, 1, 0.1, **arguments)
         keras_fds.HyperOptimizer(optimizer, [hyperparameter])

@@ -160,7 +160,7 @@ def test_start_values_are_measured_early():
     for _ in range(2):
         observations.append(measure(problem, rule.propose(observations, problem), rng))
     np.testing.assert_allclose(observations[1].coordinates[:3], 0.1)
-    assert observations[1].horizon == HORIZON // 10
+    assert observations[1].horizon == 20  # A tenth would be shorter than any outer step.
 
 
 def test_prescribed_horizons_begin_at_the_start_and_end_with_the_answer():
@@ -180,6 +180,26 @@ def test_hypergradients_pay_where_they_cost_little():
     )
     assert any(o.hypergradients is not None for o in cheap)
     assert all(o.hypergradients is None for o in dear)
+
+
+@pytest.mark.parametrize("budget", [10.0, 100.0])
+def test_a_search_does_not_end_before_trainings_over_the_whole_horizon(budget):
+    observations, _ = search(problem_of(budget=budget))
+    assert sum(o.horizon == HORIZON for o in observations) > 1
+
+
+def test_what_is_best_over_a_part_of_the_horizon_is_said_for_the_whole():
+    problem, rule = problem_of(), BayesianOptimization()
+    short = Space(problem).coordinates(np.array([-2.0, -2.0, -2.0, 0.0, 0.0, -6.0]), 20)
+    whole = rule.over_whole(short, 20, problem)
+    np.testing.assert_allclose(whole, short * [1, 1, 1, 1, 1, 0.2])
+
+
+def test_of_losses_no_better_than_untrained_the_lowest_is_best():
+    problem = problem_of()
+    observations = observed(problem, [0.7, 0.69, 50.0])
+    observations[0] = observed(problem, [0.7], horizon=1)[0]
+    assert not BayesianOptimization().is_best(observations, 1, problem)
 
 
 # ------------------------------------------------------------------------------- at its limits
