@@ -220,7 +220,7 @@ class Posterior:
         return self.space.clip(self.space.constant(levels) + wiggles)
 
     def _near(self, point, number):
-        """Points around a point, and along the slope of the mean."""
+        """Points around a point: other levels, and smooth changes in time."""
         sizes = np.exp(self.rng.uniform(np.log(0.05), np.log(1.5), (number, 1)))
         levels = self.space.constant(self.rng.standard_normal((number, len(self.space.names))))
         changes = levels + self.space.wiggles(number, self.rng)

@@ -150,11 +150,6 @@ class GaussianProcess:
         of_given = self.covariance(self.rows(points), self.given) @ self.weights
         return of_given + self.level + self._prior_mean(points)
 
-    def slope(self, point):
-        """Derivatives of the mean along the space's modes."""
-        of_given = self.covariance(self.slope_rows(point, 0.0), self.given) @ self.weights
-        return of_given + self._prior_slope(point) @ self.space.modes
-
     def variance(self, points):
         explained = np.square(self.explained(self.rows(points))).sum(axis=0)
         return np.maximum(self.numbers["amplitude"] ** 2 + LEVELS[0] ** 2 - explained, 1e-12)
