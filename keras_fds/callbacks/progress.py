@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_fds.search import cost_of, cost_table, duration, measure_seconds
 
+_AT_AN_END = 0.02  # Of the range.
 _HARDLY_MATTERS = 0.5  # Bands as wide as this part of the range that is searched.
 
 
@@ -20,6 +21,10 @@ def told_bands(optimizer):
         ends = [f"{values[h.name][k]:.2g} ({below[k]:.2g} to {above[k]:.2g})" for k in (0, -1)]
         text = " … ".join(ends if h.num_buckets > 1 else ends[:1])
         remark = "; hardly matters" if width > _HARDLY_MATTERS else ""
+        with np.errstate(divide="ignore"):
+            part = (np.mean(h.to_searched(values[h.name])) - low) / (high - low)
+        if not remark and h.num_buckets == 1 and not _AT_AN_END <= part <= 1 - _AT_AN_END:
+            remark = "; at an end of the range that is searched: give it a wider one"
         lines.append(f"  {h.name}  {text}{remark}")
     return lines
 

@@ -1,6 +1,7 @@
 """What a search costs is told before it begins, and telling it changes nothing."""
 
 import re
+import types
 
 import keras
 import numpy as np
@@ -267,6 +268,19 @@ def test_within_a_budget_it_tells_what_is_spent(capsys):
     assert re.search(r"\n  momentum  \S+ \(\S+ to \S+\)", text)
     assert re.search(r"\n  learning_rate  \S+ \(\S+ to \S+\) … \S+ \(\S+ to \S+\)", text)
     assert "for 2 plain trainings" in text and "a smaller `budget`" in text
+
+
+def test_a_best_value_at_an_end_of_its_range_is_told():
+    model = make_model(initial=0.1)
+    optimizer = model.optimizer
+    h = optimizer.hyperparameters[1]  # Momentum, one value.
+    for value, remark in ((0.5, ""), (h.from_searched(np.array(h.searched[2])), "at an end")):
+        bands = [{"learning_rate": [0.05] * 2, "momentum": [float(value) * 0.99]}] * 2
+        record = types.SimpleNamespace(bands=bands)
+        optimizer.search = types.SimpleNamespace(records=[record])
+        optimizer.coordinates = np.array([0.1, 0.1, float(value)])
+        *_, line = progress_module.told_bands(optimizer)
+        assert line.startswith("  momentum") and (remark in line if remark else ";" not in line)
 
 
 def test_of_a_search_that_goes_on_it_tells_what_is_to_come(capsys, monkeypatch):
