@@ -91,6 +91,21 @@ class PartialOuterStep:
         )
 
 
+def _differences(begun, now, name=""):
+    """What differs between two nests of dictionaries and lists, a list of texts."""
+    if isinstance(begun, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted(begun.keys() | now.keys()):
+            inner = f"{name}.{key}" if name else key
+            found += _differences(begun.get(key), now.get(key), inner)
+        return found
+    both = isinstance(begun, list) and isinstance(now, list) and len(begun) == len(now)
+    if both and begun and isinstance(begun[0], dict):
+        pairs = enumerate(zip(begun, now))
+        return [text for i, each in pairs for text in _differences(*each, f"{name}[{i}]")]
+    return [] if begun == now else [f"{name}={begun!r}, now {now!r}"]
+
+
 @dataclasses.dataclass
 class Search:
     """A search for schedules and its progress."""
@@ -137,11 +152,8 @@ class Search:
             now["horizons"] = other.horizons[:both]
         if now.get("seed") is None:
             now["seed"] = self.seed
-        differing = [
-            f"{name}={begun[name]!r}, now {now[name]!r}"
-            for name in begun
-            if name in now and begun[name] != now[name]
-        ]
+        both = set(begun) & set(now)
+        differing = _differences({k: begun[k] for k in both}, {k: now[k] for k in both})
         if differing:
             raise ValueError(
                 "The search to resume began with other settings. Pass the same ones, or another "

@@ -343,14 +343,14 @@ def checkpoints(tmp_path_factory):
 def test_another_config_is_refused(checkpoints):
     before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
     for config in (None, {"batch_size": 20}):
-        with pytest.raises(ValueError, match="another search.*config={'batch_size': 10}, now"):
+        with pytest.raises(ValueError, match="another search.*config.*batch_size.*10.*, now"):
             search([Checkpoint(checkpoints, config)])
     assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
 
 
 def test_another_model_is_refused(checkpoints):
     model = make_model(num_buckets=5)
-    with pytest.raises(ValueError, match="another search.*hyper_optimizer="):
+    with pytest.raises(ValueError, match="another search.*hyper_optimizer.hyperparameters"):
         search([Checkpoint(checkpoints, {"batch_size": 10})], model=model)
 
 

@@ -147,3 +147,18 @@ def test_goes_on_with_its_own_settings_only(settings, horizons, message):
     else:
         with pytest.raises(ValueError, match=f"other settings.*{message}"):
             begun.check_same(now)
+
+
+def test_of_settings_that_differ_only_what_differs_is_told():
+    def searched(rate, norm):
+        hyperparameters = [{"name": "a", "num_buckets": rate}, {"name": "b"}]
+        optimizer = {"hyperparameters": hyperparameters, "clipnorm": norm}
+        return Search(0, "forward", settings={"hyper_optimizer": optimizer, "seed": None})
+
+    searched(3, 1.0).check_same(searched(3, 1.0))
+    with pytest.raises(ValueError) as raised:
+        searched(3, 1.0).check_same(searched(4, None))
+    assert str(raised.value).endswith(
+        "It began with hyper_optimizer.clipnorm=1.0, now None; "
+        "hyper_optimizer.hyperparameters[0].num_buckets=3, now 4"
+    )
