@@ -270,8 +270,9 @@ class Hyperparameter:
             low = 1e-4 * high
         if not low < high:  # Only one end was given, beyond the other one.
             low = min(low, high * 1e-4)
-        low, high = (float(max(-1e6, min(end, 1e6))) for end in (low, high))
-        return scale, *(float(_SCALES[scale][0](end)) for end in (low, high))
+        low, high = np.clip([low, high], -1e6, 1e6)
+        coordinate = _SCALES[scale][0]
+        return scale, float(coordinate(low)), float(coordinate(high))
 
     def to_searched(self, values):
         """Values (float64 arrays) on the scale on which they are searched."""

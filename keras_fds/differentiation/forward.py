@@ -9,8 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
-from keras_fds.differentiation.divergence import steps_while_ok
+from keras_fds.data import size_in_bytes
 from keras_fds.differentiation.inner_step import State
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
@@ -62,9 +61,9 @@ class Forward(Mode):
         return self.tangent_chunk_size, self.tangent_clipvalue
 
     def build(self):
+        super().build()
         self.num_tangents = self.buckets.size
         self.tangents = None  # Made when they are needed.
-        self._run = tf_compilation.compiled(self._run_in_graph)
         self._products = tf_compilation.compiled(self._products_in_graph)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
@@ -117,31 +116,17 @@ class Forward(Mode):
         return [v for v in (*model.variables, *self.outside_variables) if id(v.value) in state]
 
     # -------------------------------------------------------------------------- training
-    def run(self, source, position, inner_step, count):
-        arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
-        with telling_of_the_end("`steps_per_epoch`"):
-            steps, ok = self._run(in_graph(source), *arguments)
-        return int(steps), bool(ok)
-
-    def _run_in_graph(self, source, position, inner_step, count, horizon):
-        def one_step(i):
-            return [self._step(get_batch(source, position + i), inner_step + i, horizon)]
-
-        return steps_while_ok(count, one_step, detector=self.step.detector)
-
     def _step(self, batch, inner_step, horizon):
-        """One inner step; returns the training loss."""
-        state = self.step.read()
-        hyperparameters = self.step.hyperparameters(inner_step, horizon)
-
-        if self.num_tangents:
-            moving = tf.where(self._opening <= inner_step)[:, 0]
-            rates = self._hyperparameter_tangents(inner_step, horizon, moving)
-            after, loss, outputs = self._step_with_tangents(
-                state, hyperparameters, batch, moving, rates
-            )
-        else:
-            after, loss, outputs = self.step(state, hyperparameters, batch)
+        if not self.num_tangents:
+            return super()._step(batch, inner_step, horizon)
+        moving = tf.where(self._opening <= inner_step)[:, 0]
+        after, loss, outputs = self._step_with_tangents(
+            self.step.read(),
+            self.step.hyperparameters(inner_step, horizon),
+            batch,
+            moving,
+            self._hyperparameter_tangents(inner_step, horizon, moving),
+        )
         self.step.assign(after)
         self.step.model.update_metrics(batch, loss, outputs)
         return loss

@@ -3,10 +3,13 @@
 import copy
 
 import keras
+import tensorflow as tf
 
-from keras_fds.data import size_in_bytes
+from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
+from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import InnerStep
 from keras_fds.functional import kept_with
+from keras_fds.internals import tf_compilation
 
 _MOST_KEPT = 8  # Bound modes and inner steps that a model keeps.
 
@@ -49,6 +52,7 @@ class Mode:
 
     def build(self):
         """Makes variables and functions, once `step`, `hyper_optimizer` and `buckets` are there."""
+        self._run = tf_compilation.compiled(self._run_in_graph)
 
     def supports(self, batches):
         """Why the mode cannot be used with batches: a sentence, or an empty string."""
@@ -92,7 +96,24 @@ class Mode:
         Returns:
             `(steps, ok)`: steps done, and whether the run was not given up.
         """
-        raise NotImplementedError
+        arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
+        with telling_of_the_end("`steps_per_epoch`"):
+            steps, ok = self._run(in_graph(source), *arguments)
+        return int(steps), bool(ok)
+
+    def _run_in_graph(self, source, position, inner_step, count, horizon):
+        def one_step(i):
+            return [self._step(get_batch(source, position + i), inner_step + i, horizon)]
+
+        return steps_while_ok(count, one_step, detector=self.step.detector)
+
+    def _step(self, batch, inner_step, horizon):
+        """One inner step; returns the training loss."""
+        hyperparameters = self.step.hyperparameters(inner_step, horizon)
+        after, loss, outputs = self.step(self.step.read(), hyperparameters, batch)
+        self.step.assign(after)
+        self.step.model.update_metrics(batch, loss, outputs)
+        return loss
 
     def validate(self, source, num_batches, training=False, at_batch=None):
         """`(loss, error)`: the validation loss at the present state, and its standard error.

@@ -96,7 +96,7 @@ def ways_to_cut(mode, reason, horizons, budget, steps_per_epoch):
     """What would make this search cheaper, a list; see `cost_of`."""
     fewer = "fewer `epochs`" if max(horizons) > steps_per_epoch else "fewer `steps_per_epoch`"
     if budget is not None:
-        return [fewer, *(["a smaller `budget`"] if budget > 1 else [])]
+        return [fewer, "a smaller `budget`"] if budget > 1 else [fewer]
     hyperparameters = mode.buckets.hyperparameters
     many_buckets = mode.buckets.size > len(hyperparameters)
     found = []
