@@ -178,8 +178,8 @@ def verdict_on(rows):
     lower = [f"{row['outer_step']:.0f}" for row in rows if _is_lower(row, best)]
     if lower:
         text += (
-            f" Number{'s' * (len(lower) > 1)} {' and '.join(lower)} had a lower loss, but from what all outer steps tell, "
-            "this one is better."
+            f" Number{'s' * (len(lower) > 1)} {' and '.join(lower)} had a lower loss, but from "
+            "what all outer steps tell, this one is better."
         )
     return text
 
