@@ -5,11 +5,13 @@
     python -m benchmarks.outer_rules --tasks=text_attention --searchers=rule_7,tpe_3 --seeds=5
     python -m benchmarks.outer_rules --report
     python -m benchmarks.outer_rules --held_back
+    python -m benchmarks.outer_rules --ablations
 
 The first runs every searcher on every open task with twenty seeds, then writes a table
 (`results.md`) and a picture (`results.png`) beside the results. Existing results are not run again,
 so the program can be stopped at any time. The last one runs the tasks that are held back: do so
-once, when a rule is finished.
+once, when a rule is finished. The ablations take away one part of the rule each, and write
+`ablations.md`.
 
 Costs are in plain trainings of the task's horizon. A pass with hypergradients counts as four plain
 trainings of its own horizon, whatever time it takes here.
@@ -26,6 +28,7 @@ _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks. Defaults to all open 
 _SEARCHERS = flags.DEFINE_list("searchers", None, "Names of searchers. Defaults to all.")
 _SEEDS = flags.DEFINE_integer("seeds", 20, "Number of seeds, from 0.", lower_bound=1)
 _HELD_BACK = flags.DEFINE_bool("held_back", False, "Take the tasks that are held back.")
+_ABLATIONS = flags.DEFINE_bool("ablations", False, "Take the ablations of the rule.")
 _REPORT = flags.DEFINE_bool("report", False, "Run nothing, only write the table and the picture.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/outer_rules", "Folder for the results.")
 
@@ -35,7 +38,9 @@ def main(_):
     from benchmarks.outer_rules import report, run, tasks
 
     names = _TASKS.value or (tasks.HELD_BACK if _HELD_BACK.value else tasks.OPEN)
-    searchers = _SEARCHERS.value or list(run.SEARCHERS)
+    searchers = _SEARCHERS.value or list(
+        ["rule_15", *run.ABLATIONS] if _ABLATIONS.value else run.COMPARED
+    )
     unknown = [name for name in names if name not in tasks.TASKS]
     unknown += [name for name in searchers if name not in run.SEARCHERS]
     if unknown:
@@ -49,7 +54,7 @@ def main(_):
     folder = pathlib.Path(_OUTPUT.value)
     if not _REPORT.value:
         run.run(folder, chosen, searchers, range(_SEEDS.value))
-    report.write(folder, chosen, searchers)
+    report.write(folder, chosen, searchers, ablations=_ABLATIONS.value)
 
 
 if __name__ == "__main__":

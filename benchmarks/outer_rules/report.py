@@ -6,16 +6,18 @@ from matplotlib.figure import Figure
 
 from benchmarks.outer_rules.run import COSTS, SEARCHERS, TEST_TRAININGS, read
 
-BASELINE = "tpe_3"  # The others are compared with it, seed by seed.
+# The others are compared with it, seed by seed.
+BASELINE, BASELINE_OF_ABLATIONS = "tpe_3", "rule_15"
 
 
-def write(folder, tasks, searchers):
-    """Writes `results.md` and `results.png`, with `held_back` in the name for such tasks.
+def write(folder, tasks, searchers, ablations=False):
+    """Writes `results.md` and `results.png`, named `held_back` for such tasks.
 
     Args:
         folder: Of the results, a path.
         tasks: `{name: Task}`.
         searchers: Names; those without results are left out.
+        ablations: Whether to name the files `ablations`. Defaults to `False`.
     """
     results = {
         task_name: {
@@ -27,7 +29,10 @@ def write(folder, tasks, searchers):
     if not results:
         return
     stem = "held_back" if any(task.held_back for task in tasks.values()) else "results"
-    (folder / f"{stem}.md").write_text("\n".join(lines(results)) + "\n", encoding="utf-8")
+    stem = "ablations" if ablations else stem
+    baseline = BASELINE_OF_ABLATIONS if ablations else BASELINE
+    text = "\n".join(lines(results, baseline)) + "\n"
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
     draw(results).savefig(folder / f"{stem}.png", dpi=90)
 
 
@@ -55,11 +60,12 @@ def differences(records, baseline, cost):
 
 
 # -------------------------------------------------------------------------------------- table
-def lines(results):
+def lines(results, baseline=BASELINE):
     """The lines of `results.md`.
 
     Args:
         results: `{task: {searcher: {seed: record}}}`.
+        baseline: The searcher that the others are compared with, its name.
     """
     text = [
         "# Outer rules on the proving ground",
@@ -78,15 +84,15 @@ def lines(results):
             spent = np.mean([record["cost"] for record in records.values()])
             cells += [len(records), f"{diverged} of {TEST_TRAININGS * len(records)}"]
             text.append(_row([name, *cells, f"{spent:.1f}"]))
-    text += ["", f"## Points above {BASELINE} at the same cost, seed by seed"]
+    text += ["", f"## Points above {baseline} at the same cost, seed by seed"]
     for task_name, of_task in results.items():
-        if BASELINE not in of_task:
+        if baseline not in of_task:
             continue
         text += ["", f"### {task_name}", "", *_header()]
         for name, records in of_task.items():
-            if name != BASELINE:
-                baseline = of_task[BASELINE]
-                cells = [_cell(differences(records, baseline, cost), "+") for cost in COSTS]
+            if name != baseline:
+                theirs = of_task[baseline]
+                cells = [_cell(differences(records, theirs, cost), "+") for cost in COSTS]
                 text.append(_row([name, *cells]))
     return text
 

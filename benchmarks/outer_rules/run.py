@@ -15,18 +15,15 @@ from benchmarks.outer_rules.black_boxes import BlackBox, gaussian_process, tpe
 from benchmarks.outer_rules.grids import Grid
 from benchmarks.outer_rules.rules import RuleSearcher
 from benchmarks.outer_rules.searchers import Observation
+from keras_fds.outer import BayesianOptimization
 
 COSTS = (2, 4, 8, 12, 20, 40)  # In plain trainings; answers are tested at these costs.
 TEST_TRAININGS = 4  # Number per answer, from different initial weights.
 
 # Every searcher is a function of the optimizer's name, the horizon and the seed.
-SEARCHERS = {
+COMPARED = {
     "rule_7": functools.partial(RuleSearcher, num_values=(5, 1, 1)),
     "rule_15": functools.partial(RuleSearcher, num_values=(9, 3, 3)),
-    "rule_15_buckets": functools.partial(
-        RuleSearcher, num_values=(9, 3, 3), interpolation="constant"
-    ),
-    "rule_15_plain": functools.partial(RuleSearcher, num_values=(9, 3, 3), cost=np.inf),
     "tpe_3": functools.partial(BlackBox, sampler=tpe),
     "tpe_15": functools.partial(BlackBox, sampler=tpe, num_values=(9, 3, 3)),
     "gp_3": functools.partial(BlackBox, sampler=gaussian_process),
@@ -34,6 +31,17 @@ SEARCHERS = {
     "grid_cosine": functools.partial(Grid, shape="cosine"),
     "grid_linear": functools.partial(Grid, shape="linear"),
 }
+_rule_15 = functools.partial(RuleSearcher, num_values=(9, 3, 3))
+# What each part of the rule is worth, beside `rule_15`; and twice as many values.
+ABLATIONS = {
+    "buckets": functools.partial(_rule_15, interpolation="constant"),
+    "never_hypergradients": functools.partial(_rule_15, cost=np.inf),
+    "caution_0": functools.partial(_rule_15, rule=BayesianOptimization(caution=0.0)),
+    "caution_2": functools.partial(_rule_15, rule=BayesianOptimization(caution=2.0)),
+    "rule_30": functools.partial(RuleSearcher, num_values=(18, 6, 6)),
+    "tpe_30": functools.partial(BlackBox, sampler=tpe, num_values=(18, 6, 6)),
+}
+SEARCHERS = COMPARED | ABLATIONS
 
 
 def search(inner_loop, searcher, seed, budget):
