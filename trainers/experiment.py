@@ -22,6 +22,8 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
+# Of programs that repeat a run; each has its own default.
+SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds.", 1)
 REQUIRED = ("config", "workdir")
 
 # The fields of a config, and those of them that count something.
@@ -171,6 +173,7 @@ def make_optimizer(config, schedules=None):
     import keras
 
     import keras_fds
+    from trainers.decay_grid import DecayGrid
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
     if schedules is not None:
@@ -182,10 +185,8 @@ def make_optimizer(config, schedules=None):
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         if name != "Optimizer"
     }
-    outer_rules = {
-        rule.__name__: rule
-        for rule in (keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent)
-    }
+    rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
+    outer_rules = {rule.__name__: rule for rule in rules}
     return keras_fds.HyperOptimizer(
         _make("optimizer", optimizers, config.optimizer),
         [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],

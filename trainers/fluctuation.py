@@ -26,7 +26,6 @@ from absl import flags
 from trainers import experiment, workdirs
 
 REQUIRED = ("config", "workdir")
-_SEEDS = flags.DEFINE_integer("seeds", 50, "Number of seeds.", 3)
 _HORIZON = flags.DEFINE_integer("horizon", 250, "Inner steps of each seed.", 2)
 _SCHEDULES = flags.DEFINE_string("at_schedules", None, "The schedules.json of a search.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "Where the cosine decay begins.")
@@ -382,6 +381,16 @@ def draw(hypergradients, summary, rows):
     return figure
 
 
+def draw_results(results):
+    """The figure of the measurement in a folder, a `pathlib.Path`.
+
+    Raises:
+        ValueError: The folder holds no measurement.
+    """
+    hypergradients, _ = _read(results / "seeds")
+    return draw(hypergradients, *summarise(hypergradients))
+
+
 def _measure(config, schedules, horizon, folder, missing, tell):
     import numpy as np
 
@@ -435,6 +444,8 @@ def _read(folder):
                 found.setdefault(name, []).append(each)
         else:
             broken.append(int(path.stem))
+    if not found and not broken:
+        raise ValueError(f"There is no measurement in {folder}. Run trainers.fluctuation first.")
     if not found:
         raise ValueError(
             "No seed has finite hypergradients. Choose a smaller learning rate, or clip gradients. "
@@ -455,7 +466,7 @@ def main():
     else:
         schedules = keras_fds.load_schedules(_SCHEDULES.value)
     try:
-        summary = fluctuation(config, output, _SEEDS.value, horizon, schedules)
+        summary = fluctuation(config, output, experiment.SEEDS.value or 50, horizon, schedules)
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same command measures the seeds that {output} lacks.")
         return 130

@@ -94,7 +94,7 @@ def describe_origin(command, seed):
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed as a package"
-    return {"command": command, "facts": {**facts, "machine": _machine()}}
+    return {"command": command, "facts": {**facts, "machine": machine()}}
 
 
 def _search(rows, interpolations):
@@ -154,7 +154,7 @@ def _verdict(row, best):
     return "best until then" if row.get("best") == 1 else "accepted"
 
 
-def _machine():
+def machine():
     """The processor, its cores and TensorFlow's accelerators in a line."""
     import tensorflow as tf
 

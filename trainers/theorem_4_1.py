@@ -1,6 +1,6 @@
 """Checks the bound of the paper's Theorem 4.1 by simulation; ends with exit code 1 if it fails.
 
-    python -m trainers.theorem_4_1 --settings=20
+    python -m trainers.theorem_4_1 --config=configs/theorem_4_1.py
 
 The theorem (Micaelli & Storkey, 2021): the hypergradient of step t has the mean μ_t, which changes
 by at most ε per step, and the variance σ_t²; the noise of two steps has at most the correlation c.
@@ -16,13 +16,10 @@ error is also computed exactly. A second table shows what the bound does not cov
 import dataclasses
 
 import numpy as np
-from absl import app, flags
 
-from trainers import quiet_tensorflow
+from trainers import experiment
 
-_SETTINGS = flags.DEFINE_integer("settings", 20, "Number of random settings.", 1)
-_SAMPLES = flags.DEFINE_integer("samples", 4000, "Simulated seeds of each setting.", 100)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.", 0)
+REQUIRED = ("config",)
 
 # Simulated errors may differ from exact ones by so many standard errors: one check in two million.
 _TOLERANCE = 5.0
@@ -216,11 +213,19 @@ def theorem_4_1(settings=20, samples=4000, seed=0, tell=print):
     Returns:
         A list of sentences, one for each violation; empty when the theorem holds.
 
+    Raises:
+        ValueError: There are fewer than one setting or a hundred samples.
+
     Example:
 
     >>> theorem_4_1(settings=2, samples=1000, tell=lambda line: None)
     []
     """
+    if not (settings >= 1 and samples >= 100):
+        raise ValueError(
+            "`settings` must be 1 or more, `samples` 100 or more. "
+            f"Received: settings={settings}, samples={samples}"
+        )
     generator = np.random.default_rng(seed)
     violations = []
     for correlated in (False, True):
@@ -246,16 +251,14 @@ def _cell(name, value):
     return text.rjust(5 if name in ("W", "T") else 11)
 
 
-def main(argv):
+def main():
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    quiet_tensorflow.import_tensorflow_quietly()
-    violations = theorem_4_1(_SETTINGS.value, _SAMPLES.value, _SEED.value)
+    config = experiment.CONFIG.value
+    violations = theorem_4_1(config.settings, config.samples, config.seed)
     if violations:
         raise SystemExit("\nThe theorem does not hold:\n" + "\n".join(violations))
     print("\nThe bound holds in every setting.")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    experiment.run(main, required=REQUIRED)

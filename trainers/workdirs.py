@@ -7,7 +7,14 @@ import math
 import pathlib
 
 # Fields that a search does not depend on, or that may change when it is resumed.
-_NOT_OF_THE_SEARCH = ("budget", "outer_steps", "train_epochs", "train_seeds", "cache_dir")
+_NOT_OF_THE_SEARCH = (
+    "budget",
+    "outer_steps",
+    "train_epochs",
+    "train_seeds",
+    "cache_dir",
+    "methods",
+)
 # Fields that configs of older versions lack, and what is then meant.
 OPTIONAL_FIELDS = {
     "normalisation": "channel",

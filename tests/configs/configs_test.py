@@ -10,10 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 import keras_fds
-from trainers import data, experiment, networks, workdirs
+from trainers import compare, data, experiment, networks, workdirs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+# A simulation that trains nothing has a config of its own kind.
+NAMES = sorted({path.stem for path in CONFIGS.glob("*.py")} - {"__init__", "theorem_4_1"})
 
 
 @pytest.fixture(params=NAMES)
@@ -32,8 +33,20 @@ def test_is_complete_and_locks(module):
     config.lock()
     with pytest.raises(AttributeError):
         config.outer_step = 3
-    assert experiment.lengths(config)["budget"] == config.budget
-    assert set(config.to_dict()) == {*experiment._FIELDS, *workdirs.OPTIONAL_FIELDS}
+    lengths = experiment.lengths(config)
+    assert lengths.get("budget", config.budget) == config.budget
+    assert lengths.get("outer_steps") == config.outer_steps
+    fields = {*experiment._FIELDS, *workdirs.OPTIONAL_FIELDS}
+    assert set(config.to_dict()) - {"methods"} == fields
+
+
+def test_every_method_fits(module):
+    config = module.get_config().lock()
+    for method in config.get("methods", {}):
+        changed = compare.of_method(config, method)
+        experiment.check_config(changed)
+        experiment.lengths(changed)
+        assert experiment.make_optimizer(changed).buckets.size
 
 
 def test_gives_a_model_and_its_optimizer(module):
@@ -49,10 +62,12 @@ def test_gives_a_model_and_its_optimizer(module):
 
 
 def test_docstring_gives_the_commands_and_the_result(module):
-    text = module.__doc__
+    text = re.sub(r" \\\n +", " ", module.__doc__)
     name = module.__name__.split(".")[-1]
     for program in ("search", "train"):
         assert f"python -m trainers.{program} --config=configs/{name}.py" in text
+    if "methods" in module.get_config():
+        assert f"python -m trainers.compare --config=configs/{name}.py" in text
     assert "Expected:" in text and "Measured:" in text
     for field in re.findall(r"--config\.(\w+)=", text):
         assert field in module.get_config()

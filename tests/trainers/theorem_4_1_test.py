@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from absl import app
 
-from trainers import theorem_4_1
+from trainers import experiment, theorem_4_1
 
 
 def test_the_bound_holds_in_twenty_settings_without_and_with_correlation():
@@ -62,14 +61,20 @@ def test_what_the_bound_does_not_cover():
     ]
 
 
+def test_too_few_settings_or_samples_are_refused():
+    with pytest.raises(ValueError, match="`samples` 100 or more"):
+        theorem_4_1.theorem_4_1(settings=1, samples=10)
+
+
 def test_program(run_program, monkeypatch):
     def program():
-        app.run(theorem_4_1.main)
+        experiment.run(theorem_4_1.main, required=theorem_4_1.REQUIRED)
 
-    code, output = run_program(program, "--settings=2", "--samples=500")
+    config = "--config=configs/theorem_4_1.py", "--config.samples=500"
+    code, output = run_program(program, *config, "--config.settings=2")
     assert code == 0
     assert output.endswith("The bound holds in every setting.\n")
     monkeypatch.setattr(theorem_4_1, "_TOLERANCE", -1e9)
-    code, output = run_program(program, "--settings=1", "--samples=500")
+    code, output = run_program(program, *config, "--config.settings=1")
     assert code == 1
     assert "The theorem does not hold:" in output
