@@ -16,7 +16,7 @@ tangents; a smaller grid.
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
 Expected: half an hour per seed on two cores.
-Measured: see docs/results/figures_1_and_4.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import figure_1

@@ -13,7 +13,7 @@ reverse mode computes the same for a third of the cost.
     python -m trainers.figures --figure=1 --results=runs/figure_1_fashion_mnist
 
 Expected: half an hour per seed on two cores, half of it the paper's rule.
-Measured: see docs/results/figures_1_and_4.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import figure_1

@@ -11,7 +11,7 @@
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
 Expected: about 15 seconds per seed on two cores.
-Measured: see docs/results/figure_2.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import figure_2

@@ -10,7 +10,7 @@
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
 Expected: about six minutes per seed on two cores.
-Measured: see docs/results/figure_3.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import figure_3_mnist

@@ -10,7 +10,7 @@
     python -m trainers.figures --figure=3 --results=runs/figure_3_fashion_mnist
 
 Expected: about four minutes per seed on two cores.
-Measured: see docs/results/figure_3.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import figure_3_mnist

@@ -13,7 +13,7 @@ cosine decay tuned by a grid.
 
 Expected: about four minutes per seed on two cores.
 Published: shared, unshared and cosine about 97%, greedy 92%.
-Measured: see docs/results/figure_3.md.
+Measured: see docs/results/paper.md.
 """
 
 from configs import digits

@@ -13,7 +13,7 @@ On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 Expected: ten outer steps in forward mode, 500 epochs of 186 inner steps, each about 20 plain ones.
 Published: learning rates .15, .49, .28, .11, 0, momentum .277, weight decay 6.5e-4, with 89.1%
 after 50 epochs; the greedy method HD has 78%.
-Measured: see docs/results/figures_1_and_4.md, with what two cores can run.
+Measured: see docs/results/paper.md, with what two cores can run.
 """
 
 from configs import figure_1
