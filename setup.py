@@ -32,7 +32,8 @@ TRAINERS = [
     "scikit-learn",
     "tensorflow-datasets>=4.9.10",
 ]
-TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff"]
+OPTUNA = "optuna>=5,<6"
+TEST = ["hypothesis", OPTUNA, "pytest", "pytest-xdist", "ruff"]
 DOCS = ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"]
 
 setuptools.setup(
@@ -58,6 +59,7 @@ setuptools.setup(
     ],
     extras_require={
         "trainers": TRAINERS,
+        "baselines": [OPTUNA, "cmaes", "torch", *TRAINERS],  # Its Gaussian process needs torch.
         "test": TEST + TRAINERS,
         "docs": DOCS,
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW],

@@ -1,0 +1,413 @@
+"""Searches without hypergradients, by Optuna: what every other search is compared with.
+
+    pip install "keras-fds[baselines]"
+    python -m trainers.black_box --config=configs/digits.py --workdir=runs/digits-tpe \
+        --sampler=tpe --space=decay --config.budget=40
+    python -m trainers.black_box --config=… --workdir=… --sampler=tpe --space=values --hyperband
+
+Every trial is a plain training over the config's horizon with stock `model.fit`, from new weights,
+in one compiled step; its value is the validation loss at the end. --space=values gives the sampler
+every value that a search learns, --space=decay what an expert tunes: peak, warm-up and end of a
+cosine decay, and one number for everything else. Ranges are those that the default rule searches.
+
+The folder --workdir then holds config.json, trials.log (Optuna's journal), history.csv (a row for
+every trial) and schedules.json (of the best trial), for `trainers.train`. The same command after
+an interrupt goes on. Several processes may run it at once: they share the trials. --storage is the
+URL of a database in place of the journal.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from trainers import experiment, workdirs
+
+SAMPLERS = ("random", "tpe", "gp", "cma_es")
+SPACES = ("values", "decay")
+_SAMPLER = flags.DEFINE_enum("sampler", "tpe", SAMPLERS, "Which sampler.")
+_SPACE = flags.DEFINE_enum("space", "decay", SPACES, "What it chooses.")
+_HYPERBAND = flags.DEFINE_bool("hyperband", False, "End poor trials early, after whole epochs.")
+_STORAGE = flags.DEFINE_string("storage", None, "URL of a database; None: a file in --workdir.")
+flags.adopt_module_key_flags(experiment)
+
+JOURNAL = "trials.log"
+_KNOTS = 20  # Of a decay's learning rate.
+_LONGEST_WARMUP = 0.3
+_HIGHEST_END = 0.5  # In parts of the peak.
+_BROKEN_DOWN = 1e6  # The loss that a sampler gets for a training that broke down.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a black box searches.
+
+    Args:
+        sampler: One of `SAMPLERS`. Defaults to `"tpe"`, multivariate.
+        space: One of `SPACES`. Defaults to `"decay"`.
+        hyperband: Whether poor trials end early. Defaults to `False`.
+        storage: The URL of a database. Defaults to `None`: a journal in the folder of results.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+
+    sampler: str = "tpe"
+    space: str = "decay"
+    hyperband: bool = False
+    storage: str | None = None
+
+    def __post_init__(self):
+        for name, known in (("sampler", SAMPLERS), ("space", SPACES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(known)}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+
+
+def suggest(trial, hyperparameters, space):
+    """The values that a trial is to be trained with, `{name: float64 [num_buckets]}`.
+
+    Args:
+        trial: An `optuna.Trial`.
+        hyperparameters: List of `keras_fds.Hyperparameter`. With the space `"decay"` the learning
+            rate must have knots.
+        space: One of `SPACES`.
+    """
+    import numpy as np
+
+    found = {}
+    for each in hyperparameters:
+        _, low, high = each.searched
+
+        def number(name, low=low, high=high, each=each):
+            return float(each.from_searched(np.array(trial.suggest_float(name, low, high))))
+
+        count = each.num_buckets
+        if space == "values":
+            names = [f"{each.name}[{k}]" for k in range(count)]
+            found[each.name] = np.array([number(name) for name in names])
+        elif each.name == "learning_rate":
+            peak = number("peak")
+            warmup = trial.suggest_float("warmup", 0.0, _LONGEST_WARMUP)
+            end = trial.suggest_float("end", 0.0, _HIGHEST_END)
+            found[each.name] = peak * decay(np.linspace(0, 1, count), warmup, end)
+        else:
+            found[each.name] = np.full(count, number(each.name))
+    return found
+
+
+def decay(times, warmup, end):
+    """A linear warm-up to 1, then a cosine decay.
+
+    Args:
+        times: Parts of the horizon, float64 array.
+        warmup: Where the warm-up ends.
+        end: The value at 1.
+    """
+    import numpy as np
+
+    after = np.clip((times - warmup) / (1 - warmup), 0, 1)
+    fall = end + (1 - end) * (1 + np.cos(np.pi * after)) / 2
+    # It begins at a tenth: a step with a rate of zero would be wasted.
+    rise = 0.1 + 0.9 * times / warmup if warmup > 0 else np.ones_like(times)
+    return np.where(times < warmup, rise, fall)
+
+
+class Trials:
+    """The inner loop of a config, to be run with one schedule after the other.
+
+    Args:
+        config: A `ml_collections.ConfigDict` like those of `configs/`; its lengths are `epochs` and
+            `budget`.
+        space: One of `SPACES`.
+
+    Raises:
+        ValueError: Something in the config is unknown or does not fit.
+    """
+
+    def __init__(self, config, space):
+        import numpy as np
+
+        experiment.check_config(config)
+        lengths = experiment.lengths(config)
+        if "budget" not in lengths:
+            raise ValueError(
+                "A black box searches within a `budget`, over one number of `epochs`. "
+                f"Received: outer_steps={config.outer_steps}, epochs={config.epochs}"
+            )
+        self.epochs, self.budget = lengths["epochs"], lengths["budget"]
+        if self.epochs != int(self.epochs):
+            raise ValueError(f"A black box trains for whole epochs. Received: epochs={self.epochs}")
+        if space == "decay":
+            config = _with_knots(config)
+        self.config, self.arrays = config, experiment.load_arrays(config, "train")
+        order = np.random.default_rng(config.seed).permutation(len(self.arrays.x))
+        held_out, rest = np.split(order, [int(config.validation_split * len(order))])
+        x, y = self.arrays.x, self.arrays.y
+        self.training, self.validation = (x[rest], y[rest]), (x[held_out], y[held_out])
+        if not len(held_out):
+            raise ValueError(
+                "A black box chooses by held-out examples. "
+                f"Received: validation_split={config.validation_split}"
+            )
+        self.horizon = -(-len(rest) // config.batch_size) * int(self.epochs)
+        self.model = experiment.make_model(config, self.arrays)
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    @property
+    def hyperparameters(self):
+        return self.model.optimizer.hyperparameters
+
+    def schedules(self, values):
+        """`{name: keras_fds.BucketedSchedule}` of bucket values."""
+        import keras_fds
+
+        return {
+            h.name: keras_fds.BucketedSchedule(values[h.name], self.horizon, h.interpolation)
+            for h in self.hyperparameters
+        }
+
+    def train(self, values, seed, at_epoch_end=None):
+        """The Keras logs of a training: losses and metrics after its last epoch.
+
+        Args:
+            values: `{name: float64 [num_buckets]}`.
+            seed: Of initial weights and orders.
+            at_epoch_end: Called with the number of epochs and the logs after each; with it, every
+                epoch is validated. It may raise to end the training. Defaults to `None`.
+        """
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        fresh = experiment.make_model(self.config, self.arrays)
+        self.model.set_weights(fresh.get_weights())
+        self.model.optimizer.reset_slots()
+        self.model.optimizer.schedules = self.schedules(values)
+        called = []
+        if at_epoch_end:
+            called = [
+                keras.callbacks.LambdaCallback(
+                    on_epoch_end=lambda epoch, logs: at_epoch_end(epoch + 1, logs)
+                )
+            ]
+        history = self.model.fit(
+            *self.training,
+            batch_size=self.config.batch_size,
+            epochs=int(self.epochs),
+            validation_data=self.validation,
+            validation_batch_size=self.config.validation_batch_size,
+            validation_freq=1 if at_epoch_end else int(self.epochs),
+            callbacks=called,
+            verbose=0,
+        )
+        return {name: each[-1] for name, each in history.history.items()}
+
+
+def search(config, workdir, settings=None, tell=print):
+    """Runs trials until the budget is spent, and writes the results into a folder.
+
+    Args:
+        config: See `Trials`.
+        workdir: Folder, made when it does not exist. Trials that it holds count.
+        settings: A `Settings`. Defaults to `Settings()`.
+        tell: Called with a line of text after each trial. Defaults to `print`.
+
+    Returns:
+        The `optuna.Study`; its trials have the user attributes `"spent"` (plain trainings) and,
+        unless they ended early or broke down, `"val_accuracy"`.
+
+    Raises:
+        ValueError: Before any training, when something in the config is unknown or does not fit, or
+            the folder holds other results.
+        ImportError: A package of the extra `baselines` is missing.
+
+    Example:
+
+    >>> search(configs.digits.get_config(), "runs/tpe", Settings("tpe", "decay")).best_value
+    """
+    import math
+
+    import optuna
+
+    settings = settings or Settings()
+    trials = Trials(config, settings.space)
+    workdir = _begun(workdir, config, settings)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=f"{settings.sampler}, {settings.space}",
+        storage=_storage(settings.storage, workdir),
+        load_if_exists=True,
+        pruner=optuna.pruners.HyperbandPruner(max_resource=int(trials.epochs))
+        if settings.hyperband
+        else optuna.pruners.NopPruner(),
+    )
+    while spent(study) + 1 <= trials.budget + 1e-9:
+        # Anew for every trial: what is random depends on the trials there are alone.
+        study.sampler = _sampler(settings.sampler, config.seed + 1000 * len(study.trials))
+        trial = study.ask()
+        values = suggest(trial, trials.hyperparameters, settings.space)
+        pruning = _Pruning(trial) if settings.hyperband else None
+        try:
+            logs = trials.train(values, config.seed + 1000 + trial.number, pruning)
+        except optuna.TrialPruned:
+            trial.set_user_attr("spent", pruning.epochs / trials.epochs)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            loss = logs["val_loss"]
+            trial.set_user_attr("spent", 1.0)
+            trial.set_user_attr("val_accuracy", logs.get("val_accuracy"))
+            study.tell(trial, loss if math.isfinite(loss) else _BROKEN_DOWN)
+        _write(workdir, study, trials, settings.space)
+        done = study.trials[trial.number]
+        early = "" if _is_complete(done) else " when it ended early"
+        tell(
+            f"Trial {done.number}: validation loss {done.value:.4f}{early}; "
+            f"{spent(study):.2f} of {trials.budget:g} spent"
+        )
+    return study
+
+
+def spent(study):
+    """What the trials of a study cost so far, in plain trainings."""
+    return sum(each.user_attrs.get("spent", 0.0) for each in study.trials)
+
+
+def _is_complete(trial):
+    import optuna
+
+    return trial.state == optuna.trial.TrialState.COMPLETE
+
+
+class _Pruning:
+    """Reports the validation loss after every epoch, and ends poor trials."""
+
+    def __init__(self, trial):
+        self.trial, self.epochs = trial, 0
+
+    def __call__(self, epochs, logs):
+        import optuna
+
+        self.epochs = epochs
+        self.trial.report(logs["val_loss"], step=epochs)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _sampler(name, seed):
+    import warnings
+
+    import optuna
+
+    samplers = optuna.samplers
+    makers = {
+        "random": samplers.RandomSampler,
+        "tpe": lambda seed: samplers.TPESampler(seed=seed, multivariate=True),
+        "gp": samplers.GPSampler,
+        "cma_es": samplers.CmaEsSampler,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return makers[name](seed=seed)
+
+
+def _storage(url, workdir):
+    if url is not None:
+        return url
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
+
+
+def _with_knots(config):
+    """The config with knots of the learning rate and one number of everything else."""
+    config = config.copy_and_resolve_references()
+    keep = ("name", "min_value", "max_value", "scale")
+    found = []
+    for each in config.hyperparameters:
+        own = {name: each[name] for name in keep if name in each}
+        if own["name"] == "learning_rate":
+            own |= {"num_buckets": _KNOTS, "interpolation": "linear"}
+        found.append(own)
+    with config.unlocked():
+        config.hyperparameters = found
+    return config
+
+
+def _begun(workdir, config, settings):
+    """The folder as a path; it holds nothing, or earlier trials of the same search."""
+    from keras_fds import files
+
+    workdir = files.writable_directory(workdir, "workdir")
+    content = {"config": workdirs.search_config(config), **dataclasses.asdict(settings)}
+    path = workdir / "black_box.json"
+    if path.exists() and json.loads(path.read_text()) != content:
+        raise ValueError(
+            "The workdir holds trials of another config, sampler or space. Choose another one. "
+            f"Received: workdir={workdir}"
+        )
+    if not path.exists():
+        workdirs.check_workdir(workdir)
+        workdirs.write_json(path, content)
+    workdirs.write_config(workdir, config)
+    return workdir
+
+
+def _write(workdir, study, trials, space):
+    """Writes history.csv and schedules.json; any process writes what all have done."""
+    import optuna
+
+    import keras_fds
+    from keras_fds import files
+
+    def values(trial):
+        fixed = optuna.trial.FixedTrial(trial.params)
+        return suggest(fixed, trials.hyperparameters, space)
+
+    done = [each for each in study.trials if each.state.is_finished()]
+    rows = [
+        {
+            "trial": each.number,
+            "complete": int(_is_complete(each)),
+            "val_loss": each.value,
+            "val_accuracy": each.user_attrs.get("val_accuracy"),
+            "spent": each.user_attrs.get("spent"),
+            **{f"{n}[{k}]": v for n, of_one in values(each).items() for k, v in enumerate(of_one)},
+        }
+        for each in done
+    ]
+    with files.replacement(workdir / "history.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    complete = [each for each in done if _is_complete(each) and each.value < _BROKEN_DOWN]
+    if complete:
+        best = min(complete, key=lambda each: each.value)
+        keras_fds.save_schedules(workdir / "schedules.json", trials.schedules(values(best)))
+
+
+def main():
+    """The program."""
+    workdir = pathlib.Path(experiment.WORKDIR.value)
+    settings = Settings(_SAMPLER.value, _SPACE.value, _HYPERBAND.value, _STORAGE.value)
+    try:
+        study = search(experiment.CONFIG.value, workdir, settings)
+    except ImportError as error:
+        print(f'{error}. Type: pip install "keras-fds[baselines]"')
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. The same command goes on with the trials of {workdir}.")
+        return 130
+    train = experiment.trainer_command(
+        "trainers.train", f"--schedules={workdir / 'schedules.json'}", f"--workdir={workdir}-train"
+    )
+    print(f"\nBest validation loss: {study.best_value:.4f}\nTo train with it, type:\n  {train}")
+    return 0
+
+
+if __name__ == "__main__":
+    experiment.run(main)
