@@ -21,6 +21,7 @@ from ml_collections import config_dict
 def get_config():
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.task = config_dict.placeholder(str)  # A file of your own, see trainers/task.py.
     config.dataset = "digits"
     config.data_dir = config_dict.placeholder(str)  # None: the folder of TFDS.
     config.cache_dir = config_dict.placeholder(str)  # For decoded images; None: data_dir.

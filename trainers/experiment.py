@@ -93,7 +93,17 @@ def check_config(config):
             "`normalisation` must be 'channel' or 'none'. "
             f"Received: normalisation={option(config, 'normalisation')!r}"
         )
-    if option(config, "augmentation") != "none":
+    if option(config, "task"):
+        from trainers import task
+
+        task.load(config.task)
+        for name in ("augmentation", "initializer"):
+            if option(config, name) != workdirs.OPTIONAL_FIELDS[name]:
+                raise ValueError(
+                    f"`{name}` is for the networks here. Put it into make_model() of the task. "
+                    f"Received: {name}={option(config, name)!r}"
+                )
+    elif option(config, "augmentation") != "none":
         from trainers import augmentation
 
         augmentation.check(config.augmentation)
@@ -134,9 +144,14 @@ def lengths(config):
 
 
 def load_arrays(config, split):
-    """`trainers.data.load_arrays` of the config's dataset; all errors are ValueErrors."""
-    from trainers import data
+    """The data of the config's task or dataset, `trainers.data.ArrayDataset`.
 
+    All errors are ValueErrors.
+    """
+    from trainers import data, task
+
+    if option(config, "task"):
+        return task.load_arrays(config.task, split)
     try:
         return data.load_arrays(
             config.dataset,
@@ -222,8 +237,8 @@ def make_model(config, arrays, schedules=None):
     """The config's network for these data, compiled with its optimizer.
 
     Args:
-        config: As for `make_optimizer`; `network` is a name of `trainers.networks`, `augmentation`
-            of `trainers.augmentation`.
+        config: As for `make_optimizer`; `task` is the path of a task's file (`trainers.task`), or
+            `network` a name of `trainers.networks` and `augmentation` of `trainers.augmentation`.
         arrays: A `trainers.data.ArrayDataset`.
         schedules: As for `make_optimizer`.
 
@@ -236,18 +251,22 @@ def make_model(config, arrays, schedules=None):
     """
     import keras
 
-    from trainers import augmentation, networks
+    from trainers import augmentation, networks, task
 
     optimizer = make_optimizer(config, schedules)
     name = option(config, "augmentation")
-    model = networks.build(
-        config.network,
-        arrays.input_shape,
-        arrays.num_classes,
+    if option(config, "task"):
+        model = task.make_model(config.task)
+    else:
         # A border is black, as if it had been drawn before the normalisation.
-        augmentation=augmentation.make(name, arrays.input_shape, getattr(arrays, "black", None)),
-        initializer=option(config, "initializer"),
-    )
+        border = getattr(arrays, "black", None)
+        model = networks.build(
+            config.network,
+            arrays.input_shape,
+            arrays.num_classes,
+            augmentation=augmentation.make(name, arrays.input_shape, border),
+            initializer=option(config, "initializer"),
+        )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model

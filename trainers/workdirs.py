@@ -21,6 +21,7 @@ OPTIONAL_FIELDS = {
     "augmentation": "none",
     "initializer": "glorot_normal",
     "cache_dir": None,
+    "task": None,
 }
 CHECKPOINTS = "checkpoints"
 _RESULTS = (

@@ -1,0 +1,81 @@
+"""A task of one's own: a Python file that loads data and makes a model.
+
+    python -m trainers.search --config=configs/digits.py --config.task=my_task.py \
+        --workdir=runs/mine
+
+The file has two functions. `load_data()` returns `((x, y), (x_test, y_test))`, arrays; labels are
+whole numbers. `make_model()` returns an uncompiled Keras model from a batch of `x` to logits, with
+new weights. Everything else is in the config, whose `dataset` and `network` then mean nothing.
+"""
+
+import functools
+import importlib.util
+import pathlib
+
+import numpy as np
+
+FUNCTIONS = ("load_data", "make_model")
+
+
+@functools.cache
+def load(path):
+    """The module of a task's file.
+
+    Args:
+        path: A string.
+
+    Raises:
+        ValueError: There is no such file, it cannot be run, or it lacks a function.
+    """
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    if not path.endswith(".py") or not pathlib.Path(path).is_file():
+        raise ValueError(f"`task` must be the path of a Python file. Received: task={path!r}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"The task {path} cannot be loaded: {error!r}") from error
+    missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
+    if missing:
+        raise ValueError(f"The task {path} lacks {' and '.join(f'{name}()' for name in missing)}.")
+    return module
+
+
+def load_arrays(path, split):
+    """One split of a task's data, a `trainers.data.ArrayDataset`.
+
+    Args:
+        path: Of the task's file, a string.
+        split: `"train"` or `"test"`.
+
+    Raises:
+        ValueError: The file does not fit, or its data do not.
+    """
+    from trainers.data import ArrayDataset
+
+    try:
+        splits = [tuple(map(np.asarray, pair)) for pair in _data(path)]
+        (x, y), (x_test, y_test) = splits
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"load_data() of {path} must return ((x, y), (x_test, y_test)), arrays. {error}"
+        ) from error
+    for each, labels in splits:
+        if len(each) != len(labels) or not len(each) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"load_data() of {path} must return as many labels as examples, whole numbers. "
+                f"Received: shapes {each.shape} and {labels.shape}, labels of type {labels.dtype}"
+            )
+    x, y = (x, y) if split == "train" else (x_test, y_test)
+    num_classes = 1 + int(max(labels.max() for _, labels in splits))
+    return ArrayDataset(x, y.astype("int64"), num_classes, black=None)
+
+
+@functools.lru_cache(maxsize=1)
+def _data(path):
+    return load(path).load_data()
+
+
+def make_model(path):
+    """A new model of the task."""
+    return load(path).make_model()
