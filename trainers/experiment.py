@@ -255,8 +255,9 @@ def make_model(config, arrays, schedules=None):
 
     optimizer = make_optimizer(config, schedules)
     name = option(config, "augmentation")
+    loss = None
     if option(config, "task"):
-        model = task.make_model(config.task)
+        model, loss = task.make_model(config.task), task.make_loss(config.task)
     else:
         # A border is black, as if it had been drawn before the normalisation.
         border = getattr(arrays, "black", None)
@@ -267,7 +268,7 @@ def make_model(config, arrays, schedules=None):
             augmentation=augmentation.make(name, arrays.input_shape, border),
             initializer=option(config, "initializer"),
         )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model
 

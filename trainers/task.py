@@ -3,12 +3,15 @@
     python -m trainers.search --config=configs/digits.py --config.task=my_task.py \
         --workdir=runs/mine
 
-The file has two functions. `load_data()` returns `((x, y), (x_test, y_test))`, arrays; labels are
-whole numbers. `make_model()` returns an uncompiled Keras model from a batch of `x` to logits, with
-new weights. Everything else is in the config, whose `dataset` and `network` then mean nothing.
+The file, or a module by its dotted name, has two functions. `load_data()` returns
+`((x, y), (x_test, y_test))`, arrays; labels are whole numbers. `make_model()` returns an uncompiled
+Keras model from a batch of `x` to logits, with new weights. A third one may be there:
+`make_loss()`, in place of the sparse cross-entropy of logits. Everything else is in the config,
+whose `dataset` and `network` then mean nothing.
 """
 
 import functools
+import importlib
 import importlib.util
 import pathlib
 
@@ -19,20 +22,23 @@ FUNCTIONS = ("load_data", "make_model")
 
 @functools.cache
 def load(path):
-    """The module of a task's file.
+    """The module of a task.
 
     Args:
-        path: A string.
+        path: Of its file, or the dotted name of a module, a string.
 
     Raises:
         ValueError: There is no such file, it cannot be run, or it lacks a function.
     """
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    if not path.endswith(".py") or not pathlib.Path(path).is_file():
-        raise ValueError(f"`task` must be the path of a Python file. Received: task={path!r}")
-    module = importlib.util.module_from_spec(spec)
+    if path.endswith(".py") and not pathlib.Path(path).is_file():
+        raise ValueError(f"There is no such file. Received: task={path!r}")
     try:
-        spec.loader.exec_module(module)
+        if path.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(path)
     except Exception as error:
         raise ValueError(f"The task {path} cannot be loaded: {error!r}") from error
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
@@ -45,7 +51,7 @@ def load_arrays(path, split):
     """One split of a task's data, a `trainers.data.ArrayDataset`.
 
     Args:
-        path: Of the task's file, a string.
+        path: See `load`.
         split: `"train"` or `"test"`.
 
     Raises:
@@ -79,3 +85,9 @@ def _data(path):
 def make_model(path):
     """A new model of the task."""
     return load(path).make_model()
+
+
+def make_loss(path):
+    """A new loss of the task, or `None` where it leaves the choice."""
+    make = getattr(load(path), "make_loss", None)
+    return make() if make else None

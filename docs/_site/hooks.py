@@ -16,7 +16,7 @@ _OUTSIDE = (
     "benchmarks/results/results.md",
     "benchmarks/results/*.png",
     "benchmarks/results/outer_rules/results.png",
-    "benchmarks/results/figure_2/*.png",
+    "benchmarks/results/figure_*/*.png",
     "configs/*.py",
     "examples/*.py",
 )

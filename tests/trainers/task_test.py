@@ -57,7 +57,7 @@ def test_its_data_and_models_are_as_the_file_says(path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        (None, "must be the path of a Python file"),
+        (None, "There is no such file"),
         ("import nothing_like_it", "cannot be loaded: ModuleNotFoundError"),
         ("def load_data(): pass", r"lacks make_model\(\)"),
         (TASK.replace("return (x[:256], y[:256]), ", "return "), "must return"),
@@ -72,6 +72,13 @@ def test_what_does_not_fit_is_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=words):
         task.load(str(path))
         task.load_arrays(str(path), "train")
+
+
+def test_a_module_has_a_dotted_name(monkeypatch, path):
+    monkeypatch.syspath_prepend(path.parent)
+    assert task.make_model("positions").output_shape == (None, 6, 2)
+    with pytest.raises(ValueError, match="cannot be loaded: ModuleNotFoundError"):
+        task.load("position")
 
 
 def test_fields_of_other_networks_are_refused(path):
