@@ -151,7 +151,7 @@ def load_arrays(config, split):
     from trainers import data, task
 
     if option(config, "task"):
-        return task.load_arrays(config.task, split)
+        return task.load_arrays(config.task, split, config.data_dir)
     try:
         return data.load_arrays(
             config.dataset,

@@ -4,10 +4,10 @@
         --workdir=runs/mine
 
 The file, or a module by its dotted name, has two functions. `load_data()` returns
-`((x, y), (x_test, y_test))`, arrays; labels are whole numbers. `make_model()` returns an uncompiled
-Keras model from a batch of `x` to logits, with new weights. A third one may be there:
-`make_loss()`, in place of the sparse cross-entropy of logits. Everything else is in the config,
-whose `dataset` and `network` then mean nothing.
+`((x, y), (x_test, y_test))`, arrays; labels are whole numbers. With `config.data_dir` it is called
+with that path. `make_model()` returns an uncompiled Keras model from a batch of `x` to logits, with
+new weights. A third one may be there: `make_loss()`, in place of the sparse cross-entropy of
+logits. Everything else is in the config, whose `dataset` and `network` then mean nothing.
 """
 
 import functools
@@ -47,20 +47,22 @@ def load(path):
     return module
 
 
-def load_arrays(path, split):
+def load_arrays(path, split, data_dir=None):
     """One split of a task's data, a `trainers.data.ArrayDataset`.
 
     Args:
         path: See `load`.
         split: `"train"` or `"test"`.
+        data_dir: What `load_data` is called with. Defaults to `None`: it is called with nothing.
 
     Raises:
         ValueError: The file does not fit, or its data do not.
     """
     from trainers.data import ArrayDataset
 
+    found = _data(path, data_dir)
     try:
-        splits = [tuple(map(np.asarray, pair)) for pair in _data(path)]
+        splits = [tuple(map(np.asarray, pair)) for pair in found]
         (x, y), (x_test, y_test) = splits
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -78,8 +80,9 @@ def load_arrays(path, split):
 
 
 @functools.lru_cache(maxsize=1)
-def _data(path):
-    return load(path).load_data()
+def _data(path, data_dir):
+    load_data = load(path).load_data
+    return load_data() if data_dir is None else load_data(data_dir)
 
 
 def make_model(path):
