@@ -9,7 +9,8 @@ split and tests (`trainers.train`), with the same training seeds for all methods
 by the test split.
 
 The folder --workdir then holds METHOD/SEED/search and METHOD/SEED/train, results.json (a record for
-every method and seed) and results.md (the table). The same command after an interrupt resumes;
+every method and seed) and results.md (the table); `python -m trainers.figures --figure=cost` draws
+accuracy against cost. The same command after an interrupt resumes;
 finished records are not run again, so methods and seeds can be added.
 """
 
@@ -111,10 +112,21 @@ def _run(config, method, seed, folder):
         "losses": [each["loss"] for each in results],
         "validation_accuracy": best and best["val_accuracy"],
         "plain_trainings": rows[-1].get("spent"),
+        "course": _course(rows),
         "search_seconds": round(searched - start, 1),
         "train_seconds": round(time.monotonic() - searched, 1),
         "schedules": json.loads(schedules.read_text()),
     }
+
+
+def _course(rows):
+    """`[[plain trainings spent, validation accuracy], …]` of what went over the whole horizon."""
+    longest = max(row.get("horizon", 0.0) for row in rows)
+    return [
+        [row["spent"], row["val_accuracy"]]
+        for row in rows
+        if row.get("horizon", 0.0) == longest and "spent" in row and "val_accuracy" in row
+    ]
 
 
 def _begun(workdir, config):

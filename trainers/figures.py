@@ -4,7 +4,8 @@
     python -m trainers.figures --figure=2 --results=runs/figure_2 --picture=figure_2.png
 
 Figures 1, 3 and 4 are drawn from the folder of `trainers.compare`, Figure 2 from that of
-`trainers.fluctuation`. The picture is written to --picture, by default figure_N.png in the folder.
+`trainers.fluctuation`; --figure=cost draws what any comparison reaches at which cost. The picture
+is written to --picture, by default figure_N.png in the folder.
 """
 
 import json
@@ -15,7 +16,7 @@ from absl import flags
 from trainers import compare, experiment, fluctuation
 
 REQUIRED = ("figure", "results")
-_FIGURE = flags.DEFINE_enum("figure", None, ["1", "2", "3", "4"], "Which figure of the paper.")
+_FIGURE = flags.DEFINE_enum("figure", None, ["1", "2", "3", "4", "cost"], "Which figure.")
 _RESULTS = flags.DEFINE_string("results", None, "The folder of its experiment.")
 _PICTURE = flags.DEFINE_string("picture", None, "The PNG file to write; None: in --results.")
 
@@ -40,7 +41,7 @@ def draw(figure, results):
     """A figure of the paper.
 
     Args:
-        figure: Its number, `"1"` to `"4"`.
+        figure: Its number, `"1"` to `"4"`, or `"cost"`.
         results: The folder of its experiment, a `pathlib.Path`.
 
     Returns:
@@ -58,6 +59,8 @@ def draw(figure, results):
             f"Received: results={str(results)!r}, which has no results.json"
         )
     content = json.loads(path.read_text())
+    if figure == "cost":
+        return draw_cost(content["records"])
     published = PUBLISHED.get((figure, content["config"]["dataset"]), {})
     return draw_comparison(content["records"], published)
 
@@ -105,6 +108,42 @@ def draw_comparison(records, published):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_cost(records):
+    """Regret in validation accuracy against cost, a line for every method.
+
+    The regret is by how much the best so far is below the best of all methods and seeds, the median
+    over seeds. Methods that report no cost are left out.
+
+    Args:
+        records: Of `trainers.compare.compare`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = figure.subplots()
+    best = max(accuracy for each in records for _, accuracy in each["course"])
+    for method, of_seeds in compare.by_method(records).items():
+        courses = [np.array(each["course"]) for each in of_seeds.values() if each["course"]]
+        if not courses:
+            continue
+        costs = np.unique(np.concatenate([course[:, 0] for course in courses]))
+        costs = costs[costs >= max(course[0, 0] for course in courses)]
+        so_far = [
+            np.maximum.accumulate(course[:, 1])[np.searchsorted(course[:, 0], costs, "right") - 1]
+            for course in courses
+        ]
+        panel.step(costs, 100 * (best - np.median(so_far, axis=0)), where="post", label=method)
+    panel.set(xscale="log", xlabel="plain trainings", ylabel="regret, points of accuracy")
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
     return figure
 
 

@@ -63,6 +63,16 @@ def test_its_figure_is_drawn(comparison):
     assert len(figure.axes[0].lines) == 4
 
 
+def test_its_cost_is_drawn(comparison):
+    folder, records, _ = comparison
+    assert [len(each["course"]) for each in records] == [2, 2, 2, 2]
+    (panel,) = figures.draw("cost", folder).axes
+    assert len(panel.lines) == 2
+    for line in panel.lines:
+        assert (line.get_ydata() >= 0).all() and (abs(line.get_xdata()) > 0).all()
+        assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True)
+
+
 def test_a_folder_without_results_has_no_figure(tmp_path):
     with pytest.raises(ValueError, match="has no results.json"):
         figures.draw("1", tmp_path)
