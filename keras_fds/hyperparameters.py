@@ -227,6 +227,11 @@ class Hyperparameter:
                 f"Received: {schedule!r}"
             )
 
+    def divided(self, num_buckets):
+        """The same with another number of buckets, all of which start with its first value."""
+        config = {"num_buckets": num_buckets, "initial": float(self.initial_values[0])}
+        return Hyperparameter(**{**self.get_config(), **config, "interpolation": "constant"})
+
     def coordinates(self, values):
         """The coordinates of values (float64 arrays) on the scale."""
         return _SCALES[self.scale][0](values)

@@ -81,9 +81,9 @@ class Forward(Mode):
         size = size_in_bytes(self.step.variables.differentiable)
         return [*super().memory(horizon), ("tangents", self.num_tangents * size)]
 
-    def reset(self, horizon, divergence_factor=None):
+    def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run with zero tangents; see `Mode`."""
-        super().reset(horizon, divergence_factor)
+        super().reset(horizon, divergence_factor, fresh_slots)
         self._make_tangents()
         for tangent in tf.nest.flatten(self.tangents):
             tangent.assign(tf.zeros_like(tangent))
@@ -132,9 +132,7 @@ class Forward(Mode):
         return loss
 
     def _step_with_tangents(self, state, hyperparameters, batch, moving, rates):
-        of_weights, of_statistics, of_slots = tf.nest.map_structure(
-            lambda tangent: tf.gather(tangent, moving), self.tangents
-        )
+        of_weights, of_statistics, of_slots = self._carried(moving)
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
@@ -157,6 +155,10 @@ class Forward(Mode):
         for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
             variable.scatter_update(tf.IndexedSlices(value, moving))
         return after, loss, outputs
+
+    def _carried(self, moving):
+        """The tangents that go through a step."""
+        return tf.nest.map_structure(lambda tangent: tf.gather(tangent, moving), self.tangents)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
         """`{name: [moving]}`, the step's row of the sharing matrix: one-hot in a bucket."""
