@@ -136,7 +136,7 @@ class Online(Forward):
         carried = super()._carried(moving)
         if self.tangent_decay == 1:
             return carried
-        return tf.nest.map_structure(lambda t: tf.cast(self.tangent_decay, t.dtype) * t, carried)
+        return tf.nest.map_structure(lambda tangent: self.tangent_decay * tangent, carried)
 
     @property
     def _coordinates(self):
