@@ -87,7 +87,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.search = None
         self.searching = False
         self.loaded_search = None
-        self.moves_online = False  # Whether the values are those of `fit_online`.
+        self.moves_online = False  # Whether `fit_online` runs.
 
     # ------------------------------------------------------------------- learned values
     @property
@@ -185,7 +185,6 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         """
         self.hyperparameters = [h.divided(len(values[h.name])) for h in self.hyperparameters]
         self.buckets = Buckets(self.hyperparameters)
-        self.search = None
         coordinates = keras.Variable(
             self.buckets.coordinates(values), trainable=False, dtype="float64", name="coordinates"
         )

@@ -87,6 +87,8 @@ class Online(Forward):
     def _run_in_graph(self, source, position, inner_step, count, horizon):
         def one_step(i):
             batch = get_batch(source.train, position + i)
+            if not self.num_tangents:
+                return [self._step(batch, inner_step + i, horizon)]
             if source.held_out is None:
                 slopes = self._slopes(batch, training=True)
             else:

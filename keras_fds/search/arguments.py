@@ -172,7 +172,7 @@ def begin_online(optimizer):
 
     After an earlier `fit_online` these are its last ones.
     """
-    if optimizer.moves_online:
+    if optimizer.search and optimizer.search.mode == "online":
         optimizer.divide({name: values[-1:] for name, values in optimizer.values.items()})
         return
     for hyperparameter in optimizer.hyperparameters:
@@ -235,6 +235,11 @@ def check_callbacks(callbacks, online=False, learned=True):
         if not isinstance(callback, keras.callbacks.Callback):
             raise ValueError(
                 f"`callbacks` must be keras.callbacks.Callback objects. Received: {callback!r}"
+            )
+        if online and getattr(callback, "saves_search", False):
+            raise ValueError(
+                f"The callback {type(callback).__name__} keeps a search for `keras_fds.fit`. In "
+                "fit_online use keras.callbacks.BackupAndRestore."
             )
         if isinstance(callback, setters) and online and learned:
             raise ValueError(
@@ -330,7 +335,7 @@ def check_searching(callback):
             f"keras_fds.callbacks.{name} shows learned schedules: compile the model with a "
             f"keras_fds.HyperOptimizer. Received: optimizer={optimizer}"
         )
-    if not optimizer.searching:
+    if not (optimizer.searching or optimizer.moves_online):
         raise ValueError(
             f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules. Leave it "
             "out in `model.fit`, which trains with them."

@@ -9,6 +9,7 @@ from keras_fds.data import not_finite_in, replayable
 from keras_fds.differentiation import OnlineSource
 from keras_fds.functional import forget_compiled
 from keras_fds.search.calls import Pace, logs_of, validate
+from keras_fds.search.state import BROKE_DOWN, MEASURED, Best, Record, Search
 
 # So many values the schedules hold at most: more are means over as many equal buckets.
 MOST_VALUES = 1000
@@ -28,11 +29,14 @@ class OnlineLoop:
         self.divergence_factor = divergence_factor
         self.pace = Pace(self.model, callbacks)
         self.done = 0  # Inner steps.
+        self.ok = True  # Whether training is not given up.
 
     def run(self, initial_epoch, epochs, seed):
         """Trains; returns the history. Afterwards the optimizer holds what every step has used."""
         model, logs = self.model, {}
         model.stop_training, model._initial_epoch = False, None
+        self.optimizer.search = Search(seed, self.mode.name)
+        self.optimizer.moves_online = True
         generator = np.random.default_rng(seed)
         train, self.validation = self.data.draw(generator, generator)
         self.begin(initial_epoch, epochs)
@@ -46,7 +50,10 @@ class OnlineLoop:
                 if model.stop_training:
                     break
         finally:
-            self.hold_schedules()
+            self.optimizer.moves_online = False
+            if self.done:
+                self.hold_schedules()
+                self.record(logs)
             self.mode.release()
         self.callbacks.on_train_end(logs)
         return model.history
@@ -65,9 +72,9 @@ class OnlineLoop:
         model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
         self.mode.check_trainable()
-        ok = self.inner_steps(train)
+        self.ok = self.inner_steps(train)
         logs = logs_of(model)
-        if not ok:
+        if not self.ok:
             self.tell_of_break_down(epoch)
             model.stop_training = True
         elif self.validation is not None and self.validates(epoch):
@@ -112,8 +119,6 @@ class OnlineLoop:
 
     def hold_schedules(self):
         """Lets the optimizer hold the values that the steps have used."""
-        if not self.done:
-            return
         slopes = self.mode.slopes.numpy()[: self.done]
         unknown = [n for n, s in zip(self.optimizer.names, slopes.T) if not np.isfinite(s).all()]
         if unknown:
@@ -129,8 +134,27 @@ class OnlineLoop:
         means = [np.bincount(bucket, of_steps) / np.bincount(bucket) for of_steps in used.T]
         self.optimizer.divide(dict(zip(self.optimizer.names, means)))
         self.optimizer.begin_schedules(self.done)
-        self.optimizer.moves_online = True
         forget_compiled(self.model)
+
+    def record(self, logs):
+        """Records the training as a search of one outer step, for callbacks that write files."""
+        optimizer, search, names = self.optimizer, self.optimizer.search, self.optimizer.names
+        logs = {name: value for name, value in sorted(logs.items()) if name not in names}
+        record = Record(
+            outer_step=1,
+            horizon=self.done,
+            status=MEASURED if self.ok else BROKE_DOWN,
+            outcome="best" if self.ok else "rejected",
+            logs=logs,
+            values={name: values.tolist() for name, values in optimizer.values.items()},
+            hypergradients=None,
+            val_loss_error=None,
+            spent=self.mode.cost(self.done),
+        )
+        search.records.append(record)
+        loss = logs.get("val_loss", logs.get("loss"))
+        weights = self.model.get_weights()
+        search.best = Best(loss, 0, self.done, optimizer.coordinates, weights) if self.ok else None
 
     def tell_of_break_down(self, epoch):
         """Warns of a training that is given up; raises when the data are at fault."""

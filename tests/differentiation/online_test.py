@@ -141,7 +141,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_tangents_weigh_the_hypergradients_of_single_steps_by_the_decay(case):
-    """h = Σ_t μ^(T−1−t) dL/dλ_t, and reverse mode has dL/dλ_t: for HD the last one, for RTHO all."""
+    """h = Σ_t μ^(T−1−t) dL/dλ_t, and reverse mode has dL/dλ_t: HD the last one, RTHO all."""
     optimizer, *named = CASES[case]()
     model = network(optimizer, *(keras_fds.Hyperparameter(n, 1, start) for n, start in named))
     train_data, held_out_data = network_data()
