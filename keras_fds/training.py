@@ -336,7 +336,7 @@ def fit_online(
         data,
         data.validation if objective == "val_loss" else None,
         arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
-        validation_freq,
+        arguments.validation_freq_of(validation_freq),
         factor,
     )
     with raising_errors_of(data.train, data.validation):

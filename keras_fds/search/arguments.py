@@ -201,6 +201,13 @@ def objective_online(objective, validation_data, validation_split):
     return objective
 
 
+def validation_freq_of(validation_freq):
+    """`validation_freq`, as in Keras: a number, or the epochs after which to validate."""
+    if isinstance(validation_freq, (list, tuple, set)):
+        return validation_freq
+    return number("validation_freq", validation_freq, least=1, whole=True)
+
+
 def outer_optimizer_of(outer_optimizer):
     """`outer_optimizer` of `fit_online`."""
     if outer_optimizer is None:

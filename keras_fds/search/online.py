@@ -121,7 +121,7 @@ class OnlineLoop:
         """Lets the optimizer hold the values that the steps have used."""
         slopes = self.mode.slopes.numpy()[: self.done]
         unknown = [n for n, s in zip(self.optimizer.names, slopes.T) if not np.isfinite(s).all()]
-        if unknown:
+        if unknown and self.ok:
             warnings.warn(
                 f"Some hypergradients of {', '.join(map(repr, unknown))} are not finite, so they "
                 "moved nothing. Take a smaller `tangent_decay`, or smaller start values.",
@@ -168,5 +168,5 @@ class OnlineLoop:
             "ends. Start from smaller values, or let the hyperparameters move more slowly "
             "(`outer_optimizer`, or their `step_size`)." + (at_fault if not_finite else ""),
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
