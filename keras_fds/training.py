@@ -249,6 +249,7 @@ def fit_online(
     tangent_decay=0.0,
     outer_optimizer=None,
     objective=None,
+    resample_validation=None,
     seed=None,
     divergence_factor=20.0,
 ):
@@ -281,8 +282,11 @@ def fit_online(
             batches in turn, which are kept in memory; or `"loss"`, that of the next training
             batch, in training mode, as HD has it. Both are without the penalties of regularizers.
             Defaults to `None`: `"val_loss"` where there are validation data.
-        seed: Shuffling derives from this whole number of at least 0. Defaults to one drawn from
-            `numpy.random`.
+        resample_validation: Which examples `validation_split` holds out: `None` the last ones, as
+            in Keras, or `"once"` random ones, the same as `keras_fds.fit` with this seed. Defaults
+            to `None`.
+        seed: The validation split and shuffling derive from this whole number of at least 0.
+            Defaults to one drawn from `numpy.random`.
         divergence_factor: As in `keras_fds.fit`: training ends when ten losses in a row exceed this
             many times that of the first steps. Defaults to `20.0`.
 
@@ -312,6 +316,10 @@ def fit_online(
         number("tangent_decay", tangent_decay, least=0, most=1),
         arguments.outer_optimizer_of(outer_optimizer),
     )
+    if objective == "val_loss" or resample_validation is not None:
+        resample_validation = arguments.resampling(
+            resample_validation, None, validation_split, validation_data
+        )
     epochs = number("epochs", epochs, least=1, whole=True)
     initial_epoch = number("initial_epoch", initial_epoch, least=0, whole=True)
     factor = number("divergence_factor", divergence_factor, above=1, optional=True)
@@ -324,7 +332,7 @@ def fit_online(
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         class_weight=class_weight,
-        resample=None,
+        resample=resample_validation,
         validation_batch_size=validation_batch_size or batch_size,
         validation_steps=validation_steps,
         shuffle=shuffle,
@@ -334,7 +342,7 @@ def fit_online(
     loop = OnlineLoop(
         mode.bind(model, data.train.spec),
         data,
-        data.validation if objective == "val_loss" else None,
+        objective,
         arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
         arguments.validation_freq_of(validation_freq),
         factor,

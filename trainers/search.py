@@ -7,6 +7,8 @@ config.json, schedules.json and model.keras (of the best outer step by the outer
 (one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
 the optimizer with its schedules in programs without keras_fds; and report.html.
 
+With --config.method=hd (or rtho, marthe) there is no search: see `trainers.online`.
+
 To resume a search that was interrupted or killed, start the same command again. It ends as if it
 had not been interrupted. A finished search continues with a greater --config.budget.
 """
@@ -17,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment, report, workdirs
+from trainers import experiment, online, report, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -164,6 +166,10 @@ def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
+    if experiment.is_online(config):
+        online.learn(config, workdir, experiment.OVERWRITE.value)
+        print(online.conclusion(workdir))
+        return
     try:
         search(
             config,

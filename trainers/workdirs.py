@@ -14,6 +14,9 @@ OPTIONAL_FIELDS = {
     "augmentation": "none",
     "initializer": "glorot_normal",
     "cache_dir": None,
+    "method": "search",
+    "tangent_decay": 0.99,
+    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.01},
 }
 CHECKPOINTS = "checkpoints"
 _RESULTS = (

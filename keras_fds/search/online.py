@@ -18,16 +18,17 @@ MOST_VALUES = 1000
 class OnlineLoop:
     """Trains a model in a bound `Online` mode.
 
-    `held_out` are the batches whose loss has the hypergradients, or `None` for the training loss.
+    `objective` is the loss that has the hypergradients, `"val_loss"` or `"loss"`.
     """
 
-    def __init__(self, mode, data, held_out, callbacks, validation_freq, divergence_factor):
-        self.mode, self.data, self.held_out = mode, data, held_out
+    def __init__(self, mode, data, objective, callbacks, validation_freq, divergence_factor):
+        self.mode, self.data, self.objective = mode, data, objective
         self.callbacks, self.model = callbacks, callbacks.model
         self.optimizer = self.model.optimizer
         self.validation_freq = validation_freq
         self.divergence_factor = divergence_factor
         self.pace = Pace(self.model, callbacks)
+        self.held_out = ()  # A source of the validation batches in turn, and their number.
         self.done = 0  # Inner steps.
         self.ok = True  # Whether training is not given up.
 
@@ -37,8 +38,8 @@ class OnlineLoop:
         model.stop_training, model._initial_epoch = False, None
         self.optimizer.search = Search(seed, self.mode.name)
         self.optimizer.moves_online = True
-        generator = np.random.default_rng(seed)
-        train, self.validation = self.data.draw(generator, generator)
+        shuffling, splitting, _ = self.optimizer.search.randomness(0)
+        train, self.validation = self.data.draw(shuffling, splitting)
         self.begin(initial_epoch, epochs)
         try:
             self.callbacks.on_train_begin()
@@ -63,8 +64,8 @@ class OnlineLoop:
         horizon = max(1, self.data.num_batches * (epochs - initial_epoch))
         self.mode.reset(horizon, self.divergence_factor, fresh_slots=False)
         self.source = None
-        if self.held_out is not None:
-            self.held_out_source = replayable(self.held_out)
+        if self.objective == "val_loss":
+            self.held_out = replayable(self.validation), self.validation.num_batches
 
     def epoch(self, epoch, train):
         """Trains for one epoch, validates, and calls callbacks; returns the logs."""
@@ -90,7 +91,7 @@ class OnlineLoop:
         while position < number:
             consumed = self.done % train.pass_length
             if consumed == 0:
-                self.source = self.source_of(train.start())
+                self.source = OnlineSource.of(train.start(), *self.held_out)
             count = min(self.pace.steps, number - position, train.pass_length - consumed)
             self.callbacks.on_train_batch_begin(position)
             start = time.monotonic()
@@ -105,11 +106,6 @@ class OnlineLoop:
             if not ok or self.model.stop_training:
                 return ok
         return True
-
-    def source_of(self, train):
-        if self.held_out is None:
-            return OnlineSource.of(train)
-        return OnlineSource.of(train, self.held_out_source, self.held_out.num_batches)
 
     def validates(self, epoch):
         """Whether an epoch ends with a validation, as in `model.fit`."""

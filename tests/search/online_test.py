@@ -137,6 +137,24 @@ def test_validation_freq_is_that_of_keras():
     assert len(fit(make_model(), epochs=5, validation_freq=[1, 4, 5])["val_loss"]) == 3
 
 
+def test_its_split_and_order_are_those_of_fit():
+    online_model, searched = make_model(), make_model()
+    still = {"outer_optimizer": keras.optimizers.SGD(0.0), "resample_validation": "once"}
+    received = fit(online_model, **still)
+    expected = keras_fds.fit(
+        searched,
+        X,
+        Y,
+        **ARGUMENTS,
+        outer_steps=1,
+        initial_weights="same",
+        resample_validation="once",
+    ).history
+    np.testing.assert_allclose(received["val_loss"][-1], expected["val_loss"][0], rtol=1e-6)
+    for value, other in zip(online_model.get_weights(), searched.get_weights()):
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-7)
+
+
 # ----------------------------------------------------------------------------------- callbacks
 def test_stock_callbacks_work(tmp_path):
     class Stop(keras.callbacks.Callback):
