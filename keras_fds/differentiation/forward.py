@@ -143,7 +143,7 @@ class Forward(Mode):
             self.tangent_chunk_size,
         )
         loss, outputs, counters, slices = extra
-        of_gradients, of_statistics = products
+        of_gradients, of_statistics = products or (None, None)
         (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
             self.step.update_stage(state, slices),
             (state.weights, state.slots, of_optimizer, gradients),
@@ -151,13 +151,13 @@ class Forward(Mode):
             self.tangent_chunk_size,
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
-        new_tangents = tf.nest.flatten((of_weights, of_statistics, of_slots))
-        for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
-            variable.scatter_update(tf.IndexedSlices(value, moving))
+        for variables, values in zip(self.tangents, (of_weights, of_statistics, of_slots)):
+            for variable, value in zip(variables, values or ()):
+                variable.scatter_update(tf.IndexedSlices(value, moving))
         return after, loss, outputs
 
     def _carried(self, moving):
-        """The tangents that go through a step."""
+        """The tangents that go through a step, three lists; `None` where they are zero."""
         return tf.nest.map_structure(lambda tangent: tf.gather(tangent, moving), self.tangents)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):

@@ -135,9 +135,9 @@ class Online(Forward):
         self.slopes.scatter_nd_update(rows, [slopes])
 
     def _carried(self, moving):
+        if self.tangent_decay == 0:
+            return None, None, None
         carried = super()._carried(moving)
-        if self.tangent_decay == 1:
-            return carried
         return tf.nest.map_structure(lambda tangent: self.tangent_decay * tangent, carried)
 
     @property
