@@ -83,6 +83,10 @@ class Online(Forward):
         for variable in (self.values, self.slopes):
             variable.assign(np.zeros([self.horizon, self.num_tangents]))
 
+    def cost(self, horizon):
+        # The gradient of one more batch, and forward mode's tangents, or none of the state.
+        return 2.0 if self.tangent_decay == 0 else 1.0 + super().cost(horizon)
+
     # -------------------------------------------------------------------------- training
     def _run_in_graph(self, source, position, inner_step, count, horizon):
         def one_step(i):

@@ -74,6 +74,7 @@ def by_hand(w, decay, rate, on_training_loss):
     return np.array(values), np.array(slopes)
 
 
+@pytest.mark.sweep("0.7-False", "0.0-True")
 @pytest.mark.parametrize("on_training_loss", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
 def test_is_the_recursion_by_hand_on_a_quadratic(decay, on_training_loss):
@@ -139,6 +140,7 @@ CASES = {
 }
 
 
+@pytest.mark.sweep("Adam", "learned numbers")
 @pytest.mark.parametrize("case", CASES)
 def test_tangents_weigh_the_hypergradients_of_single_steps_by_the_decay(case):
     """h = Σ_t μ^(T−1−t) dL/dλ_t, and reverse mode has dL/dλ_t: HD the last one, RTHO all."""
