@@ -337,7 +337,7 @@ def fit_online(
         validation_steps=validation_steps,
         shuffle=shuffle,
     )
-    arguments.check_data_online(model, data, epochs)
+    arguments.check_data_online(model, data, epochs, objective)
     arguments.begin_online(optimizer)
     loop = OnlineLoop(
         mode.bind(model, data.train.spec),

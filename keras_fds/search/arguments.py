@@ -222,8 +222,14 @@ def outer_optimizer_of(outer_optimizer):
     return outer_optimizer
 
 
-def check_data_online(model, data, epochs):
+def check_data_online(model, data, epochs, objective):
     """Raises a `ValueError` when model, data and the length of `fit_online` do not fit together."""
+    specs = tf.nest.flatten(data.validation.spec) if objective == "val_loss" else []
+    if not all(spec is None or isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ValueError(
+            "Sparse and ragged validation batches cannot be taken in turn. Pass dense ones, or "
+            "objective='loss'."
+        )
     check_batched(model, data.train.spec)
     check_passes(data.train, epochs * data.num_batches)
     if data.validation is not None:
