@@ -51,6 +51,15 @@ def get_config():
     ]
     config.outer = {"name": "BayesianOptimization"}
 
+    # Or "hd", "rtho", "marthe": one training in which the hyperparameters move. Or a black box by
+    # Optuna: "random", "tpe", "gp", "cma_es".
+    config.method = "search"
+    config.tangent_decay = 0.99  # Of "marthe".
+    config.outer_optimizer = {"name": "keras.optimizers.Adam", "learning_rate": 0.01}
+    config.space = "decay"  # Of a black box. Or "values": all that a search learns.
+    config.hyperband = False  # Whether a black box ends poor trials early.
+    config.storage = config_dict.placeholder(str)  # URL of a database; None: a file.
+
     # Training with what was learned, on the whole training split.
     config.train_epochs = 30
     config.train_seeds = 3

@@ -5,7 +5,7 @@ from keras_fds.gradcheck import HypergradientCheck, check_hypergradients
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.schedules import BucketedSchedule, load_schedules, save_schedules
-from keras_fds.training import fit, hypergradients
+from keras_fds.training import fit, fit_online, hypergradients
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "differentiation",
     "export",
     "fit",
+    "fit_online",
     "hypergradients",
     "load_schedules",
     "noise",

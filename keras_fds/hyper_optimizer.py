@@ -14,6 +14,7 @@ from keras_fds.functional import (
     fresh_slots,
     is_multiplier,
     multiplied_variables,
+    replace_variable,
     with_hyperparameters,
 )
 from keras_fds.hyperparameters import Buckets, Hyperparameter
@@ -86,6 +87,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.search = None
         self.searching = False
         self.loaded_search = None
+        self.moves_online = False  # Whether `fit_online` runs.
 
     # ------------------------------------------------------------------- learned values
     @property
@@ -175,6 +177,19 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self.coordinates = self.buckets.coordinates(
             {name: schedules[name].values for name in self.names}
         )
+
+    def divide(self, values):
+        """Holds other numbers of values: `{name: float64 [num_buckets]}`.
+
+        What a model has compiled for this optimizer keeps the old numbers, see `forget_compiled`.
+        """
+        self.hyperparameters = [h.divided(len(values[h.name])) for h in self.hyperparameters]
+        self.buckets = Buckets(self.hyperparameters)
+        coordinates = keras.Variable(
+            self.buckets.coordinates(values), trainable=False, dtype="float64", name="coordinates"
+        )
+        replace_variable(self, self._coordinates, coordinates)
+        self._coordinates = coordinates
 
     def values_at(self, inner_step, horizon, dtype):
         """`{name: scalar tensor}` at an inner step; both arguments int64 tensors."""

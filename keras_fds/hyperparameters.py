@@ -66,8 +66,8 @@ class Hyperparameter:
         num_buckets: Number of buckets of the horizon. Defaults to `1`.
         initial: Start value: one number, or one number per bucket. Defaults to `None`: 0, or, where
             0 is out of the range or off the scale, the middle of what is searched.
-        step_size: How far `SignDescent` moves every coordinate at first. The default rule has no
-            step sizes. Defaults to `0.1`.
+        step_size: How far `SignDescent` moves every coordinate at first, and the unit in which
+            `fit_online` moves it. The default rule has no step sizes. Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`; where the name says that values must
             be above 0 (`"epsilon"`, `"clipnorm"`, …) to the lower end of what is searched.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
@@ -226,6 +226,11 @@ class Hyperparameter:
                 f"{self.max_value}, on the scale {self.scale!r}; change it, or the Hyperparameter. "
                 f"Received: {schedule!r}"
             )
+
+    def divided(self, num_buckets):
+        """The same with another number of buckets, all of which start with its first value."""
+        config = {"num_buckets": num_buckets, "initial": float(self.initial_values[0])}
+        return Hyperparameter(**{**self.get_config(), **config, "interpolation": "constant"})
 
     def coordinates(self, values):
         """The coordinates of values (float64 arrays) on the scale."""

@@ -1,4 +1,4 @@
-"""`fit`, a search for schedules, and `hypergradients`, one unroll."""
+"""`fit`, a search for schedules; `fit_online`, one training; `hypergradients`, one unroll."""
 
 import time
 import warnings
@@ -7,11 +7,18 @@ import numpy as np
 
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import finite_batches, raising_errors_of, split_data_of
-from keras_fds.differentiation import Plain, choose_mode
+from keras_fds.differentiation import Online, Plain, choose_mode
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
 from keras_fds.outer import Problem
-from keras_fds.search import OuterLoop, Search, WeightInitializer, arguments, search_fingerprint
+from keras_fds.search import (
+    OnlineLoop,
+    OuterLoop,
+    Search,
+    WeightInitializer,
+    arguments,
+    search_fingerprint,
+)
 
 
 def fit(
@@ -218,6 +225,130 @@ def fit(
     arguments.tell_of_missing_onednn()
     with raising_errors_of(data.train, data.validation):
         return loop.run(initial_epoch, search)
+
+
+def fit_online(
+    model,
+    x=None,
+    y=None,
+    batch_size=None,
+    epochs=1,
+    verbose="auto",
+    callbacks=None,
+    validation_split=0.0,
+    validation_data=None,
+    shuffle=True,
+    class_weight=None,
+    sample_weight=None,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_steps=None,
+    validation_batch_size=None,
+    validation_freq=1,
+    *,
+    tangent_decay=0.0,
+    outer_optimizer=None,
+    objective=None,
+    resample_validation=None,
+    seed=None,
+    divergence_factor=20.0,
+):
+    """Trains a model once, while its hyperparameters move: `model.fit` with greedy learning.
+
+    In front of every training step the hyperparameters move along the hypergradient of the loss of
+    one batch. It looks back only as far as tangents last: with `tangent_decay=0` at the last step,
+    which is hypergradient descent (HD); with `1` over the whole training so far, which is real-time
+    hyperparameter optimization (RTHO); between them lies MARTHE. All of them are short-sighted:
+    `keras_fds.fit` sees the end of training. Afterwards `optimizer.schedules` hold the values that
+    the steps used, for `model.fit` to train with from new weights: one value for each step, or,
+    over more than 1000 steps, 1000 means. A second call continues with the last ones.
+
+    Args:
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`, all of whose
+            hyperparameters have `num_buckets=1`. They begin at the values it holds.
+        x, y, sample_weight, class_weight, batch_size, epochs, shuffle, verbose, callbacks,
+            initial_epoch, steps_per_epoch, validation_split, validation_data, validation_steps,
+            validation_batch_size, validation_freq: As in `model.fit`; `x` as in `keras_fds.fit`.
+            Training begins at the present weights. Of a callback that resumes training, tangents
+            begin at zero.
+        tangent_decay: The factor by which every step shrinks the tangents, from 0 to 1. Defaults
+            to `0.0`.
+        outer_optimizer: The stock Keras optimizer that moves the hyperparameters' coordinates,
+            which it counts in units of their `step_size`. With `keras.optimizers.SGD(...)` and a
+            `step_size` of 1, the steps are those of the papers. Defaults to `None`,
+            `keras.optimizers.Adam(0.01)`: a step moves a coordinate by about a hundredth of its
+            `step_size`.
+        objective: The loss that has the hypergradients: `"val_loss"`, that of the validation
+            batches in turn, which are kept in memory; or `"loss"`, that of the next training
+            batch, in training mode, as HD has it. Both are without the penalties of regularizers.
+            Defaults to `None`: `"val_loss"` where there are validation data.
+        resample_validation: Which examples `validation_split` holds out: `None` the last ones, as
+            in Keras, or `"once"` random ones, the same as `keras_fds.fit` with this seed. Defaults
+            to `None`.
+        seed: The validation split and shuffling derive from this whole number of at least 0.
+            Defaults to one drawn from `numpy.random`.
+        divergence_factor: As in `keras_fds.fit`: training ends when ten losses in a row exceed this
+            many times that of the first steps. Defaults to `20.0`.
+
+    Returns:
+        A `keras.callbacks.History` with one entry per epoch: losses and metrics, and the value of
+        each hyperparameter at the end of the epoch. `val_loss` is that of `keras_fds.fit`.
+
+    Raises:
+        ValueError: Before any training, when model, data and arguments do not fit together.
+
+    Example:
+
+    >>> history = keras_fds.fit_online(
+    ...     model, x, y, batch_size=128, epochs=10, validation_split=0.05, tangent_decay=0.9
+    ... )
+    >>> history.history["learning_rate"]
+
+    Reference: Baydin et al. (2018), HD; Franceschi et al. (2017), RTHO; Donini et al. (2020),
+    MARTHE.
+    """
+    arguments.check_compiled(model)
+    optimizer = model.optimizer
+    arguments.check_callbacks(callbacks, online=True, learned="learning_rate" in optimizer.names)
+    arguments.check_targets(model, x, y)
+    objective = arguments.objective_online(objective, validation_data, validation_split)
+    mode = Online(
+        number("tangent_decay", tangent_decay, least=0, most=1),
+        arguments.outer_optimizer_of(outer_optimizer),
+    )
+    if objective == "val_loss" or resample_validation is not None:
+        resample_validation = arguments.resampling(
+            resample_validation, None, validation_split, validation_data
+        )
+    epochs = number("epochs", epochs, least=1, whole=True)
+    initial_epoch = number("initial_epoch", initial_epoch, least=0, whole=True)
+    factor = number("divergence_factor", divergence_factor, above=1, optional=True)
+    seed = np.random.randint(2**31) if seed is None else seed
+    seed = number("seed", seed, least=0, whole=True)
+    data = split_data_of(
+        (x, y, sample_weight),
+        validation_data,
+        validation_split,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        class_weight=class_weight,
+        resample=resample_validation,
+        validation_batch_size=validation_batch_size or batch_size,
+        validation_steps=validation_steps,
+        shuffle=shuffle,
+    )
+    arguments.check_data_online(model, data, epochs, objective)
+    arguments.begin_online(optimizer)
+    loop = OnlineLoop(
+        mode.bind(model, data.train.spec),
+        data,
+        objective,
+        arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
+        arguments.validation_freq_of(validation_freq),
+        factor,
+    )
+    with raising_errors_of(data.train, data.validation):
+        return loop.run(initial_epoch, epochs, seed)
 
 
 def hypergradients(

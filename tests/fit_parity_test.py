@@ -1,7 +1,7 @@
-"""The parity contract: one outer step in which nothing moves is `model.fit`.
+"""The parity contract: where no hyperparameter moves, training is `model.fit`.
 
-Every case runs stock Keras and `keras_fds.fit` on the same model and data, and compares history,
-weights and the calls of callbacks.
+Every case runs stock Keras and one outer step of `keras_fds.fit`, or `keras_fds.fit_online`, on the
+same model and data, and compares history, weights and the calls of callbacks.
 """
 
 import keras
@@ -301,6 +301,22 @@ def assert_alike(received, expected, epochs=1):
 def test_one_outer_step_is_model_fit(name):
     epochs = CASES[name][-1].get("epochs", 1)
     assert_alike(ours(name), stock(name), epochs)
+
+
+@pytest.mark.sweep(
+    "arrays", "dataset, two epochs", "PyDataset validates", "steps_per_execution", "add_loss"
+)
+@pytest.mark.parametrize("name", CASES)
+def test_fit_online_that_moves_nothing_is_model_fit(name):
+    learned = keras_fds.Hyperparameter("momentum", 1, 0.5)
+    still = {"outer_optimizer": keras.optimizers.SGD(0.0), "tangent_decay": 0.5}
+    optimizer = keras_fds.HyperOptimizer(sgd(), [learned])
+    history, weights, calls = run(name, optimizer, keras_fds.fit_online, **still)
+    assert set(history.history.pop("momentum")) == {0.5}
+    for *_, logs in calls:
+        if "momentum" in logs:
+            logs.remove("momentum")
+    assert_alike((history, weights, calls), stock(name))
 
 
 @pytest.mark.sweep("a metric updated in call-forward", "several outputs-reverse")

@@ -1,71 +1,35 @@
 """Searches without hypergradients, by Optuna: what every other search is compared with.
 
     pip install "keras-fds[baselines]"
-    python -m trainers.black_box --config=configs/digits.py --workdir=runs/digits-tpe \
-        --sampler=tpe --space=decay --config.budget=40
-    python -m trainers.black_box --config=… --workdir=… --sampler=tpe --space=values --hyperband
+    python -m trainers.search --config=configs/digits.py --config.method=tpe --config.budget=40 \
+        --workdir=runs/digits-tpe
+    python -m trainers.search --config=… --workdir=… --config.method=tpe --config.space=values \
+        --config.hyperband
 
-Every trial is a plain training over the config's horizon with stock `model.fit`, from new weights,
-in one compiled step; its value is the validation loss at the end. --space=values gives the sampler
-every value that a search learns, --space=decay what an expert tunes: peak, warm-up and end of a
+`config.method` is the sampler: "random", "tpe" (multivariate), "gp" or "cma_es". Every trial is a
+plain training over the config's horizon with stock `model.fit`, from new weights, in one compiled
+step; its value is the validation loss at the end. With `config.space="values"` the sampler chooses
+every value that a search learns, with "decay" what an expert tunes: peak, warm-up and end of a
 cosine decay, and one number for everything else. Ranges are those that the default rule searches.
+`config.hyperband` ends poor trials early, after whole epochs.
 
 The folder --workdir then holds config.json, trials.log (Optuna's journal), history.csv (a row for
 every trial) and schedules.json (of the best trial), for `trainers.train`. The same command after
-an interrupt goes on. Several processes may run it at once: they share the trials. --storage is the
-URL of a database in place of the journal.
+an interrupt goes on. Several processes may run it at once: they share the trials. `config.storage`
+is the URL of a database in place of the journal.
 """
 
 import csv
-import dataclasses
-import json
+import itertools
 import pathlib
 
-from absl import flags
-
 from trainers import experiment, workdirs
-
-SAMPLERS = ("random", "tpe", "gp", "cma_es")
-SPACES = ("values", "decay")
-_SAMPLER = flags.DEFINE_enum("sampler", "tpe", SAMPLERS, "Which sampler.")
-_SPACE = flags.DEFINE_enum("space", "decay", SPACES, "What it chooses.")
-_HYPERBAND = flags.DEFINE_bool("hyperband", False, "End poor trials early, after whole epochs.")
-_STORAGE = flags.DEFINE_string("storage", None, "URL of a database; None: a file in --workdir.")
-flags.adopt_module_key_flags(experiment)
 
 JOURNAL = "trials.log"
 _KNOTS = 20  # Of a decay's learning rate.
 _LONGEST_WARMUP = 0.3
 _HIGHEST_END = 0.5  # In parts of the peak.
 _BROKEN_DOWN = 1e6  # The loss that a sampler gets for a training that broke down.
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a black box searches.
-
-    Args:
-        sampler: One of `SAMPLERS`. Defaults to `"tpe"`, multivariate.
-        space: One of `SPACES`. Defaults to `"decay"`.
-        hyperband: Whether poor trials end early. Defaults to `False`.
-        storage: The URL of a database. Defaults to `None`: a journal in the folder of results.
-
-    Raises:
-        ValueError: A name is unknown.
-    """
-
-    sampler: str = "tpe"
-    space: str = "decay"
-    hyperband: bool = False
-    storage: str | None = None
-
-    def __post_init__(self):
-        for name, known in (("sampler", SAMPLERS), ("space", SPACES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(known)}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
 
 
 def suggest(trial, hyperparameters, space):
@@ -75,7 +39,7 @@ def suggest(trial, hyperparameters, space):
         trial: An `optuna.Trial`.
         hyperparameters: List of `keras_fds.Hyperparameter`. With the space `"decay"` the learning
             rate must have knots.
-        space: One of `SPACES`.
+        space: `"values"` or `"decay"`.
     """
     import numpy as np
 
@@ -123,13 +87,12 @@ class Trials:
     Args:
         config: A `ml_collections.ConfigDict` like those of `configs/`; its lengths are `epochs` and
             `budget`.
-        space: One of `SPACES`.
 
     Raises:
         ValueError: Something in the config is unknown or does not fit.
     """
 
-    def __init__(self, config, space):
+    def __init__(self, config):
         import numpy as np
 
         experiment.check_config(config)
@@ -142,7 +105,8 @@ class Trials:
         self.epochs, self.budget = lengths["epochs"], lengths["budget"]
         if self.epochs != int(self.epochs):
             raise ValueError(f"A black box trains for whole epochs. Received: epochs={self.epochs}")
-        if space == "decay":
+        self.space = experiment.option(config, "space")
+        if self.space == "decay":
             config = _with_knots(config)
         self.config, self.arrays = config, experiment.load_arrays(config, "train")
         order = np.random.default_rng(config.seed).permutation(len(self.arrays.x))
@@ -207,13 +171,13 @@ class Trials:
         return {name: each[-1] for name, each in history.history.items()}
 
 
-def search(config, workdir, settings=None, tell=print):
+def search(config, workdir, overwrite=False, tell=print):
     """Runs trials until the budget is spent, and writes the results into a folder.
 
     Args:
-        config: See `Trials`.
+        config: See `Trials`; `method` is a sampler.
         workdir: Folder, made when it does not exist. Trials that it holds count.
-        settings: A `Settings`. Defaults to `Settings()`.
+        overwrite: Whether to replace older results there. Defaults to `False`.
         tell: Called with a line of text after each trial. Defaults to `print`.
 
     Returns:
@@ -227,30 +191,32 @@ def search(config, workdir, settings=None, tell=print):
 
     Example:
 
-    >>> search(configs.digits.get_config(), "runs/tpe", Settings("tpe", "decay")).best_value
+    >>> config = configs.digits.get_config()
+    >>> config.method = "tpe"
+    >>> search(config, "runs/tpe").best_value
     """
     import math
 
     import optuna
 
-    settings = settings or Settings()
-    trials = Trials(config, settings.space)
-    workdir = _begun(workdir, config, settings)
+    trials = Trials(config)
+    hyperband = experiment.option(config, "hyperband")
+    workdir = _begun(workdir, config, overwrite)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=f"{settings.sampler}, {settings.space}",
-        storage=_storage(settings.storage, workdir),
+        study_name=f"{config.method}, {trials.space}",
+        storage=_storage(experiment.option(config, "storage"), workdir),
         load_if_exists=True,
         pruner=optuna.pruners.HyperbandPruner(max_resource=int(trials.epochs))
-        if settings.hyperband
+        if hyperband
         else optuna.pruners.NopPruner(),
     )
     while spent(study) + 1 <= trials.budget + 1e-9:
         # Anew for every trial: what is random depends on the trials there are alone.
-        study.sampler = _sampler(settings.sampler, config.seed + 1000 * len(study.trials))
+        study.sampler = _sampler(config.method, config.seed + 1000 * len(study.trials))
         trial = study.ask()
-        values = suggest(trial, trials.hyperparameters, settings.space)
-        pruning = _Pruning(trial) if settings.hyperband else None
+        values = suggest(trial, trials.hyperparameters, trials.space)
+        pruning = _Pruning(trial) if hyperband else None
         try:
             logs = trials.train(values, config.seed + 1000 + trial.number, pruning)
         except optuna.TrialPruned:
@@ -261,7 +227,7 @@ def search(config, workdir, settings=None, tell=print):
             trial.set_user_attr("spent", 1.0)
             trial.set_user_attr("val_accuracy", logs.get("val_accuracy"))
             study.tell(trial, loss if math.isfinite(loss) else _BROKEN_DOWN)
-        _write(workdir, study, trials, settings.space)
+        _write(workdir, study, trials)
         done = study.trials[trial.number]
         early = "" if _is_complete(done) else " when it ended early"
         tell(
@@ -338,26 +304,27 @@ def _with_knots(config):
     return config
 
 
-def _begun(workdir, config, settings):
+def _begun(workdir, config, overwrite):
     """The folder as a path; it holds nothing, or earlier trials of the same search."""
-    from keras_fds import files
-
-    workdir = files.writable_directory(workdir, "workdir")
-    content = {"config": workdirs.search_config(config), **dataclasses.asdict(settings)}
-    path = workdir / "black_box.json"
-    if path.exists() and json.loads(path.read_text()) != content:
+    path = pathlib.Path(workdir)
+    content = workdirs.search_config(config)
+    goes_on = not overwrite and (path / JOURNAL).exists() and (path / "config.json").exists()
+    if goes_on and workdirs.search_config_of(path) != content:
         raise ValueError(
-            "The workdir holds trials of another config, sampler or space. Choose another one. "
+            "The workdir holds trials of another config. Choose another one, or pass --overwrite. "
             f"Received: workdir={workdir}"
         )
-    if not path.exists():
-        workdirs.check_workdir(workdir)
-        workdirs.write_json(path, content)
-    workdirs.write_config(workdir, config)
-    return workdir
+    path = workdirs.check_workdir(workdir, overwrite or goes_on)
+    if overwrite:
+        (path / JOURNAL).unlink(missing_ok=True)
+    if goes_on:
+        workdirs.write_config(path, config)
+    else:
+        workdirs.begin_workdir(path, config)
+    return path
 
 
-def _write(workdir, study, trials, space):
+def _write(workdir, study, trials):
     """Writes history.csv and schedules.json; any process writes what all have done."""
     import optuna
 
@@ -366,19 +333,20 @@ def _write(workdir, study, trials, space):
 
     def values(trial):
         fixed = optuna.trial.FixedTrial(trial.params)
-        return suggest(fixed, trials.hyperparameters, space)
+        return suggest(fixed, trials.hyperparameters, trials.space)
 
     done = [each for each in study.trials if each.state.is_finished()]
+    costs = itertools.accumulate(each.user_attrs.get("spent", 0.0) for each in done)
     rows = [
         {
             "trial": each.number,
             "complete": int(_is_complete(each)),
             "val_loss": each.value,
             "val_accuracy": each.user_attrs.get("val_accuracy"),
-            "spent": each.user_attrs.get("spent"),
+            "spent": cost,
             **{f"{n}[{k}]": v for n, of_one in values(each).items() for k, v in enumerate(of_one)},
         }
-        for each in done
+        for each, cost in zip(done, costs)
     ]
     with files.replacement(workdir / "history.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -390,24 +358,14 @@ def _write(workdir, study, trials, space):
         keras_fds.save_schedules(workdir / "schedules.json", trials.schedules(values(best)))
 
 
-def main():
-    """The program."""
-    workdir = pathlib.Path(experiment.WORKDIR.value)
-    settings = Settings(_SAMPLER.value, _SPACE.value, _HYPERBAND.value, _STORAGE.value)
-    try:
-        study = search(experiment.CONFIG.value, workdir, settings)
-    except ImportError as error:
-        print(f'{error}. Type: pip install "keras-fds[baselines]"')
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. The same command goes on with the trials of {workdir}.")
-        return 130
+def conclusion(workdir):
+    """The message about finished trials; `workdir` is a `pathlib.Path`."""
     train = experiment.trainer_command(
         "trainers.train", f"--schedules={workdir / 'schedules.json'}", f"--workdir={workdir}-train"
     )
-    print(f"\nBest validation loss: {study.best_value:.4f}\nTo train with it, type:\n  {train}")
-    return 0
-
-
-if __name__ == "__main__":
-    experiment.run(main)
+    done = workdirs.read_history(workdir)
+    losses = [row["val_loss"] for row in done if row["complete"]]
+    return (
+        f"\nThe lowest validation loss of {len(done)} trials: {min(losses):.4f}\n"
+        f"To train with its schedules, type:\n  {train}"
+    )

@@ -4,7 +4,7 @@
     python -m trainers.compare --config=… --workdir=… --methods=shared,cosine --seeds=3
 
 `config.methods` is a dict: for every method the fields of the config that it changes. A method
-learns schedules with every seed (`trainers.search`), then trains with them on the whole training
+learns with every seed (`trainers.search`), then trains with them on the whole training
 split and tests (`trainers.train`), with the same training seeds for all methods. Nothing is chosen
 by the test split.
 
@@ -21,7 +21,7 @@ import time
 from absl import flags
 
 from trainers import experiment, report, workdirs
-from trainers.search import search
+from trainers.search import learn
 from trainers.train import train
 
 _METHODS = flags.DEFINE_list("methods", None, "Which of the config's methods; None: all.")
@@ -93,7 +93,7 @@ def _run(config, method, seed, folder):
     """The record of a method with a seed."""
     config.seed = seed
     start = time.monotonic()
-    search(config, folder / "search", verbose=0)
+    learn(config, folder / "search", verbose=0)
     searched = time.monotonic()
     rows = workdirs.read_history(folder / "search")
     schedules = folder / "search" / "schedules.json"

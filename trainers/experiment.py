@@ -49,6 +49,11 @@ _FIELDS = (
     "train_epochs",
     "train_seeds",
 )
+# The factor by which a step shrinks the tangents; MARTHE's is a field of its own.
+_TANGENT_DECAYS = {"hd": 0.0, "rtho": 1.0, "marthe": None}
+SAMPLERS = ("random", "tpe", "gp", "cma_es")  # See `trainers.black_box`.
+METHODS = ("search", *_TANGENT_DECAYS, *SAMPLERS)
+SPACES = ("values", "decay")
 _COUNTS = ("batch_size", "validation_batch_size", "train_epochs", "train_seeds")
 
 
@@ -93,6 +98,17 @@ def check_config(config):
             "`normalisation` must be 'channel' or 'none'. "
             f"Received: normalisation={option(config, 'normalisation')!r}"
         )
+    for name, known in (("method", METHODS), ("space", SPACES)):
+        if option(config, name) not in known:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(map(repr, known))}. "
+                f"Received: {name}={config[name]!r}"
+            )
+    if is_online(config) and config.validation_training:
+        raise ValueError(
+            "`validation_training` is for method='search'. Leave it out. "
+            f"Received: method={config.method!r}"
+        )
     if option(config, "task"):
         from trainers import task
 
@@ -113,6 +129,16 @@ def option(config, name):
     """The value of one of `workdirs.OPTIONAL_FIELDS`."""
     value = config.get(name, workdirs.OPTIONAL_FIELDS[name])
     return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def is_online(config):
+    """Whether hyperparameters move within one training, see `trainers.online`."""
+    return option(config, "method") in _TANGENT_DECAYS
+
+
+def is_black_box(config):
+    """Whether Optuna chooses, see `trainers.black_box`."""
+    return option(config, "method") in SAMPLERS
 
 
 def _check_count(name, value):
@@ -141,6 +167,19 @@ def lengths(config):
         return {"epochs": epochs[0], "budget": config.budget}
     each = [epochs[min(i, len(epochs) - 1)] for i in range(config.outer_steps)]
     return {"epochs": each, "outer_steps": config.outer_steps}
+
+
+def online(config):
+    """Arguments of `keras_fds.fit_online` as a config describes them."""
+    epochs = lengths(config)["epochs"]
+    decay = _TANGENT_DECAYS[config.method]
+    return {
+        "epochs": epochs[-1] if isinstance(epochs, list) else epochs,
+        "tangent_decay": option(config, "tangent_decay") if decay is None else decay,
+        "outer_optimizer": _make(
+            "outer_optimizer", _optimizers(), option(config, "outer_optimizer")
+        ),
+    }
 
 
 def load_arrays(config, split):
@@ -185,28 +224,37 @@ def make_optimizer(config, schedules=None):
     >>> make_optimizer(configs.digits.get_config()).names
     ['learning_rate', 'momentum', 'weight_decay']
     """
-    import keras
-
     import keras_fds
     from trainers.decay_grid import DecayGrid
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
     if schedules is not None:
         _begin_with(schedules, hyperparameters)
-    optimizers = {
+    elif is_online(config):
+        for each in hyperparameters:
+            each.update(num_buckets=1, interpolation="constant")
+    rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
+    outer_rules = {rule.__name__: rule for rule in rules}
+    return keras_fds.HyperOptimizer(
+        _make("optimizer", _optimizers(), config.optimizer),
+        [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
+        outer=_make("outer", outer_rules, config.outer),
+    )
+
+
+def _optimizers():
+    """All optimizers that a config can name."""
+    import keras
+
+    import keras_fds
+
+    return {
         f"{package.__name__}.optimizers.{name}": value
         for package in (keras_fds, keras)
         for name, value in vars(package.optimizers).items()
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
         if name != "Optimizer"
     }
-    rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
-    outer_rules = {rule.__name__: rule for rule in rules}
-    return keras_fds.HyperOptimizer(
-        _make("optimizer", optimizers, config.optimizer),
-        [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
-        outer=_make("outer", outer_rules, config.outer),
-    )
 
 
 def differentiation(config):

@@ -7,6 +7,9 @@ config.json, schedules.json and model.keras (of the best outer step by the outer
 (one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
 the optimizer with its schedules in programs without keras_fds; and report.html.
 
+With --config.method=hd (or rtho, marthe) there is no search: see `trainers.online`. With
+--config.method=tpe (or random, gp, cma_es) Optuna searches: see `trainers.black_box`.
+
 To resume a search that was interrupted or killed, start the same command again. It ends as if it
 had not been interrupted. A finished search continues with a greater --config.budget.
 """
@@ -17,7 +20,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import experiment, report, workdirs
+from trainers import black_box, experiment, online, report, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -103,6 +106,30 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
     return history
 
 
+def learn(config, workdir, overwrite=False, verbose="auto", **options):
+    """Learns by the config's `method`, and writes the results into a folder.
+
+    Args:
+        config, workdir, overwrite, verbose: As in `search`, which `options` are for.
+
+    Returns:
+        The function that gives the message about the result, from the folder.
+
+    Raises:
+        ValueError: See `search`, `trainers.online.learn` and `trainers.black_box.search`.
+    """
+    experiment.check_config(config)
+    if experiment.is_online(config):
+        online.learn(config, workdir, overwrite, verbose)
+        return online.conclusion
+    if experiment.is_black_box(config):
+        tell = print if verbose else lambda line: None
+        black_box.search(config, workdir, overwrite, tell)
+        return black_box.conclusion
+    search(config, workdir, overwrite, verbose, **options)
+    return conclusion
+
+
 def write_report(config, workdir):
     """Writes `schedules.py` and `report.html` from the results in a search's folder.
 
@@ -165,25 +192,28 @@ def main():
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
     try:
-        search(
+        tell = learn(
             config,
             workdir,
             overwrite=experiment.OVERWRITE.value,
             check=CHECK.value,
             checkpoint_minutes=CHECKPOINT_MINUTES.value,
         )
+    except ImportError as error:
+        raise ValueError(f'{error}. Type: pip install "keras-fds[baselines]"') from error
     except BaseException:
         if _holds_results_of(config, workdir):
             with contextlib.suppress(OSError):  # The first error is the one to report.
                 write_report(config, workdir)
         raise
-    write_report(config, workdir)
+    if tell is conclusion:
+        write_report(config, workdir)
     if not (workdir / "schedules.json").exists():
         raise SystemExit(
             "No outer step had a finite validation loss, so nothing is learned. Start from smaller "
             "values, or clip gradients (`clipvalue`, `global_clipnorm`)."
         )
-    print(conclusion(workdir))
+    print(tell(workdir))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ OPTIONAL_FIELDS = {
     "initializer": "glorot_normal",
     "cache_dir": None,
     "task": None,
+    "method": "search",
+    "tangent_decay": 0.99,
+    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.01},
+    "space": "decay",
+    "hyperband": False,
+    "storage": None,
 }
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
@@ -99,6 +105,11 @@ def search_config(config):
     older versions can be resumed.
     """
     return _of_the_search(json.loads(json.dumps(_finite(config.to_dict()))))
+
+
+def search_config_of(workdir):
+    """The same of the config that a folder holds."""
+    return _of_the_search(json.loads((workdir / "config.json").read_text()))
 
 
 def _of_the_search(fields):

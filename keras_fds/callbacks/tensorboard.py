@@ -14,6 +14,8 @@ from keras_fds.search import check_searching
 
 # TensorBoard keeps every point of a curve of up to this length.
 _MOST_POINTS = 400
+# Hyperparameters of more buckets have no scalar for each of them.
+_MOST_BUCKETS = 100
 # The runs whose event files a search replaces, and how their names end.
 _RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
 _SUFFIX = ".keras_fds"
@@ -110,10 +112,10 @@ class TensorBoard(ByRecords):
         with self._run(run):
             _write_curves(schedules_of(record))
         self._writers.pop(run).close()
-        best = [each.logs["val_loss"] for each in records if each.outcome == "best"]
+        best = [each.logs.get("val_loss") for each in records if each.outcome == "best"]
         with self._run("search"):
             _write_buckets(record)
-            if best:
+            if best and best[-1] is not None:
                 tf.summary.scalar("best_val_loss", best[-1], step=outer_step)
             figure = picture_of(records)
             tf.summary.image("schedules", pixels(figure)[np.newaxis], step=outer_step)
@@ -159,6 +161,8 @@ def _write_buckets(record):
         ("one_deviation_above", above),
     ):
         for name, numbers in by_name.items():
+            if len(numbers) > _MOST_BUCKETS:
+                continue
             for k, number in enumerate(numbers):
                 tf.summary.scalar(f"{name}/bucket_{k}/{kind}", number, step=record.outer_step)
 

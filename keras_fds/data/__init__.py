@@ -7,5 +7,12 @@ from keras_fds.data.datasets import (
     raising_errors_of,
     telling_of_the_end,
 )
-from keras_fds.data.sources import get_batch, in_graph, is_streamed, materialize, size_in_bytes
+from keras_fds.data.sources import (
+    get_batch,
+    in_graph,
+    is_streamed,
+    materialize,
+    replayable,
+    size_in_bytes,
+)
 from keras_fds.data.split import not_finite_in, split_data_of

@@ -92,6 +92,12 @@ def materialize(iterator, count):
     return MaterializedSource(tf.nest.pack_sequence_as(batches[0], joined), begins)
 
 
+def replayable(batches):
+    """A source of all batches, each of which can be taken any number of times."""
+    source = batches.start()
+    return materialize(source, batches.num_batches) if is_streamed(source) else source
+
+
 def size_in_bytes(structure):
     """Memory of a structure of tensors or variables."""
     tensors = [t for t in tf.nest.flatten(structure) if t is not None]

@@ -85,6 +85,8 @@ def split_data_of(
 ):
     """The `SplitData` of a search, from `(x, y, sample_weight)` to train on.
 
+    Without validation data its `validation` is `None`.
+
     The other arguments mean what they mean in `fit`; `resample` is its `resample_validation`.
     """
     if validation_data is not None:
@@ -99,6 +101,9 @@ def split_data_of(
             ),
             shuffle,
         )
+    if not validation_split:
+        batches = make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight)
+        return SplitData(batches, None, shuffle)
     if isinstance(train[0], (tf.data.Dataset, keras.utils.PyDataset)):
         raise ValueError("`validation_split` needs arrays. With a dataset pass `validation_data`.")
     held_out_data = arrays_of(train, None, _TRAINING)

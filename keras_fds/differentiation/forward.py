@@ -81,9 +81,9 @@ class Forward(Mode):
         size = size_in_bytes(self.step.variables.differentiable)
         return [*super().memory(horizon), ("tangents", self.num_tangents * size)]
 
-    def reset(self, horizon, divergence_factor=None):
+    def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run with zero tangents; see `Mode`."""
-        super().reset(horizon, divergence_factor)
+        super().reset(horizon, divergence_factor, fresh_slots)
         self._make_tangents()
         for tangent in tf.nest.flatten(self.tangents):
             tangent.assign(tf.zeros_like(tangent))
@@ -132,9 +132,7 @@ class Forward(Mode):
         return loss
 
     def _step_with_tangents(self, state, hyperparameters, batch, moving, rates):
-        of_weights, of_statistics, of_slots = tf.nest.map_structure(
-            lambda tangent: tf.gather(tangent, moving), self.tangents
-        )
+        of_weights, of_statistics, of_slots = self._carried(moving)
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
@@ -145,7 +143,7 @@ class Forward(Mode):
             self.tangent_chunk_size,
         )
         loss, outputs, counters, slices = extra
-        of_gradients, of_statistics = products
+        of_gradients, of_statistics = products or (None, None)
         (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
             self.step.update_stage(state, slices),
             (state.weights, state.slots, of_optimizer, gradients),
@@ -153,10 +151,14 @@ class Forward(Mode):
             self.tangent_chunk_size,
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
-        new_tangents = tf.nest.flatten((of_weights, of_statistics, of_slots))
-        for variable, value in zip(tf.nest.flatten(self.tangents), new_tangents):
-            variable.scatter_update(tf.IndexedSlices(value, moving))
+        for variables, values in zip(self.tangents, (of_weights, of_statistics, of_slots)):
+            for variable, value in zip(variables, values or ()):
+                variable.scatter_update(tf.IndexedSlices(value, moving))
         return after, loss, outputs
+
+    def _carried(self, moving):
+        """The tangents that go through a step, three lists; `None` where they are zero."""
+        return tf.nest.map_structure(lambda tangent: tf.gather(tangent, moving), self.tangents)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
         """`{name: [moving]}`, the step's row of the sharing matrix: one-hot in a bucket."""

@@ -59,9 +59,10 @@ class InnerStep:
         self._gradients = with_fixed_rng(self.model.gradients)
         self._validate_batches = tf_compilation.compiled(self._validate_in_graph)
 
-    def reset(self, horizon, divergence_factor=None):
-        """Fresh optimizer slots, for a run of that many inner steps."""
-        self.hyper_optimizer.reset_slots()
+    def reset(self, horizon, divergence_factor=None, fresh_slots=True):
+        """Begins a run of that many inner steps; see `Mode`."""
+        if fresh_slots:
+            self.hyper_optimizer.reset_slots()
         self.hyper_optimizer.begin_schedules(horizon)
         self.detector.reset(divergence_factor)
 

@@ -25,14 +25,19 @@ def jacobian_vector_products(function, primals, tangents, chunk_size=None):
     Args:
         function: Takes `*primals`, returns `(outputs, extra)`, two structures of tensors.
         primals: Tuple of structures of floating-point tensors.
-        tangents: The same structure, each tensor with one more leading axis of length K.
+        tangents: The same structure, each tensor with one more leading axis of length K. An
+            argument with `None` in its place is constant.
         chunk_size: Number of tangents that are pushed at once. It bounds the memory of
             intermediate results. Defaults to `None`, all.
 
     Returns:
         `(outputs, extra, products)`; `products` has the structure of `outputs` with the
-        leading axis K. Outputs that do not depend on the primals have zero products.
+        leading axis K. Outputs that do not depend on the primals have zero products. Where all
+        arguments are constant, `products` is `None`.
     """
+    if all(tangent is None or not tf.nest.flatten(tangent) for tangent in tangents):
+        return *with_fixed_rng(function)(*primals), None
+    function, primals, tangents = _without_constants(function, primals, tangents)
     tf.nest.assert_same_structure(primals, tangents, check_types=False)
     function = with_fixed_rng(function)
     outputs, extra = function(*primals)
@@ -56,6 +61,18 @@ def jacobian_vector_products(function, primals, tangents, chunk_size=None):
         except Exception:
             raise error  # noqa: B904
     return outputs, extra, products
+
+
+def _without_constants(function, primals, tangents):
+    """The same without the arguments that are constant."""
+    moves = [tangent is not None for tangent in tangents]
+
+    def of_moving(*arguments):
+        moving = iter(arguments)
+        return function(*(next(moving) if m else primal for m, primal in zip(moves, primals)))
+
+    chosen = ([each for each, m in zip(group, moves) if m] for group in (primals, tangents))
+    return of_moving, *map(tuple, chosen)
 
 
 def with_fixed_rng(function):

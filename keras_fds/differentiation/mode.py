@@ -74,15 +74,16 @@ class Mode:
         return [("state", size_in_bytes(self.step.variables))]
 
     # ------------------------------------------------------------------------------ a run
-    def reset(self, horizon, divergence_factor=None):
-        """Begins a run, with fresh optimizer slots.
+    def reset(self, horizon, divergence_factor=None, fresh_slots=True):
+        """Begins a run.
 
         Args:
             horizon: Number of inner steps.
             divergence_factor: See `DivergenceDetector`. Defaults to `None`, infinity.
+            fresh_slots: Whether the optimizer's slots begin anew. Defaults to `True`.
         """
         self.horizon, self.step.in_use = int(horizon), True
-        self.step.reset(self.horizon, divergence_factor)
+        self.step.reset(self.horizon, divergence_factor, fresh_slots)
 
     def run(self, source, position, inner_step, count):
         """Runs `count` inner steps, or fewer when the run is given up.

@@ -134,9 +134,9 @@ class Reverse(Mode):
                 f"differentiation='forward'. Left for states: {max(allowed, 0):.0f} bytes"
             )
 
-    def reset(self, horizon, divergence_factor=None):
+    def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run without kept states; see `Mode`."""
-        super().reset(horizon, divergence_factor)
+        super().reset(horizon, divergence_factor, fresh_slots)
         _, self.keeps_all = self.states_kept(horizon)
         self.stride = int(np.ceil(np.sqrt(horizon)))
         self.blocks = []

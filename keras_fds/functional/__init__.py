@@ -3,11 +3,12 @@
 from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
 from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
 from keras_fds.functional.learned_numbers import is_multiplier, multiplied_variables
-from keras_fds.functional.model import StatelessModel, kept_with
+from keras_fds.functional.model import StatelessModel, forget_compiled, kept_with
 from keras_fds.functional.optimizer import (
     StatelessOptimizer,
     build_optimizer,
     fresh_slots,
+    replace_variable,
     with_hyperparameters,
 )
 from keras_fds.functional.rebuild import (

@@ -30,6 +30,12 @@ def kept_with(model):
     return kept.things
 
 
+def forget_compiled(model):
+    """Lets a model compile anew what depends on its optimizer."""
+    kept_with(model).clear()
+    model.train_function = None
+
+
 class StatelessModel:
     """A compiled, built Keras model as pure functions of its state.
 

@@ -131,6 +131,11 @@ def _as_keras_has_it(weight, gradient, rows):
     return gradient if rows is None else tf.IndexedSlices(gradient, rows, tf.shape(weight))
 
 
+def replace_variable(optimizer, old, new):
+    """Puts another variable in the place of one of a Keras optimizer's own."""
+    keras_optimizers.replace_variable(optimizer, old, new)
+
+
 def fresh_slots(optimizer, names, trainable_variables):
     """Start values of all variables of a Keras optimizer, as a list of arrays."""
     twin = type(optimizer).from_config(keras_optimizers.config_of(optimizer))

@@ -32,6 +32,16 @@ def trained_variables(optimizer):
     return optimizer._trainable_variables
 
 
+def replace_variable(optimizer, old, new):
+    """Puts another variable in the place of one of an optimizer's own, which is saved there."""
+    tracker = vars(optimizer).pop("_tracker")  # It would track the variables a second time.
+    optimizer._variables = [new if each is old else each for each in optimizer._variables]
+    optimizer._tracker = tracker
+    is_variable, _ = tracker.config["variables"]
+    tracker.config["variables"] = is_variable, optimizer._variables
+    tracker.stored_ids["variables"] ^= {id(old), id(new)}
+
+
 def has_learning_rate_schedule(optimizer):
     """Whether the optimizer's learning rate is a schedule or a callable, not a number."""
     return not isinstance(optimizer._learning_rate, keras.Variable)

@@ -167,8 +167,80 @@ def check_data(model, data, horizons):
     check_buckets(model.optimizer, min(horizons))
 
 
-def check_callbacks(callbacks):
-    """Raises a `ValueError` for objects that are not callbacks or that set the learning rate."""
+def begin_online(optimizer):
+    """Raises a `ValueError` unless the optimizer learns single values; begins with them.
+
+    After an earlier `fit_online` these are its last ones.
+    """
+    if optimizer.search and optimizer.search.mode == "online":
+        optimizer.divide({name: values[-1:] for name, values in optimizer.values.items()})
+        return
+    for hyperparameter in optimizer.hyperparameters:
+        if hyperparameter.num_buckets > 1:
+            raise ValueError(
+                f"{hyperparameter.name!r} has {hyperparameter.num_buckets} values, and fit_online "
+                "moves one value while the weights train. Make the Hyperparameter with "
+                f"num_buckets=1. Received: num_buckets={hyperparameter.num_buckets}"
+            )
+
+
+def objective_online(objective, validation_data, validation_split):
+    """`objective` of `fit_online`: `"val_loss"` or `"loss"`."""
+    has_validation = validation_data is not None or bool(validation_split)
+    if objective is None:
+        return "val_loss" if has_validation else "loss"
+    if objective not in ("loss", "val_loss"):
+        raise ValueError(
+            f"`objective` must be 'loss' or 'val_loss'. Received: objective={objective!r}"
+        )
+    if objective == "val_loss" and not has_validation:
+        raise ValueError(
+            "objective='val_loss' needs validation data: pass `validation_split` or "
+            "`validation_data`."
+        )
+    return objective
+
+
+def validation_freq_of(validation_freq):
+    """`validation_freq`, as in Keras: a number, or the epochs after which to validate."""
+    if isinstance(validation_freq, (list, tuple, set)):
+        return validation_freq
+    return number("validation_freq", validation_freq, least=1, whole=True)
+
+
+def outer_optimizer_of(outer_optimizer):
+    """`outer_optimizer` of `fit_online`."""
+    if outer_optimizer is None:
+        return keras.optimizers.Adam(0.01)
+    if isinstance(outer_optimizer, HyperOptimizer) or not isinstance(
+        outer_optimizer, keras.optimizers.Optimizer
+    ):
+        raise ValueError(
+            "`outer_optimizer` must be a stock keras.optimizers.Optimizer, such as "
+            f"keras.optimizers.SGD(0.001). Received: outer_optimizer={outer_optimizer!r}"
+        )
+    return outer_optimizer
+
+
+def check_data_online(model, data, epochs, objective):
+    """Raises a `ValueError` when model, data and the length of `fit_online` do not fit together."""
+    specs = tf.nest.flatten(data.validation.spec) if objective == "val_loss" else []
+    if not all(spec is None or isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ValueError(
+            "Sparse and ragged validation batches cannot be taken in turn. Pass dense ones, or "
+            "objective='loss'."
+        )
+    check_batched(model, data.train.spec)
+    check_passes(data.train, epochs * data.num_batches)
+    if data.validation is not None:
+        check_same_shapes(data.train.spec, data.validation.spec)
+
+
+def check_callbacks(callbacks, online=False, learned=True):
+    """Raises a `ValueError` for objects that are not callbacks or that set the learning rate.
+
+    In `fit_online` these are refused only where the learning rate is learned.
+    """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
@@ -177,7 +249,17 @@ def check_callbacks(callbacks):
             raise ValueError(
                 f"`callbacks` must be keras.callbacks.Callback objects. Received: {callback!r}"
             )
-        if isinstance(callback, setters):
+        if online and getattr(callback, "saves_search", False):
+            raise ValueError(
+                f"The callback {type(callback).__name__} keeps a search for `keras_fds.fit`. In "
+                "fit_online use keras.callbacks.BackupAndRestore."
+            )
+        if isinstance(callback, setters) and online and learned:
+            raise ValueError(
+                f"The callback {type(callback).__name__} sets the learning rate, which fit_online "
+                "moves. Leave it out, or do not learn 'learning_rate'."
+            )
+        if isinstance(callback, setters) and not online:
             refuse_rate_setters(f"The callback {type(callback).__name__} sets")
 
 
@@ -266,29 +348,30 @@ def check_searching(callback):
             f"keras_fds.callbacks.{name} shows learned schedules: compile the model with a "
             f"keras_fds.HyperOptimizer. Received: optimizer={optimizer}"
         )
-    if not optimizer.searching:
+    if not (optimizer.searching or optimizer.moves_online):
         raise ValueError(
             f"keras_fds.callbacks.{name} is for keras_fds.fit, which learns schedules. Leave it "
             "out in `model.fit`, which trains with them."
         )
 
 
-def callback_list(callbacks, model, verbose, outer_steps, horizon, progress):
-    """Keras's list of the callbacks of a search; adds `progress` if there is no progress bar."""
+def callback_list(callbacks, model, verbose, epochs, steps, progress=None):
+    """Keras's list of callbacks; adds `progress`, or Keras's bar, if there is no progress bar."""
     if verbose == "auto":  # A bar in a terminal or notebook, else one line per outer step.
         verbose = 1 if sys.stdout.isatty() or "ipykernel" in sys.modules else 2
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.tree.flatten(callbacks) if callbacks else []
         # Callbacks that save come last: they save what the others have changed.
         callbacks.sort(key=_saves)
+        progress = progress or (verbose and keras.callbacks.ProgbarLogger())
         if progress and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks):
             callbacks.append(progress)
         callbacks = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
             verbose=verbose,
-            epochs=outer_steps,
-            steps=horizon,
+            epochs=epochs,
+            steps=steps,
             model=model,
         )
     # The outer loop sets the horizon itself.

@@ -6,7 +6,6 @@ import itertools
 import time
 import warnings
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,6 +13,7 @@ from keras_fds.data import not_finite_in
 from keras_fds.internals import keras_optimizers
 from keras_fds.outer import Observation
 from keras_fds.search.arguments import refuse_rate_setters
+from keras_fds.search.calls import Pace, logs_of, validate
 from keras_fds.search.state import (
     BROKE_DOWN,
     MEASURED,
@@ -23,15 +23,10 @@ from keras_fds.search.state import (
     Search,
 )
 
-# A compiled call runs as many inner steps as fit in this time, so progress and interrupts come at a
-# steady pace whatever a step costs.
-_SECONDS_A_CALL = 0.3
 _NO_BEST = (
     "The search ends: training broke down in every outer step. Start from smaller values, clip "
     "gradients (`clipvalue`, `global_clipnorm`), and check that the data are finite."
 )
-_TRAIN_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
-_TEST_HOOKS = ("on_test_batch_begin", "on_test_batch_end")
 
 
 class OuterLoop:
@@ -59,11 +54,7 @@ class OuterLoop:
         self.problem = problem
         self.validation_training = validation_training
         self.divergence_factor = divergence_factor
-        self.steps_a_call = self.model.steps_per_execution
-        has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
-        self.paces_itself = self.steps_a_call == 1 and not has_hooks
-        self.has_hooks = has_hooks
-        self.validates_by_batch = _overrides(callbacks, _TEST_HOOKS)
+        self.pace = Pace(self.model, callbacks)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
         self.going_on = None  # The `PartialOuterStep` to resume.
@@ -152,7 +143,7 @@ class OuterLoop:
             return False
         self.mode = self.modes[proposal.with_hypergradients]
         begun = partial.metrics, [tuple(v.shape) for v in partial.state]
-        now = list(_logs(self.model)), [tuple(v.shape) for v in self.variables()]
+        now = list(logs_of(self.model)), [tuple(v.shape) for v in self.variables()]
         return begun == now and partial.is_of(proposal)
 
     def skip_outer_steps(self, number):
@@ -192,7 +183,7 @@ class OuterLoop:
         model, search, horizon = self.model, self.search, proposal.horizon
         mode = self.mode = self.modes[proposal.with_hypergradients]
         self.guarded_variables = []  # What hypergradients depend on and callbacks may reach.
-        if self.has_hooks:
+        if self.pace.has_hooks:
             self.guarded_variables = [*mode.protected_variables, *self.optimizer.schedule_variables]
         self.callbacks.set_params({**self.callbacks.params, "steps": horizon})
         shuffling, splitting, weight_seed = search.randomness(outer_step)
@@ -206,7 +197,7 @@ class OuterLoop:
         self.check_rate()
         mode.check_trainable()
         steps, ok = self.inner_steps(train, proposal)
-        logs = _logs(model)
+        logs = logs_of(model)
         if not ok:
             self.tell_of_break_down(outer_step, steps, horizon)
             missing = {f"val_{name}": np.nan for name in logs}
@@ -234,22 +225,22 @@ class OuterLoop:
             if consumed == 0:
                 source = train.start()
                 position.within[0].append(0)
-            count = min(self.steps_a_call, horizon - done, train.pass_length - consumed)
+            count = min(self.pace.steps, horizon - done, train.pass_length - consumed)
             with self.guarded(done):
                 self.callbacks.on_train_batch_begin(done)
             start = time.monotonic()
             steps, ok = self.mode.run(source, consumed, done, count)
-            self.pace(time.monotonic() - start)
+            self.pace.learn(time.monotonic() - start)
             position.inner_step += steps
             position.within[0][-1] += steps
-            logs = _logs(self.model)
+            logs = logs_of(self.model)
             if ok and self.mode.checkpoint_variables is not None:
                 self.search.partial = PartialOuterStep(proposal, list(logs), self.variables())
             else:
                 self.search.partial = None
             # With `steps_per_execution` Keras counts a short call as whole.
             whole = ok and self.model.steps_per_execution > 1
-            last = done + (self.steps_a_call if whole else steps)
+            last = done + (self.pace.steps if whole else steps)
             with self.guarded(position.inner_step):
                 self.callbacks.on_train_batch_end(last - 1, logs)
             if not ok or self.model.stop_training:
@@ -260,18 +251,10 @@ class OuterLoop:
         """The validation loss and its error; adds it and the metrics to the logs."""
         model = self.model
         of_training = [(variable, variable.numpy()) for variable in model.metrics_variables]
-        self.callbacks.on_test_begin()
-        model.reset_metrics()
-        model.stop_evaluating = False
-        loss, error = self.mode.validate(
-            validation.start(),
-            validation.num_batches,
-            self.validation_training,
-            self.test_batch if self.validates_by_batch else None,
+        loss, error, found = validate(
+            self.mode, validation, self.validation_training, self.callbacks
         )
-        validation_logs = {**_logs(model), "loss": loss}
-        self.callbacks.on_test_end(validation_logs)
-        logs.update({f"val_{name}": value for name, value in validation_logs.items()})
+        logs.update(found)
         if self.interrupted:
             for variable, value in of_training:  # A resumed search continues from these.
                 variable.assign(value)
@@ -338,22 +321,6 @@ class OuterLoop:
             variable.assign(tf.cast(array, variable.dtype))
         return train.replay(self.search.position.within[0])
 
-    def pace(self, seconds):
-        """Chooses the number of steps of the next compiled call from the last one's time."""
-        if not self.paces_itself:
-            return
-        if seconds < _SECONDS_A_CALL / 2:
-            self.steps_a_call *= 2
-        elif seconds > _SECONDS_A_CALL and self.steps_a_call > 1:
-            self.steps_a_call //= 2
-
-    @contextlib.contextmanager
-    def test_batch(self, first, last):
-        """While open, a compiled call of the validation runs, between the callbacks' hooks."""
-        self.callbacks.on_test_batch_begin(first)
-        yield
-        self.callbacks.on_test_batch_end(last, _logs(self.model))
-
     @contextlib.contextmanager
     def guarded(self, done):
         """Raises a `ValueError` when callbacks assign, within a run, what it depends on."""
@@ -414,36 +381,5 @@ class OuterLoop:
             )
 
 
-def _overrides(callbacks, hooks):
-    """Whether a callback has hooks that must be called for every batch."""
-    return any(
-        name in vars(callback) or getattr(type(callback), name).__module__ not in _BY_CALL
-        for callback in callbacks.callbacks
-        for name in hooks
-        # Progress and checkpoints need no call for every batch.
-        if not getattr(callback, "acts_between_calls", False)
-    )
-
-
-_BY_CALL = tuple(
-    kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger)
-)
-
-
 def _as_lists(arrays):
     return {name: array.tolist() for name, array in arrays.items()}
-
-
-def _logs(model):
-    return _as_numbers(model.get_metrics_result())
-
-
-def _as_numbers(results):
-    """Metrics as Python numbers, also those in dictionaries; lists if they are not scalars."""
-    numbers = {}
-    for name, value in results.items():
-        if isinstance(value, dict):
-            numbers.update(_as_numbers(value))
-        else:
-            numbers[name] = keras.ops.convert_to_numpy(value).tolist()
-    return numbers

@@ -39,6 +39,17 @@ def test_products_equal_the_known_jacobian():
         np.testing.assert_allclose(products[name], value, rtol=1e-14)
 
 
+def test_an_argument_without_tangents_is_constant():
+    _, of_y = tangents(4)
+    _, _, products = jacobian_vector_products(function, PRIMALS, (None, of_y))
+    zeros = {"a": tf.zeros([4, 2], tf.float64)}
+    for name, value in expected((zeros, of_y)).items():
+        np.testing.assert_allclose(products[name], value, rtol=1e-14)
+    outputs, extra, products = jacobian_vector_products(function, PRIMALS, (None, None))
+    np.testing.assert_allclose(outputs["product"], [1.5, -2.0])
+    assert int(extra) == 7 and products is None
+
+
 def test_one_trace_serves_every_number_of_tangents():
     traces = []
 

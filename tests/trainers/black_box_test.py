@@ -8,13 +8,14 @@ import pytest
 
 import keras_fds
 from configs import digits
-from trainers import black_box, train
+from trainers import black_box, experiment, search, train
 
 FIRST = optuna.trial.FixedTrial
 
 
 def config_of(**changes):
     config = digits.get_config()
+    config.method = "tpe"
     config.network = "mlp"
     config.epochs = (3,)
     config.budget = 2.0
@@ -53,7 +54,7 @@ def test_trials_are_counted_and_the_best_schedules_written(searched, tmp_path):
 
 def test_a_trial_is_stock_training_with_its_schedules(searched):
     _, study, _ = searched
-    trials = black_box.Trials(config_of(), "decay")
+    trials = black_box.Trials(config_of())
     values = black_box.suggest(FIRST(study.trials[1].params), trials.hyperparameters, "decay")
     again = trials.train(values, seed=1001)
     assert again["val_loss"] == study.trials[1].value
@@ -69,8 +70,8 @@ def test_more_budget_goes_on(searched):
 
 
 def test_hyperband_ends_trials_early_and_counts_their_part(tmp_path):
-    settings = black_box.Settings("random", "values", hyperband=True)
-    study = black_box.search(config_of(budget=4.0), tmp_path, settings, tell=lambda line: None)
+    config = config_of(budget=4.0, method="random", space="values", hyperband=True)
+    study = black_box.search(config, tmp_path, tell=lambda line: None)
     states = [trial.state for trial in study.trials]
     assert optuna.trial.TrialState.PRUNED in states and optuna.trial.TrialState.COMPLETE in states
     for trial, row in zip(study.trials, rows(tmp_path)):
@@ -121,8 +122,21 @@ def test_what_does_not_fit_is_refused(tmp_path, changes, words):
     assert not (tmp_path / "new").exists()
 
 
-def test_other_trials_are_refused(searched, tmp_path):
-    with pytest.raises(ValueError, match="another config, sampler or space"):
-        black_box.search(config_of(), searched[0], black_box.Settings("random"))
-    with pytest.raises(ValueError, match="`sampler` must be one of random, tpe"):
-        black_box.Settings("grid")
+def test_other_results_are_refused(searched, tmp_path):
+    with pytest.raises(ValueError, match="trials of another config"):
+        black_box.search(config_of(method="random"), searched[0])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        black_box.search(config_of(), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["method", "space"])
+def test_unknown_words_are_refused(field):
+    with pytest.raises(ValueError, match=f"`{field}` must be one of '"):
+        experiment.check_config(config_of(**{field: "grid"}))
+
+
+def test_it_is_a_method_of_the_search(tmp_path):
+    tell = search.learn(config_of(budget=1.0), tmp_path / "search", verbose=0)
+    assert tell is black_box.conclusion
+    assert (tmp_path / "search" / "schedules.json").exists()
