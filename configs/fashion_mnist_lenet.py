@@ -54,7 +54,7 @@ def get_config():
     # Or "hd", "rtho", "marthe": one training in which the hyperparameters move.
     config.method = "search"
     config.tangent_decay = 0.99  # Of "marthe".
-    config.outer_optimizer = {"name": "keras.optimizers.Adam", "learning_rate": 0.01}
+    config.outer_optimizer = {"name": "keras.optimizers.Adam", "learning_rate": 0.03}
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 5

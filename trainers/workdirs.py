@@ -16,7 +16,7 @@ OPTIONAL_FIELDS = {
     "cache_dir": None,
     "method": "search",
     "tangent_decay": 0.99,
-    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.01},
+    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.03},
 }
 CHECKPOINTS = "checkpoints"
 _RESULTS = (
