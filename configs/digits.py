@@ -55,7 +55,7 @@ def get_config():
     # Optuna: "random", "tpe", "gp", "cma_es".
     config.method = "search"
     config.tangent_decay = 0.99  # Of "marthe".
-    config.outer_optimizer = {"name": "keras.optimizers.Adam", "learning_rate": 0.01}
+    config.outer_optimizer = {"name": "keras.optimizers.Adam", "learning_rate": 0.03}
     config.space = "decay"  # Of a black box. Or "values": all that a search learns.
     config.hyperband = False  # Whether a black box ends poor trials early.
     config.storage = config_dict.placeholder(str)  # URL of a database; None: a file.

@@ -276,7 +276,7 @@ def fit_online(
         outer_optimizer: The stock Keras optimizer that moves the hyperparameters' coordinates,
             which it counts in units of their `step_size`. With `keras.optimizers.SGD(...)` and a
             `step_size` of 1, the steps are those of the papers. Defaults to `None`,
-            `keras.optimizers.Adam(0.01)`: a step moves a coordinate by about a hundredth of its
+            `keras.optimizers.Adam(0.03)`: a step moves a coordinate by at most about 3% of its
             `step_size`.
         objective: The loss that has the hypergradients: `"val_loss"`, that of the validation
             batches in turn, which are kept in memory; or `"loss"`, that of the next training

@@ -24,7 +24,7 @@ OPTIONAL_FIELDS = {
     "task": None,
     "method": "search",
     "tangent_decay": 0.99,
-    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.01},
+    "outer_optimizer": {"name": "keras.optimizers.Adam", "learning_rate": 0.03},
     "space": "decay",
     "hyperband": False,
     "storage": None,

@@ -211,7 +211,7 @@ def validation_freq_of(validation_freq):
 def outer_optimizer_of(outer_optimizer):
     """`outer_optimizer` of `fit_online`."""
     if outer_optimizer is None:
-        return keras.optimizers.Adam(0.01)
+        return keras.optimizers.Adam(0.03)
     if isinstance(outer_optimizer, HyperOptimizer) or not isinstance(
         outer_optimizer, keras.optimizers.Optimizer
     ):

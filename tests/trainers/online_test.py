@@ -59,7 +59,7 @@ def test_the_program_writes_what_trainers_train_reads(tmp_path, digits_dir, run_
 def test_a_method_is_a_decay(method, decay, digits_dir):
     found = experiment.online(small_config(digits_dir, method=method))
     assert (found["tangent_decay"], found["epochs"]) == (decay, 2)
-    assert float(found["outer_optimizer"].learning_rate) == pytest.approx(0.01)
+    assert float(found["outer_optimizer"].learning_rate) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize(
