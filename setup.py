@@ -59,7 +59,7 @@ setuptools.setup(
     ],
     extras_require={
         "trainers": TRAINERS,
-        "baselines": [OPTUNA, "cmaes", "torch", *TRAINERS],  # Its Gaussian process needs torch.
+        "baselines": [OPTUNA, *TRAINERS],
         "test": TEST + TRAINERS,
         "docs": DOCS,
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW],

@@ -43,6 +43,8 @@ def get_config():
     config.train_epochs = 2
     config.methods = {
         "learned": {},
+        "tpe_values": methods.black_box(epochs=2, budget=12.0, space="values"),
+        "tpe_decay": methods.black_box(epochs=2, budget=12.0, hyperparameters=tuple(schedules)),
         "learned_schedules": {"hyperparameters": tuple(schedules)},
         "cosine": methods.decay_grid(
             epochs=2,

@@ -20,6 +20,7 @@ Measured: see docs/results/paper.md, with what two cores can run.
 from configs import digits
 from trainers import methods
 
+NUMBERS = ({"name": "learning_rate"}, {"name": "momentum"}, {"name": "weight_decay"})
 GRID = {
     "learning_rate": (0.01, 0.03, 0.1, 0.3),
     "momentum": (0.9,),
@@ -52,6 +53,7 @@ def get_config():
     config.train_seeds = 1
     config.methods = {
         "paper": {},
+        "greedy": methods.greedy(epochs=10, hyperparameters=NUMBERS),
         "default_rule": methods.default_rule(epochs=10),
         "cosine": methods.decay_grid(epochs=10, **GRID),
     }

@@ -10,7 +10,7 @@ tangents; a smaller grid.
     python -m trainers.train --config=configs/figure_1_cifar10_short.py \
         --schedules=runs/figure_1-search/schedules.json --workdir=runs/figure_1-train
     python -m trainers.compare --config=configs/figure_1_cifar10_short.py \
-        --workdir=runs/figure_1_cifar10_short --seeds=3 --methods=default_rule,cosine
+        --workdir=runs/figure_1_cifar10_short --seeds=3 --methods=default_rule,greedy,cosine
     python -m trainers.figures --figure=1 --results=runs/figure_1_cifar10_short
 
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
@@ -33,6 +33,7 @@ def get_config():
     config.train_epochs = 3
     config.methods = {
         "paper": {},
+        "greedy": methods.greedy(epochs=1, hyperparameters=figure_1.NUMBERS),
         "default_rule": methods.default_rule(epochs=1, budget=8.0),
         "cosine": methods.decay_grid(
             epochs=1,

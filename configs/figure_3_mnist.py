@@ -39,6 +39,7 @@ def get_config():
     one_a_step = {"name": "learning_rate", "num_buckets": 446, "step_size": 0.1}
     config.methods = {
         "shared": {},
+        "greedy": methods.greedy(epochs=1, hyperparameters=({"name": "learning_rate"},)),
         "unshared": {"hyperparameters": (one_a_step,)},
         "default_rule": methods.default_rule(epochs=1, constants=()),
         "cosine": methods.decay_grid(

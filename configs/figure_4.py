@@ -31,6 +31,7 @@ def get_config():
     ]
     config.methods = {
         "paper": {},
+        "greedy": methods.greedy(epochs=50, hyperparameters=figure_1.NUMBERS),
         "default_rule": methods.default_rule(epochs=50),
         "cosine": methods.decay_grid(epochs=50, **figure_1.GRID),
     }

@@ -43,6 +43,12 @@ def get_config():
     config.train_epochs = 30
     config.methods = {
         "learned": {},
+        "tpe_values": methods.black_box(epochs=30, budget=12.0, space="values"),
+        "tpe_decay": methods.black_box(
+            epochs=30,
+            budget=12.0,
+            hyperparameters=(rate, {"name": "momentum"}, {"name": "weight_decay"}),
+        ),
         "learned_schedules": methods.default_rule(epochs=30, budget=12.0),
         "cosine": methods.decay_grid(
             epochs=30,

@@ -6,12 +6,13 @@
     python -m trainers.search --config=… --workdir=… --config.method=tpe --config.space=values \
         --config.hyperband
 
-`config.method` is the sampler: "random", "tpe" (multivariate), "gp" or "cma_es". Every trial is a
-plain training over the config's horizon with stock `model.fit`, from new weights, in one compiled
-step; its value is the validation loss at the end. With `config.space="values"` the sampler chooses
-every value that a search learns, with "decay" what an expert tunes: peak, warm-up and end of a
-cosine decay, and one number for everything else. Ranges are those that the default rule searches.
-`config.hyperband` ends poor trials early, after whole epochs.
+`config.method` is the sampler: "random", "tpe" (multivariate), "gp" (Optuna needs torch for it) or
+"cma_es" (and cmaes for this one). Every trial is a plain training over the config's horizon with
+stock `model.fit`, from new weights, in one compiled step; its value is the validation loss at the
+end. With `config.space="values"` the sampler chooses every value that a search learns, with "decay"
+what an expert tunes: peak, warm-up and end of a cosine decay, and one number for everything else.
+Ranges are those that the default rule searches. `config.hyperband` ends poor trials early, after
+whole epochs.
 
 The folder --workdir then holds config.json, trials.log (Optuna's journal), history.csv (a row for
 every trial) and schedules.json (of the best trial), for `trainers.train`. The same command after

@@ -31,6 +31,46 @@ def default_rule(epochs, budget=10.0, constants=_CONSTANTS):
     }
 
 
+def greedy(epochs, hyperparameters, method="hd", **options):
+    """One training in which the hyperparameters move, see `trainers.online`.
+
+    Args:
+        epochs: The horizon.
+        hyperparameters: Arguments of what is learned, a tuple.
+        method: `"hd"`, `"rtho"` or `"marthe"`. Defaults to `"hd"`.
+        **options: Other fields of the config.
+    """
+    return {
+        **_OWN_RULE,
+        **_PLAIN_VALIDATION,
+        "method": method,
+        "epochs": (epochs,),
+        "hyperparameters": hyperparameters,
+        **options,
+    }
+
+
+def black_box(epochs, budget, method="tpe", space="decay", **options):
+    """Optuna in place of hypergradients, see `trainers.black_box`.
+
+    Args:
+        epochs: The horizon.
+        budget: In plain trainings.
+        method: `"random"`, `"tpe"`, `"gp"` or `"cma_es"`. Defaults to `"tpe"`.
+        space: `"decay"` or `"values"`. Defaults to `"decay"`.
+        **options: Other fields of the config.
+    """
+    return {
+        **_OWN_RULE,
+        **_PLAIN_VALIDATION,
+        "method": method,
+        "space": space,
+        "epochs": (epochs,),
+        "budget": budget,
+        **options,
+    }
+
+
 def decay_grid(epochs, shape="cosine", num_knots=20, **values):
     """A tuned decay of the learning rate, the best point of a grid.
 
