@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -54,11 +57,15 @@ class TensorBoard(ByRecords):
     Then type `tensorboard --logdir logs`.
     """
 
-    def __init__(self, log_dir="logs", config=None):
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] = "logs",
+        config: str | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.log_dir = pathlib.Path(log_dir)
         self.config = config
-        self._writers = {}
+        self._writers: dict[str, Any] = {}
 
     def on_train_begin(self, logs=None):
         check_searching(self)
