@@ -120,7 +120,8 @@ importlib.import_module(sys.argv[1])
 flags.FLAGS(sys.argv[1:])
 if "config" in flags.FLAGS:
     from trainers import experiment
-    experiment.check_config(experiment.CONFIG.value)
+    if "hyperparameters" in experiment.CONFIG.value:  # Others are no searches.
+        experiment.check_config(experiment.CONFIG.value)
 """
 
 
