@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-oldest lint format docs benchmarks clean
+.PHONY: help install quickstart test test-all test-oldest lint format docs dist benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -54,9 +54,10 @@ test-all: install ## Run all tests, with all cases of the long sweeps.
 test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
 	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --sweeps $(TESTS_OLDEST)
 
-lint: install ## Check style and formatting.
+lint: install ## Check style, formatting and the types of what is public.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: install ## Fix what ruff can fix.
 	@$(BIN)/ruff check --fix .
@@ -65,10 +66,13 @@ format: install ## Fix what ruff can fix.
 docs: install ## Build the documentation in site/, with warnings as errors.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+dist: install ## Build the sdist and the wheel in dist/.
+	@$(BIN)/python -m build --no-isolation
+
 benchmarks: install ## Measure all that docs/benchmarks.md reports, with PyTorch and JAX (an hour).
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
 	@$(BIN)/python -m benchmarks.run
 
 clean: ## Remove caches and build outputs; .venv, .venv-oldest and runs/ stay.
-	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -13,6 +13,20 @@ FOLDERS = ("keras_fds", "trainers", "configs", "benchmarks", "examples", "tests"
 PROGRAMS = ("trainers", "benchmarks", "examples")
 # Names of the package as its users know them.
 ALIASES = ("keras_fds", "trainers/search", "trainers/train", "trainers/prepare_data")
+# What tests read beside the folders.
+ROOT_FILES = (
+    "*.cff",
+    "*.in",
+    "*.lock",
+    "*.md",
+    "*.toml",
+    "*.yml",
+    "BUILD",
+    "LICENSE",
+    "Makefile",
+    "docs/**",
+    "setup.py",
+)
 HEADER = "# Written by `python -m tests.build_files` from the imports of the files.\n"
 
 
@@ -98,7 +112,6 @@ def build_files():
             [HEADER, "\n".join(loads) + "\n", visible, *exports, group, *rules]
         )
     groups = [f'        "//{path.parent.as_posix()}:files",' for path in texts]
-    own = '["*.md", "*.lock", "*.toml", "*.yml", "BUILD", "Makefile", "setup.py", "docs/**"]'
     aliases = []
     for name in ALIASES:
         target = f"//{name}" if "/" not in name else f"//{name.replace('/', ':')}"
@@ -115,7 +128,9 @@ def build_files():
                 [
                     "filegroup(",
                     '    name = "files",',
-                    f"    srcs = glob({own}) + [",
+                    "    srcs = glob([",
+                    *(f'        "{pattern}",' for pattern in ROOT_FILES),
+                    "    ]) + [",
                     *sorted(groups),
                     "    ],",
                     ")\n",
