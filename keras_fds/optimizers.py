@@ -1,7 +1,5 @@
 """Inner optimizers that stock Keras lacks."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -42,7 +40,7 @@ class SGD(keras.optimizers.Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         name: str = "sgd",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(
             learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs
