@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-oldest lint format docs dist benchmarks clean
+.PHONY: help install quickstart test test-all test-oldest browser bazel lint format docs dist benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,12 @@ TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks/checkpoint callbacks/file
 	internals/tf_forward_mode hyper_optimizer internals/keras differentiation/layer_check functional/optimizer public_api \
 	export/snippet functional/model differentiation/jacobian_products training differentiation/forward \
 	internals/tf_vectorization versions)
+# A test of every folder: all of them take as long as `make test` does.
+TESTS_BAZEL := $(patsubst %,//tests%_test,:build_files :layering :schedules :versions /benchmarks:outer_rules \
+	/callbacks:pictures /configs:configs /data:batches /differentiation:divergence /docs:site /examples:own_model \
+	/export:python_code /functional:rebuild /internals:tf_products /outer:contract /search:fingerprint /trainers:workdirs)
+SELENIUM := selenium==4.51.0
+BUILDIFIER := @bazel/buildifier@8.2.1
 PIP_INSTALL = $*/bin/python -u -m pip --disable-pip-version-check install --progress-bar off
 # One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
 PROGRESS := awk '/^ *(Collecting|Downloading|Using|Building|Installing)/ \
@@ -53,6 +59,17 @@ test-all: install ## Run all tests, with all cases of the long sweeps.
 
 test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
 	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --sweeps $(TESTS_OLDEST)
+
+browser: install ## Look at TensorBoard and reports in a real browser: needs chromium and chromium-driver.
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet $(SELENIUM)
+	@$(BIN)/python -m pytest tests/browser_test.py --screenshots=runs/screenshots
+	@echo "Screenshots are in runs/screenshots"
+
+bazel: install ## Build everything with Bazel, and run a test of every folder; CONTRIBUTING.md says what it needs.
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	bazel build //...; \
+	bazel test $(TESTS_BAZEL)
+	@npx --yes $(BUILDIFIER) -mode=check -lint=warn -r .
 
 lint: install ## Check style, formatting and the types of what is public.
 	@$(BIN)/ruff check .
