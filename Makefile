@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-oldest lint format docs benchmarks clean
+.PHONY: help install quickstart test test-all test-oldest browser bazel lint format docs dist benchmarks clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,12 @@ TESTS_OLDEST := $(patsubst %,tests/%_test.py,callbacks/checkpoint callbacks/file
 	internals/tf_forward_mode hyper_optimizer internals/keras differentiation/layer_check functional/optimizer public_api \
 	export/snippet functional/model differentiation/jacobian_products training differentiation/forward \
 	internals/tf_vectorization versions)
+# A test of every folder: all of them take as long as `make test` does.
+TESTS_BAZEL := $(patsubst %,//tests%_test,:build_files :layering :schedules :versions /benchmarks:outer_rules \
+	/callbacks:pictures /configs:configs /data:batches /differentiation:divergence /docs:site /examples:own_model \
+	/export:python_code /functional:rebuild /internals:tf_products /outer:contract /search:fingerprint /trainers:workdirs)
+SELENIUM := selenium==4.51.0
+BUILDIFIER := @bazel/buildifier@8.2.1
 PIP_INSTALL = $*/bin/python -u -m pip --disable-pip-version-check install --progress-bar off
 # One line that rewrites itself with what pip is doing; its errors go to the terminal as they are.
 PROGRESS := awk '/^ *(Collecting|Downloading|Using|Building|Installing)/ \
@@ -54,9 +60,21 @@ test-all: install ## Run all tests, with all cases of the long sweeps.
 test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
 	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --sweeps $(TESTS_OLDEST)
 
-lint: install ## Check style and formatting.
+browser: install ## Look at TensorBoard and reports in a real browser: needs chromium and chromium-driver.
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet $(SELENIUM)
+	@$(BIN)/python -m pytest tests/browser_test.py --screenshots=runs/screenshots
+	@echo "Screenshots are in runs/screenshots"
+
+bazel: install ## Build everything with Bazel, and run a test of every folder; CONTRIBUTING.md says what it needs.
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	bazel build //...; \
+	bazel test $(TESTS_BAZEL)
+	@npx --yes $(BUILDIFIER) -mode=check -lint=warn -r .
+
+lint: install ## Check style, formatting and the types of what is public.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: install ## Fix what ruff can fix.
 	@$(BIN)/ruff check --fix .
@@ -65,10 +83,13 @@ format: install ## Fix what ruff can fix.
 docs: install ## Build the documentation in site/, with warnings as errors.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+dist: install ## Build the sdist and the wheel in dist/.
+	@$(BIN)/python -m build --no-isolation
+
 benchmarks: install ## Measure all that docs/benchmarks.md reports, with PyTorch and JAX (an hour).
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
 	@$(BIN)/python -m benchmarks.run
 
 clean: ## Remove caches and build outputs; .venv, .venv-oldest and runs/ stay.
-	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

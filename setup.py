@@ -13,7 +13,7 @@ def _version():
     text = (ROOT / "keras_fds" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise RuntimeError('keras_fds/__init__.py must have a line like: __version__ = "0.1.0"')
+        raise RuntimeError('keras_fds/__init__.py must have a line like: __version__ = "0.2.0"')
     return match.group(1)
 
 
@@ -33,7 +33,7 @@ TRAINERS = [
     "tensorflow-datasets>=4.9.10",
 ]
 OPTUNA = "optuna>=5,<6"
-TEST = ["hypothesis", OPTUNA, "pytest", "pytest-xdist", "ruff"]
+TEST = ["build", "hypothesis", "mypy", OPTUNA, "pytest", "pytest-xdist", "ruff", "setuptools>=77"]
 DOCS = ["latex2mathml", "mkdocs-material", "mkdocstrings[python]"]
 
 setuptools.setup(
@@ -45,7 +45,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["keras_fds*", "trainers", "configs"]),
-    package_data={"trainers": ["templates/*.html"]},
+    package_data={"keras_fds": ["py.typed"], "trainers": ["templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py",
@@ -72,5 +72,6 @@ setuptools.setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )

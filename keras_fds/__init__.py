@@ -7,7 +7,7 @@ from keras_fds.hyperparameters import Hyperparameter
 from keras_fds.schedules import BucketedSchedule, load_schedules, save_schedules
 from keras_fds.training import fit, fit_online, hypergradients
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BucketedSchedule",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -46,11 +48,11 @@ class HypergradientCheck:
     """
 
     passed: bool
-    forward: dict
-    finite_differences: dict
-    errors: dict
-    verdicts: dict
-    suspects: dict
+    forward: dict[str, np.ndarray]
+    finite_differences: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+    verdicts: dict[str, list[str]]
+    suspects: dict[str, float]
 
     def __str__(self):
         width = max(14, *map(len, self.forward))
@@ -89,14 +91,14 @@ class HypergradientCheck:
 
 
 def check_hypergradients(
-    model,
-    train_data,
-    validation_data,
-    make_model=None,
-    validation_training=False,
-    tolerance=1e-5,
-    verbose=True,
-):
+    model: keras.Model,
+    train_data: Any,
+    validation_data: Any,
+    make_model: Callable[[], keras.Model] | None = None,
+    validation_training: bool = False,
+    tolerance: float = 1e-5,
+    verbose: bool = True,
+) -> HypergradientCheck:
     """Checks a model's hypergradients against finite differences, as torch's `gradcheck` does.
 
     A layer with a wrong second derivative makes hypergradients silently wrong. The check finds and

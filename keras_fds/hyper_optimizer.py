@@ -1,6 +1,8 @@
 """The Keras optimizer that wraps another one and owns its learned schedules."""
 
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +21,7 @@ from keras_fds.functional import (
 )
 from keras_fds.hyperparameters import Buckets, Hyperparameter
 from keras_fds.numbers import number
-from keras_fds.outer import BayesianOptimization
+from keras_fds.outer import BayesianOptimization, Rule
 from keras_fds.schedules import BucketedSchedule
 
 
@@ -57,13 +59,13 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        optimizer,
-        hyperparameters,
-        outer=None,
-        tangent_clipvalue=None,
-        tangents_per_pass=None,
-        name=None,
-    ):
+        optimizer: keras.optimizers.Optimizer,
+        hyperparameters: Sequence[Hyperparameter],
+        outer: Rule | None = None,
+        tangent_clipvalue: float | None = None,
+        tangents_per_pass: int | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(learning_rate=0.0, name=name or "hyper_optimizer")
         announce_horizons()
         self.optimizer = keras.optimizers.get(optimizer)
@@ -81,7 +83,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._horizon = self.add_variable((), dtype="int64", name="schedule_horizon")
         self._horizon.assign(1)
         self._first_iteration = self.add_variable((), dtype="int64", name="first_iteration")
-        self._multiplied = None
+        self._multiplied: dict[str, list[keras.Variable]] | None = None
         # The search that `fit` runs, or ran last. Keras saves a running search with the optimizer,
         # as arrays; `loaded_search` holds such arrays for the next `fit`.
         self.search = None
@@ -91,16 +93,16 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     # ------------------------------------------------------------------- learned values
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """The names of the learned hyperparameters, in order."""
         return self.buckets.names
 
     @property
-    def horizon(self):
+    def horizon(self) -> int:
         """Inner steps over which the schedules stretch now, an int."""
         return int(self._horizon.numpy())
 
-    def begin_schedules(self, horizon, elapsed=0):
+    def begin_schedules(self, horizon: int, elapsed: int = 0) -> None:
         """Starts the schedules over, stretched to a horizon.
 
         `keras_fds.fit` and `model.fit` call it themselves. A training loop of your own calls it
@@ -118,42 +120,42 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._first_iteration.assign(self.iterations - elapsed)
 
     @property
-    def coordinates(self):
+    def coordinates(self) -> np.ndarray:
         """The vector of all bucket values, in their coordinates; float64 `[total_buckets]`."""
         return self._coordinates.numpy()
 
     @coordinates.setter
-    def coordinates(self, coordinates):
+    def coordinates(self, coordinates: np.ndarray) -> None:
         self._coordinates.assign(coordinates)
 
     @property
-    def schedule_variables(self):
+    def schedule_variables(self) -> list[keras.Variable]:
         """The variables that the schedules are computed from."""
         return [self._coordinates, self._horizon, self._first_iteration]
 
     @property
-    def values(self):
+    def values(self) -> dict[str, np.ndarray]:
         """`{name: float64 [num_buckets]}`."""
         return self.buckets.values(self.coordinates)
 
     @property
-    def hypergradients(self):
+    def hypergradients(self) -> dict[str, np.ndarray]:
         """`{name: float64 [num_buckets]}` of the last outer step; empty where it has none.
 
         They are derivatives by the hyperparameters' coordinates, means over the steps of a bucket.
         """
-        records = self.search.records if self.search else []
+        records: list = self.search.records if self.search else []
         found = (records[-1].hypergradients if records else None) or {}
         return {name: np.array(values) for name, values in found.items()}
 
     @property
-    def bands(self):
+    def bands(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """`{name: (below, above)}`: how sure the search is of the best values; empty before one.
 
         Both are float64 `[num_buckets]`, one standard deviation of what the best values are below
         and above them. A value whose band spans most of its range hardly matters.
         """
-        records = self.search.records if self.search else []
+        records: list = self.search.records if self.search else []
         found = [record.bands for record in records if record.bands]
         if not found:
             return {}
@@ -161,7 +163,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         return {name: (np.array(below[name]), np.array(above[name])) for name in self.names}
 
     @property
-    def schedules(self):
+    def schedules(self) -> dict[str, BucketedSchedule]:
         """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary."""
         values = self.values
         return {
@@ -170,7 +172,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         }
 
     @schedules.setter
-    def schedules(self, schedules):
+    def schedules(self, schedules: Mapping[str, BucketedSchedule]) -> None:
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)
             hyperparameter.check_schedule(schedule)
@@ -191,26 +193,27 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         replace_variable(self, self._coordinates, coordinates)
         self._coordinates = coordinates
 
-    def values_at(self, inner_step, horizon, dtype):
+    def values_at(self, inner_step: Any, horizon: Any, dtype: Any) -> dict[str, Any]:
         """`{name: scalar tensor}` at an inner step; both arguments int64 tensors."""
         return self.buckets.values_at(self._coordinates.value, inner_step, horizon, dtype)
 
-    def present_values(self, dtype):
+    def present_values(self, dtype: Any) -> dict[str, Any]:
         """`{name: scalar tensor}` at the optimizer's own iteration."""
         elapsed = tf.cast(self.iterations - self._first_iteration, "int64")
         return self.values_at(elapsed, self._horizon.value, dtype)
 
     # --------------------------------------------------------------- numbers of the model
     @property
-    def model_names(self):
+    def model_names(self) -> list[str]:
         """The learned numbers of the model and its loss, see `Hyperparameter`."""
         return [n for n in self.names if "." in n and not is_multiplier(n)]
 
-    def multiplied(self, model):
+    def multiplied(self, model: keras.Model) -> dict[str, list[keras.Variable]]:
         """`{name: variables}` of the learned factors on the learning rates of layers."""
         names = [name for name in self.names if is_multiplier(name)]
-        self._multiplied = {name: multiplied_variables(model, name) for name in names}
-        return self._multiplied
+        found = {name: multiplied_variables(model, name) for name in names}
+        self._multiplied = found
+        return found
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):
@@ -223,7 +226,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def _optimizer_names(self):
         return [name for name in self.names if "." not in name]
 
-    def reset_slots(self):
+    def reset_slots(self) -> None:
         """Puts the wrapped optimizer's slots and its iteration count back to their start."""
         names = self._optimizer_names
         fresh = fresh_slots(self.optimizer, names, self._trainable_variables)
@@ -279,7 +282,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list):
         self.optimizer.finalize_variable_values(var_list)
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[Any]) -> None:
         """Assigns values to `variables`, in their order, as HDF5 files hold them.
 
         Keras builds an optimizer without slots when it loads it from such a file; values beyond the

@@ -6,13 +6,16 @@ Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_fds.numbers import number
-from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, blend, shares
+from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, Interpolation, blend, shares
 
 # The upper end of the range of exponential averages; all other ranges are unbounded.
 _LARGEST_DECAY = 0.999
@@ -37,7 +40,7 @@ _SEARCHED_ELSEWHERE = "log", 1e-4, 1e2
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
 
 # scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
-_SCALES = {
+_SCALES: dict[str, tuple[Callable, Callable, Callable]] = {
     "linear": (lambda x: x, lambda u: u, np.ones_like),
     "log": (np.log, tf.exp, lambda x: x),
     "logit": (lambda x: np.log(x) - np.log1p(-x), tf.sigmoid, lambda x: x * (1 - x)),
@@ -99,17 +102,17 @@ class Hyperparameter:
 
     def __init__(
         self,
-        name,
-        num_buckets=1,
-        initial=None,
-        step_size=0.1,
-        min_value=None,
-        max_value=None,
-        scale="linear",
-        smoothing_window=None,
-        interpolation="constant",
-        breadth=None,
-    ):
+        name: str,
+        num_buckets: int = 1,
+        initial: ArrayLike | None = None,
+        step_size: float = 0.1,
+        min_value: float | None = None,
+        max_value: float | None = None,
+        scale: Literal["linear", "log", "logit", "complement"] = "linear",
+        smoothing_window: float | None = None,
+        interpolation: Interpolation = "constant",
+        breadth: float | None = None,
+    ) -> None:
         if smoothing_window is not None or breadth is not None:
             warnings.warn(
                 "Hyperparameter needs no `smoothing_window` (or `breadth`): the default outer rule "
@@ -204,7 +207,7 @@ class Hyperparameter:
                 f"min_value={self.min_value}, max_value={self.max_value}"
             )
 
-    def check_schedule(self, schedule):
+    def check_schedule(self, schedule: Any) -> None:
         """Raises a `ValueError` unless it is a `BucketedSchedule` that could be learned."""
         form = self.num_buckets, self.interpolation
         if (
@@ -232,21 +235,21 @@ class Hyperparameter:
         config = {"num_buckets": num_buckets, "initial": float(self.initial_values[0])}
         return Hyperparameter(**{**self.get_config(), **config, "interpolation": "constant"})
 
-    def coordinates(self, values):
+    def coordinates(self, values: Any) -> Any:
         """The coordinates of values (float64 arrays) on the scale."""
         return _SCALES[self.scale][0](values)
 
-    def values(self, coordinates):
+    def values(self, coordinates: Any) -> Any:
         """The values at coordinates, float64 arrays or tensors; the inverse of `coordinates`."""
         return _SCALES[self.scale][1](coordinates)
 
-    def derivatives(self, values):
+    def derivatives(self, values: Any) -> Any:
         """dλ/du of values λ (float64 arrays) by their coordinates u."""
         return _SCALES[self.scale][2](values)
 
     # --------------------------------------------------------------------------- searching
     @property
-    def searched(self):
+    def searched(self) -> tuple[str, float, float]:
         """`(scale, low, high)`: where the default outer rule looks, the ends on that scale.
 
         A scale and the ends of the range that were given count. What is not given goes by the
@@ -279,28 +282,28 @@ class Hyperparameter:
         coordinate = _SCALES[scale][0]
         return scale, float(coordinate(low)), float(coordinate(high))
 
-    def to_searched(self, values):
+    def to_searched(self, values: Any) -> Any:
         """Values (float64 arrays) on the scale on which they are searched."""
         return _SCALES[self.searched[0]][0](values)
 
-    def from_searched(self, coordinates):
+    def from_searched(self, coordinates: Any) -> np.ndarray:
         """The inverse of `to_searched`."""
         return np.array(_SCALES[self.searched[0]][1](coordinates))
 
-    def derivatives_by_searched(self, values):
+    def derivatives_by_searched(self, values: Any) -> Any:
         """dλ/dφ of values λ by their coordinates φ on the scale on which they are searched."""
         return _SCALES[self.searched[0]][2](values)
 
     @property
-    def initial_values(self):
+    def initial_values(self) -> np.ndarray:
         """The start values, float64 of shape `[num_buckets]`."""
         return np.broadcast_to(np.asarray(self.initial, "float64"), [self.num_buckets]).copy()
 
-    def shares(self, inner_step, horizon):
+    def shares(self, inner_step: Any, horizon: Any) -> tuple[Any, Any, Any]:
         """The row of the sharing matrix at inner steps, see `keras_fds.schedules.shares`."""
         return shares(self.interpolation, self.num_buckets, inner_step, horizon)
 
-    def opening_steps(self, horizon):
+    def opening_steps(self, horizon: int) -> np.ndarray:
         """The first inner step that shares each value, int64 of shape `[num_buckets]`."""
         values, horizon = np.arange(self.num_buckets, dtype="int64"), int(horizon)
         if self.interpolation == "constant":
@@ -308,7 +311,7 @@ class Hyperparameter:
         # A knot is shared after the one before it.
         return np.where(values == 0, 0, (values - 1) * horizon // max(1, self.num_buckets - 1) + 1)
 
-    def bucket_lengths(self, horizon):
+    def bucket_lengths(self, horizon: int) -> np.ndarray:
         """How many inner steps share each value, `[num_buckets]`: sums over the sharing matrix.
 
         Whole numbers for buckets; between knots, steps count in parts.
@@ -317,7 +320,7 @@ class Hyperparameter:
             return np.diff(np.append(self.opening_steps(horizon), int(horizon)))
         return self.sums(np.ones(int(horizon)))
 
-    def sums(self, of_steps):
+    def sums(self, of_steps: np.ndarray) -> np.ndarray:
         """The transposed sharing matrix times numbers of single steps, `[num_buckets]`."""
         lower, upper, fraction = self.shares(np.arange(len(of_steps)), len(of_steps))
         if fraction is None:
@@ -325,7 +328,7 @@ class Hyperparameter:
         of_lower = np.bincount(lower, (1 - fraction) * of_steps, self.num_buckets)
         return of_lower + np.bincount(upper, fraction * of_steps, self.num_buckets)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "num_buckets": self.num_buckets,
@@ -339,7 +342,7 @@ class Hyperparameter:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Hyperparameter":
         older = ("smoothing_window", "breadth")
         return cls(**{name: value for name, value in config.items() if name not in older})
 

@@ -13,13 +13,15 @@ against σ² without sharing. For c < 0 this needs equal variances, and W must d
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_fds.numbers import number
 
 
-def sharing_bound(noise, drift, correlation, steps):
+def sharing_bound(noise: float, drift: float, correlation: float, steps: ArrayLike) -> np.ndarray:
     """The bound of Theorem 4.1 on the mean squared error of sharing.
 
     Args:
@@ -51,7 +53,7 @@ def sharing_bound(noise, drift, correlation, steps):
     return variance + drift**2 * (steps**2 - 1) / 12
 
 
-def best_steps(noise, drift, correlation=0.0):
+def best_steps(noise: float, drift: float, correlation: float = 0.0) -> float:
     """The number of steps W at which the bound of Theorem 4.1 is least.
 
     It is (6 σ² (1 − c) / ε²)^(1/3): the paper's formula for c = 0, derived from the bound for
@@ -114,7 +116,7 @@ class NoiseEstimate:
     seeds: int
     horizon: int
 
-    def bound(self, num_buckets):
+    def bound(self, num_buckets: int) -> float:
         """The bound of Theorem 4.1 for so many buckets, with the root mean square as the drift.
 
         With this drift it bounds what a steady drift of that size would give. Where the buckets
@@ -155,7 +157,7 @@ class Sharing:
     fewest: int
 
 
-def estimate(hypergradients):
+def estimate(hypergradients: ArrayLike) -> NoiseEstimate:
     """Noise, drift and correlation of hypergradients of single steps.
 
     Args:
@@ -197,7 +199,7 @@ def estimate(hypergradients):
     )
 
 
-def measure_sharing(hypergradients, num_buckets=None):
+def measure_sharing(hypergradients: ArrayLike, num_buckets: Iterable[int] | None = None) -> Sharing:
     """The mean squared error of sharing, measured: which number of buckets is best.
 
     One seed's mean over a bucket estimates the expected hypergradient of each step in it. What is
@@ -228,10 +230,10 @@ def measure_sharing(hypergradients, num_buckets=None):
     horizon = h.shape[1]
     if num_buckets is None:
         num_buckets = np.rint(np.geomspace(1, horizon, min(horizon, 30)))
-    counts = {1, horizon}
+    measured = {1, horizon}
     for each in num_buckets:
-        counts.add(number("num_buckets", each, least=1, most=horizon, whole=True))
-    counts = np.array(sorted(counts))
+        measured.add(number("num_buckets", each, least=1, most=horizon, whole=True))
+    counts = np.array(sorted(measured))
     of_seeds = np.stack([_errors_of_seeds(_shared(h, count), h) for count in counts], axis=1)
     errors, standard_errors = _mean(of_seeds)
     best = int(np.argmin(errors))
@@ -246,7 +248,7 @@ def measure_sharing(hypergradients, num_buckets=None):
     )
 
 
-def error_of(estimates, hypergradients):
+def error_of(estimates: ArrayLike, hypergradients: ArrayLike) -> tuple[float, float]:
     """The mean squared error of any estimates of the expected hypergradients of single steps.
 
     Args:
@@ -268,13 +270,13 @@ def error_of(estimates, hypergradients):
     >>> round(error)
     10
     """
-    estimates, h = _checked(estimates), _checked(hypergradients)
-    if estimates.shape != h.shape:
+    given, h = _checked(estimates), _checked(hypergradients)
+    if given.shape != h.shape:
         raise ValueError(
             "`estimates` and `hypergradients` must have one shape. "
-            f"Received: {estimates.shape} and {h.shape}"
+            f"Received: {given.shape} and {h.shape}"
         )
-    error, standard_error = _mean(_errors_of_seeds(estimates, h))
+    error, standard_error = _mean(_errors_of_seeds(given, h))
     return float(error), float(standard_error)
 
 

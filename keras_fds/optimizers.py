@@ -34,7 +34,14 @@ class SGD(keras.optimizers.Optimizer):
     Reference: Micaelli & Storkey (2021), appendix on SGD with momentum and weight decay.
     """
 
-    def __init__(self, learning_rate=0.01, momentum=0.0, weight_decay=0.0, name="sgd", **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        name: str = "sgd",
+        **kwargs: object,
+    ) -> None:
         super().__init__(
             learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs
         )

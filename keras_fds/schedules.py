@@ -1,17 +1,22 @@
 """Learned schedules: piecewise constant or linear, stretched to any horizon, kept as JSON."""
 
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_fds.files import replacement
 
 _FORMAT = "keras_fds.schedules"
 _VERSION = 2  # The first with lines between values.
 
+Interpolation = Literal["constant", "linear"]
 INTERPOLATIONS = ("constant", "linear")
 
 
@@ -76,7 +81,12 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     0.25
     """
 
-    def __init__(self, values, horizon, interpolation="constant"):
+    def __init__(
+        self,
+        values: ArrayLike,
+        horizon: int,
+        interpolation: Interpolation = "constant",
+    ) -> None:
         try:
             self.values = np.array(values, dtype="float64").reshape(-1)
         except (TypeError, ValueError, OverflowError):
@@ -99,22 +109,22 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.horizon, self.interpolation = int(horizon), interpolation
 
     @property
-    def num_buckets(self):
+    def num_buckets(self) -> int:
         """Number of buckets or knots."""
         return len(self.values)
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         lower, upper, fraction = self._shares(tf.cast(step, "int64"))
         values = tf.constant(self.values, keras.config.floatx())
         if fraction is not None:
             fraction = tf.cast(fraction, values.dtype)
         return blend(tf.gather(values, lower), tf.gather(values, upper), fraction)
 
-    def stretched(self, horizon):
+    def stretched(self, horizon: int) -> "BucketedSchedule":
         """The same shape over another number of inner steps."""
         return BucketedSchedule(self.values, horizon, self.interpolation)
 
-    def per_step(self):
+    def per_step(self) -> np.ndarray:
         """The value at every inner step, float64 of shape `[horizon]`."""
         lower, upper, fraction = self._shares(np.arange(self.horizon))
         return blend(self.values[lower], self.values[upper], fraction)
@@ -122,8 +132,8 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     def _shares(self, steps):
         return shares(self.interpolation, self.num_buckets, steps, self.horizon)
 
-    def get_config(self):
-        config = {"values": self.values.tolist(), "horizon": self.horizon}
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {"values": self.values.tolist(), "horizon": self.horizon}
         if self.interpolation != "constant":
             config["interpolation"] = self.interpolation
         return config
@@ -133,7 +143,7 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return f"BucketedSchedule({arguments})"
 
 
-def save_schedules(path, schedules):
+def save_schedules(path: str | os.PathLike[str], schedules: Mapping[str, BucketedSchedule]) -> None:
     """Writes schedules as a readable JSON file, replacing an older one in one move.
 
     Args:
@@ -154,7 +164,7 @@ def save_schedules(path, schedules):
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def load_schedules(path):
+def load_schedules(path: str | os.PathLike[str]) -> dict[str, BucketedSchedule]:
     """Reads what `save_schedules` wrote.
 
     Args:

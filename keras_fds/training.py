@@ -2,12 +2,15 @@
 
 import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import keras
 import numpy as np
 
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import finite_batches, raising_errors_of, split_data_of
-from keras_fds.differentiation import Online, Plain, choose_mode
+from keras_fds.differentiation import Mode, Online, Plain, choose_mode
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
 from keras_fds.outer import Problem
@@ -20,38 +23,40 @@ from keras_fds.search import (
     search_fingerprint,
 )
 
+Differentiation = Literal["auto", "forward", "reverse"] | Mode
+
 
 def fit(
-    model,
-    x=None,
-    y=None,
-    batch_size=None,
-    epochs=1,
-    verbose="auto",
-    callbacks=None,
-    validation_split=0.0,
-    validation_data=None,
-    shuffle=True,
-    class_weight=None,
-    sample_weight=None,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_steps=None,
-    validation_batch_size=None,
-    validation_freq=1,
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: float | Sequence[float] = 1,
+    verbose: Literal["auto", 0, 1, 2] = "auto",
+    callbacks: list[keras.callbacks.Callback] | keras.callbacks.CallbackList | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int = 1,
     *,
-    budget=None,
-    outer_steps=None,
-    validation_training=False,
-    resample_validation=None,
-    initial_weights="fresh",
-    differentiation="auto",
-    reverse_memory=None,
-    seed=None,
-    divergence_factor=20.0,
-    resplit=None,
-    adjoint_memory=None,
-):
+    budget: float | None = None,
+    outer_steps: int | None = None,
+    validation_training: bool = False,
+    resample_validation: Literal["once", "outer_step"] | None = None,
+    initial_weights: Literal["fresh", "same"] | Callable[[], keras.Model] = "fresh",
+    differentiation: Differentiation = "auto",
+    reverse_memory: int | None = None,
+    seed: int | None = None,
+    divergence_factor: float | None = 20.0,
+    resplit: bool | None = None,
+    adjoint_memory: int | None = None,
+) -> keras.callbacks.History:
     """Learns the schedules of a model's `HyperOptimizer`: `model.fit` with an outer loop.
 
     Every outer step trains the model from fresh weights and measures the validation loss, with or
@@ -177,18 +182,19 @@ def fit(
     }
     if seed is None:
         seed = np.random.randint(2**31)
+    first = model.optimizer.coordinates
     search = Search(
         number("seed", seed, least=0, whole=True),
         mode.name,
         horizons=horizons if budget is None else None,
-        first=model.optimizer.coordinates,
+        first=first,
         start=initializer.start,
         resample=resample == "outer_step",
         settings=settings,
     )
     problem = Problem(
         model.optimizer.buckets,
-        search.first,
+        first,
         horizons[-1],
         horizons=search.horizons,
         budget=budget,
@@ -228,31 +234,31 @@ def fit(
 
 
 def fit_online(
-    model,
-    x=None,
-    y=None,
-    batch_size=None,
-    epochs=1,
-    verbose="auto",
-    callbacks=None,
-    validation_split=0.0,
-    validation_data=None,
-    shuffle=True,
-    class_weight=None,
-    sample_weight=None,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_steps=None,
-    validation_batch_size=None,
-    validation_freq=1,
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: Literal["auto", 0, 1, 2] = "auto",
+    callbacks: list[keras.callbacks.Callback] | keras.callbacks.CallbackList | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool = True,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int = 1,
     *,
-    tangent_decay=0.0,
-    outer_optimizer=None,
-    objective=None,
-    resample_validation=None,
-    seed=None,
-    divergence_factor=20.0,
-):
+    tangent_decay: float = 0.0,
+    outer_optimizer: keras.optimizers.Optimizer | None = None,
+    objective: Literal["val_loss", "loss"] | None = None,
+    resample_validation: Literal["once"] | None = None,
+    seed: int | None = None,
+    divergence_factor: float | None = 20.0,
+) -> keras.callbacks.History:
     """Trains a model once, while its hyperparameters move: `model.fit` with greedy learning.
 
     In front of every training step the hyperparameters move along the hypergradient of the loss of
@@ -352,16 +358,16 @@ def fit_online(
 
 
 def hypergradients(
-    model,
-    train_data,
-    validation_data,
-    validation_training=False,
-    differentiation="forward",
-    reverse_memory=None,
-    per_step=False,
-    dtype=None,
-    adjoint_memory=None,
-):
+    model: keras.Model,
+    train_data: Any,
+    validation_data: Any,
+    validation_training: bool = False,
+    differentiation: Differentiation = "forward",
+    reverse_memory: int | None = None,
+    per_step: bool = False,
+    dtype: Literal["float64"] | None = None,
+    adjoint_memory: int | None = None,
+) -> dict[str, np.ndarray]:
     """The hypergradients of one unroll from the model's current weights.
 
     Trains with the current schedules and fresh optimizer slots over the batches of `train_data`, in
@@ -402,12 +408,13 @@ def hypergradients(
     memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
     options = validation_training, differentiation, memory, per_step
     if dtype is None:
-        return _hypergradients(model, *finite_batches(train_data, validation_data), *options)
+        train, validation = finite_batches(train_data, validation_data)
+        return _hypergradients(model, train, validation, *options)
     if dtype != "float64":
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
     with float64():
-        batches = finite_batches(in_float64(train_data), in_float64(validation_data))
-        return _hypergradients(float64_twin(model, None, batches[0]), *batches, *options)
+        train, validation = finite_batches(in_float64(train_data), in_float64(validation_data))
+        return _hypergradients(float64_twin(model, None, train), train, validation, *options)
 
 
 def _hypergradients(

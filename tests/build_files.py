@@ -13,6 +13,9 @@ FOLDERS = ("keras_fds", "trainers", "configs", "benchmarks", "examples", "tests"
 PROGRAMS = ("trainers", "benchmarks", "examples")
 # Names of the package as its users know them.
 ALIASES = ("keras_fds", "trainers/search", "trainers/train", "trainers/prepare_data")
+# What tests read beside the folders.
+ROOT_FILES = ("BUILD", "LICENSE", "Makefile", "setup.py")
+ROOT_PATTERNS = ("*.cff", "*.in", "*.lock", "*.md", "*.toml", "*.yml", "docs/**")
 HEADER = "# Written by `python -m tests.build_files` from the imports of the files.\n"
 
 
@@ -29,6 +32,11 @@ def sources():
 def label(path):
     """The label of a file's target."""
     return f"//{path.parent.as_posix()}:{path.stem}"
+
+
+def in_order(labels):
+    """Labels in the order that Bazel's formatter `buildifier` puts them in."""
+    return sorted(labels, key=lambda label: label.split(":"))
 
 
 def imported(path, files):
@@ -53,7 +61,7 @@ def imported(path, files):
                 found.add(folder / "__init__.py")
     # A package that imports its own files is known by the files alone.
     inside = {each for each in found if each.name == "__init__.py" and each.parent in path.parents}
-    return sorted(found - inside - {path})
+    return found - inside - {path}
 
 
 def rule(path, files):
@@ -64,16 +72,16 @@ def rule(path, files):
     kind = "pytest_test" if is_test else "py_binary" if is_program else "py_library"
     lines = [f"    name = {path.stem!r},", f"    srcs = [{path.name!r}],"]
     if is_test and "__file__" in text:
-        lines.append("    data = ['//:files'],")
+        lines.append("    data = ['//:all_files'],")
     elif path.parts[0] == "trainers" and is_program:
-        lines.append("    data = ['//configs:files'],")
+        lines.append("    data = ['//configs:all_files'],")
     elif path == pathlib.Path("trainers/report.py"):
-        lines.append("    data = ['//trainers:files'],")
-    deps = imported(path, files)
+        lines.append("    data = ['//trainers:all_files'],")
+    deps = in_order(map(label, imported(path, files)))
     if len(deps) == 1:
-        lines.append(f"    deps = [{label(deps[0])!r}],")
+        lines.append(f"    deps = [{deps[0]!r}],")
     elif deps:
-        lines += ["    deps = [", *(f"        {label(each)!r}," for each in deps), "    ],"]
+        lines += ["    deps = [", *(f"        {each!r}," for each in deps), "    ],"]
     return "\n".join([f"{kind}(", *lines, ")\n"]).replace("'", '"')
 
 
@@ -92,13 +100,12 @@ def build_files():
         if any(text.startswith("pytest_test") for text in rules):
             loads.append('load("//tests:pytest.bzl", "pytest_test")')
         exports = ['exports_files(["pytest_main.py"])\n'] if folder == pathlib.Path("tests") else []
-        group = 'filegroup(\n    name = "files",\n    srcs = glob(["**"]),\n)\n'
+        group = 'filegroup(\n    name = "all_files",\n    srcs = glob(["**"]),\n)\n'
         visible = 'package(default_visibility = ["//visibility:public"])\n'
         texts[folder / "BUILD"] = "\n".join(
             [HEADER, "\n".join(loads) + "\n", visible, *exports, group, *rules]
         )
-    groups = [f'        "//{path.parent.as_posix()}:files",' for path in texts]
-    own = '["*.md", "*.lock", "*.toml", "*.yml", "BUILD", "Makefile", "setup.py", "docs/**"]'
+    groups = in_order(f"//{path.parent.as_posix()}:all_files" for path in texts)
     aliases = []
     for name in ALIASES:
         target = f"//{name}" if "/" not in name else f"//{name.replace('/', ':')}"
@@ -114,9 +121,12 @@ def build_files():
             "\n".join(
                 [
                     "filegroup(",
-                    '    name = "files",',
-                    f"    srcs = glob({own}) + [",
-                    *sorted(groups),
+                    '    name = "all_files",',
+                    "    srcs = glob([",
+                    *(f'        "{pattern}",' for pattern in ROOT_PATTERNS),
+                    "    ]) + [",
+                    *(f'        "{file}",' for file in ROOT_FILES),
+                    *(f'        "{group}",' for group in groups),
                     "    ],",
                     ")\n",
                 ]

@@ -3,6 +3,7 @@ import functools
 import gc
 import io
 import os
+import pathlib
 import sys
 from unittest import mock
 
@@ -30,6 +31,7 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--sweeps", action="store_true", help="Run the long sweeps as a whole.")
+    parser.addoption("--screenshots", type=pathlib.Path, help="Folder for screenshots of pages.")
 
 
 def pytest_collection_modifyitems(config, items):

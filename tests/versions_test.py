@@ -1,4 +1,4 @@
-"""The ranges in setup.py, the table in README.md and the two locks name the same versions."""
+"""All that names a version names the same one: setup.py, README.md, both locks, CHANGELOG.md."""
 
 import pathlib
 import re
@@ -6,10 +6,13 @@ import runpy
 
 import pytest
 import setuptools
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import keras_fds
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -58,3 +61,10 @@ def test_readme_names_the_versions_of_the_locks():
     rows = re.findall(r"^\| (TensorFlow|Keras) \| (\S+) \| (\S+) \|$", read("README.md"), re.M)
     packages = ("TensorFlow", "Keras")
     assert rows == [(each, OLDEST[each.lower()], NEWEST[each.lower()]) for each in packages]
+
+
+def test_the_release_is_in_the_changelog_and_can_be_cited():
+    newest = re.search(r"^## \[(.+)\] - (\d{4}-\d\d-\d\d)$", read("CHANGELOG.md"), re.M)
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert newest.groups() == (keras_fds.__version__, str(citation["date-released"]))
+    assert str(citation["version"]) == keras_fds.__version__

@@ -489,9 +489,18 @@ def _interrupt_again(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
+def _find_config(argument):
+    """The argument; `configs/…` that is not in this folder becomes the file that was installed."""
+    flag, separator, path = argument.rpartition("=")
+    installed = pathlib.Path(__file__).parents[1] / path
+    if path.startswith("configs/") and not os.path.exists(path) and installed.is_file():
+        return f"{flag}{separator}{installed}"
+    return argument
+
+
 def _parse_flags(argv):
     try:
-        return app.parse_flags_with_usage(argv)
+        return app.parse_flags_with_usage([_find_config(argument) for argument in argv])
     except (AttributeError, KeyError, IndexError) as error:
         raise SystemExit(
             f"FATAL Flags parsing error: the config has no such field: {error}"

@@ -25,7 +25,7 @@ _COLUMNS = {
     "loss": ("loss", ".4f"),
     "accuracy": ("accuracy", ".2%"),
     "val_loss": ("validation loss", ".4f"),
-    "val_loss_error": ("± error", ".4f"),
+    "val_loss_error": ("±\N{NO-BREAK SPACE}error", ".4f"),
     "val_accuracy": ("validation accuracy", ".2%"),
 }
 

@@ -1,12 +1,14 @@
 """Checkpoints from which a search is resumed."""
 
 import json
+import os
 import pathlib
 import re
 import time
 import warnings
 import zipfile
 import zlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,13 +66,19 @@ class Checkpoint(keras.callbacks.Callback):
 
     acts_between_calls = saves_search = True
 
-    def __init__(self, directory, config=None, every=1, minutes=10.0):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: Any = None,
+        every: int = 1,
+        minutes: float | None = 10.0,
+    ) -> None:
         super().__init__()
         self.directory = pathlib.Path(directory)
         self.config = json.loads(json.dumps(config, default=str))
         self.every = number("every", every, least=1, whole=True)
         self.minutes = number("minutes", minutes, least=0, optional=True)
-        self._good = []  # Those that were read or written here, oldest first.
+        self._good: list[pathlib.Path] = []  # Those that were read or written here, oldest first.
 
     def on_train_begin(self, logs=None):
         check_searching(self)

@@ -1,9 +1,25 @@
 """The picture of schedules that callbacks and programs share."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_fds.schedules import BucketedSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def draw_schedules(schedules, outer_steps=None, best=None, bands=None):
+def draw_schedules(
+    schedules: Iterable[Mapping[str, BucketedSchedule]],
+    outer_steps: Iterable[int] | None = None,
+    best: int | None = None,
+    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+) -> Figure:
     """Draws schedules, one panel per hyperparameter: old ones pale, the best one dark.
 
     Args:
@@ -46,8 +62,8 @@ def draw_schedules(schedules, outer_steps=None, best=None, bands=None):
         panel.set_axis_off()
     if len(schedules) > 1:
         lines, labels = panels[0].get_legend_handles_labels()
-        shown = {round(i) for i in np.linspace(0, len(lines) - 1, 6)}
-        shown = sorted(shown | ({outer_steps.index(best)} if best else set()))
+        spread = {round(i) for i in np.linspace(0, len(lines) - 1, 6)}
+        shown = sorted(spread | ({outer_steps.index(best)} if best else set()))
         figure.legend(
             [lines[i] for i in shown],
             [labels[i] for i in shown],

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class ScheduleExport(ByRecords):
     >>> keras_fds.load_schedules("run/schedules.json")
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         super().__init__()
         self.directory = writable_directory(directory, "directory")
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +13,7 @@ import tensorflow as tf
 from keras_fds.callbacks.pictures import edges, pixels
 from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
 from keras_fds.files import writable_directory
+from keras_fds.outer import SignDescent
 from keras_fds.search import check_searching
 
 # TensorBoard keeps every point of a curve of up to this length.
@@ -29,8 +33,8 @@ class TensorBoard(ByRecords):
     - `schedules/learning_rate`, …: each schedule as a curve over inner steps, with a point at
       either end of every bucket. Every outer step is a run of its own,
       `schedules/outer_step_001`, …, so that TensorBoard overlays them.
-    - `learning_rate/bucket_0/value`, `…/hypergradient`, `…/step_size` and `best_val_loss` over
-      outer steps, and a picture of all schedules so far: run `search`.
+    - `learning_rate/bucket_0/value`, `…/hypergradient`, `…/one_deviation_below`, `…_above` and
+      `best_val_loss` over outer steps, and a picture of all schedules so far: run `search`.
     - `epoch_loss` and the metrics over outer steps: runs `train` and `validation`.
 
     At the beginning it writes the optimizer's configuration and `config` as text, and an entry of
@@ -56,11 +60,15 @@ class TensorBoard(ByRecords):
     Then type `tensorboard --logdir logs`.
     """
 
-    def __init__(self, log_dir="logs", config=None):
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] = "logs",
+        config: str | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.log_dir = pathlib.Path(log_dir)
         self.config = config
-        self._writers = {}
+        self._writers: dict[str, Any] = {}
 
     def on_train_begin(self, logs=None):
         check_searching(self)
@@ -180,7 +188,8 @@ def _flat_start_values(optimizer):
         else:
             flat[f"{name}/initial"] = initial
         flat[f"{name}/num_buckets"] = hyperparameter.num_buckets
-        flat[f"{name}/step_size"] = hyperparameter.step_size
+        if isinstance(optimizer.outer, SignDescent):  # Other rules have no step sizes.
+            flat[f"{name}/step_size"] = hyperparameter.step_size
         flat[f"{name}/scale"] = hyperparameter.scale
         flat[f"{name}/interpolation"] = hyperparameter.interpolation
     return flat

@@ -48,7 +48,9 @@ class Forward(Mode):
 
     name = "forward"
 
-    def __init__(self, tangent_chunk_size=None, tangent_clipvalue=None):
+    def __init__(
+        self, tangent_chunk_size: int | None = None, tangent_clipvalue: float | None = None
+    ) -> None:
         self.tangent_chunk_size = number(
             "tangent_chunk_size", tangent_chunk_size, least=1, whole=True, optional=True
         )

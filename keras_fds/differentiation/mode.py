@@ -27,7 +27,7 @@ class Mode:
         horizon: Number of inner steps of the present run.
     """
 
-    name = None
+    name: str
     goes_back = False
 
     def bind(self, model, spec):

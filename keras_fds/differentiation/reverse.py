@@ -30,7 +30,7 @@ class _Piece(NamedTuple):
     source: Any
     position: int
     inner_step: int
-    count: int
+    count: int  # type: ignore[assignment]  # A tuple's method.
     states: list  # The states at every step, `[count, …]` each, if they are kept.
 
 
@@ -64,7 +64,7 @@ class Reverse(Mode):
     name = "reverse"
     goes_back = True
 
-    def __init__(self, memory=DEFAULT_MEMORY):
+    def __init__(self, memory: int = DEFAULT_MEMORY) -> None:
         self.allowed = number("memory", memory, above=0)
 
     def bind(self, model, spec):

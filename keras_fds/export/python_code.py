@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Mapping
 
 import keras
 
@@ -12,6 +13,7 @@ from keras_fds.export.snippet import (
     piecewise_constant,
     tensor_operator,
 )
+from keras_fds.schedules import BucketedSchedule
 
 _HEADER = '''"""{name} with learned schedules, for Keras without keras_fds.
 
@@ -22,7 +24,9 @@ something else. To train a saved and loaded model further, compile it with this 
 """'''
 
 
-def python_snippet(schedules, optimizer):
+def python_snippet(
+    schedules: Mapping[str, BucketedSchedule], optimizer: keras.optimizers.Optimizer
+) -> str:
     """Python code that makes the optimizer with its learned schedules and needs only Keras.
 
     The code defines `make_optimizer(horizon)`; `horizon` defaults to the schedules' own. A schedule

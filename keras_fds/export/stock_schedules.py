@@ -1,11 +1,16 @@
 """Learned schedules as schedules of stock Keras."""
 
+from collections.abc import Mapping
+
 import keras
 
 from keras_fds.export.snippet import piecewise_constant
+from keras_fds.schedules import BucketedSchedule
 
 
-def keras_schedules(schedules):
+def keras_schedules(
+    schedules: Mapping[str, BucketedSchedule],
+) -> dict[str, keras.optimizers.schedules.LearningRateSchedule]:
     """Learned schedules as schedules of stock Keras.
 
     Any Keras optimizer takes one as its `learning_rate`. Its other numbers cannot change in time

@@ -6,7 +6,8 @@ resumes goes on as if it had not been interrupted.
 
 import abc
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Observation:
     hypergradients: np.ndarray | None = None
 
     @property
-    def broke_down(self):
+    def broke_down(self) -> bool:
         """Whether training was given up, so the loss is not known."""
         return self.loss is None
 
@@ -90,17 +91,17 @@ class Problem:
     buckets: Any
     start: np.ndarray
     horizon: int
-    horizons: list | None = None
+    horizons: list[int] | None = None
     budget: float | None = None
-    cost: Any = 4.0
+    cost: float | Callable[[int], float] = 4.0
     seed: int = 0
 
     @property
-    def about_outer_steps(self):
+    def about_outer_steps(self) -> int:
         """How many outer steps there will be; within a budget an estimate."""
-        return len(self.horizons) if self.horizons else round(3 * self.budget)
+        return len(self.horizons) if self.horizons else round(3 * (self.budget or 0))
 
-    def price(self, outer_step):
+    def price(self, outer_step: Observation | Proposal) -> float:
         """What an outer step costs, in plain trainings; an `Observation` or a `Proposal`."""
         computes = (
             outer_step.with_hypergradients
@@ -109,12 +110,12 @@ class Problem:
         )
         return self.price_of(outer_step.horizon, computes)
 
-    def price_of(self, horizon, with_hypergradients):
+    def price_of(self, horizon: int, with_hypergradients: bool) -> float:
         """What an outer step over a horizon costs, in plain trainings."""
         factor = self.cost(horizon) if callable(self.cost) else self.cost
         return (factor if with_hypergradients else 1.0) * horizon / self.horizon
 
-    def spent(self, observations):
+    def spent(self, observations: Sequence[Observation]) -> float:
         """The price of all observations."""
         return sum(map(self.price, observations))
 
@@ -133,7 +134,7 @@ class Rule(abc.ABC):
     chooses_horizons = False  # Whether it can search within a budget.
 
     @abc.abstractmethod
-    def propose(self, observations, problem):
+    def propose(self, observations: list[Observation], problem: Problem) -> Proposal | None:
         """The next outer step.
 
         Args:
@@ -144,7 +145,7 @@ class Rule(abc.ABC):
             A `Proposal`, or `None` when the search ends.
         """
 
-    def is_best(self, observations, best, problem):
+    def is_best(self, observations: list[Observation], best: int | None, problem: Problem) -> bool:
         """Whether the last observation is the best so far.
 
         Here: when its loss is lowest. A longer horizon than the best one's always counts more.
@@ -156,13 +157,16 @@ class Rule(abc.ABC):
         last = observations[-1]
         if best is None or last.horizon != observations[best].horizon:
             return best is None or last.horizon > observations[best].horizon
-        return last.loss < observations[best].loss
+        loss, lowest = last.loss, observations[best].loss
+        return loss is not None and (lowest is None or loss < lowest)
 
-    def over_whole(self, coordinates, horizon, problem):
+    def over_whole(self, coordinates: np.ndarray, horizon: int, problem: Problem) -> np.ndarray:
         """What coordinates that were tried over a horizon are over the whole one; here the same."""
         return coordinates
 
-    def bands(self, observations, problem):
+    def bands(
+        self, observations: list[Observation], problem: Problem
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """`(low, high)`: the best coordinates, one standard deviation less and more.
 
         Both `[total_buckets]`; or `None` where a rule does not know.
@@ -170,7 +174,7 @@ class Rule(abc.ABC):
         return None
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)
 
 

@@ -81,7 +81,7 @@ class BayesianOptimization(Rule):
 
     chooses_horizons = True
 
-    def __init__(self, caution=1.0, least_gain=3e-3):
+    def __init__(self, caution: float = 1.0, least_gain: float = 3e-3) -> None:
         self.caution = number("caution", caution, least=0)
         self.least_gain = number("least_gain", least_gain, least=0)
 

@@ -34,7 +34,7 @@ class SignDescent(Rule):
     Reference: Micaelli & Storkey (2021), section 5 and its public settings.
     """
 
-    def __init__(self, shrink=0.5):
+    def __init__(self, shrink: float = 0.5) -> None:
         self.shrink = fraction("shrink", shrink)
 
     def propose(self, observations, problem):

@@ -220,12 +220,10 @@ def test_hparams_table(server, searched):
         "outer": "BayesianOptimization",
         "learning_rate/initial": 0.0,
         "learning_rate/num_buckets": 3,
-        "learning_rate/step_size": 0.1,
         "learning_rate/scale": "linear",
         "learning_rate/interpolation": "constant",
         "momentum/initial": 0.0,
         "momentum/num_buckets": 1,
-        "momentum/step_size": 0.3,
         "momentum/scale": "linear",
         "momentum/interpolation": "constant",
     }

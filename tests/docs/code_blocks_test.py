@@ -121,7 +121,8 @@ flags.FLAGS(sys.argv[1:])
 has_config = "config" in flags.FLAGS and flags.FLAGS["config"].present
 if has_config and sys.argv[1] != "trainers.theorem_4_1":
     from trainers import experiment
-    experiment.check_config(experiment.CONFIG.value)
+    if "hyperparameters" in experiment.CONFIG.value:  # Others are no searches.
+        experiment.check_config(experiment.CONFIG.value)
 """
 
 
