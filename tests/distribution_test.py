@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -87,14 +88,21 @@ def test_version_is_told(python, tmp_path):
     assert told.startswith(f"keras_fds {keras_fds.__version__} (Keras ")
 
 
+@pytest.mark.sweep()
 def test_quickstart_runs_outside_of_the_repository(python, tmp_path):
     options = ["--config=configs/digits.py", f"--config.data_dir={tmp_path / 'data'}"]
     search = ["-m", "trainers.search", *options, "--workdir=digits", "--config.budget=2"]
     run(python, *search, "--config.epochs=(1,)", cwd=tmp_path)
     train = ["-m", "trainers.train", *options, "--workdir=digits-train"]
     shorter = ["--config.train_seeds=1", "--config.train_epochs=1"]
-    run(python, *train, *shorter, "--schedules=digits/schedules.json", cwd=tmp_path)
+    told = run(python, *train, *shorter, "--schedules=digits/schedules.json", cwd=tmp_path)
+    assert "Test accuracy" in told
     for folder in ("digits", "digits-train"):
         report = (tmp_path / folder / "report.html").read_text(encoding="utf-8")
         assert keras_fds.__version__ in report
+    page = (ROOT / "docs" / "how_to" / "command_line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)/?` \|(.*)\|(.*)\|$", page, re.MULTILINE)
+    for folder, column in (("digits", 1), ("digits-train", 2)):
+        left = {path.name for path in (tmp_path / folder).iterdir()}
+        assert left == {row[0] for row in rows if row[column].strip()}
     assert json.loads((tmp_path / "digits-train" / "test.json").read_text())["seeds"]

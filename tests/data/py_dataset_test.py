@@ -1,5 +1,7 @@
 """`keras.utils.PyDataset`: the batches, hooks and hypergradients that it stands for."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -59,10 +61,20 @@ def own_arrays():
     return x.astype("float64"), np.eye(3)[y], weights
 
 
-def model_with_one_hot_targets():
+@functools.cache
+def made(floatx):
     keras.utils.set_random_seed(5)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    return make_model(initial=0.1, loss=loss)
+    model = make_model(initial=0.1, loss=loss)
+    return model, model.get_weights()
+
+
+def model_with_one_hot_targets():
+    """The same model for all tests, as it was made. So a step is traced once."""
+    model, weights = made(keras.config.floatx())
+    model.set_weights(weights)
+    model.optimizer.coordinates = model.optimizer.buckets.initial_coordinates()
+    return model
 
 
 def fitted(x, y=None, *, differentiation="forward", **arguments):
@@ -220,7 +232,7 @@ class Growing(Slices):
 def test_axes_may_vary_in_forward_mode(capsys):
     layers = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((None, 4)), *layers])
-    stock = model_with_one_hot_targets()
+    stock, _ = made.__wrapped__(keras.config.floatx())
     model.compile(stock.optimizer, loss=stock.loss)
     x, y, _ = own_arrays()
     data = Growing(x, y)

@@ -6,7 +6,6 @@ the programs themselves; those of the quickstart also run, for one outer step.
 
 import argparse
 import importlib
-import json
 import linecache
 import pathlib
 import re
@@ -185,26 +184,3 @@ def test_quickstart_is_the_two_commands_of_the_page():
     search, train = commands("docs/how_to/command_line.md")[:2]
     assert [each.split() for each in typed] == [search[2:], train[2:]]
     assert ["make", "quickstart"] in commands("README.md")
-
-
-@pytest.mark.sweep()
-def test_quickstart_runs(tmp_path):
-    small = {"data_dir": tmp_path / "data", "epochs": "(1,)", "outer_steps": 1}
-    small |= {"train_epochs": 1, "train_seeds": 1, "network": "mlp"}
-    overrides = [f"--config.{name}={value}" for name, value in small.items()]
-    for words in commands("docs/how_to/command_line.md")[:2]:
-        arguments = [word.replace("runs/", f"{tmp_path}/") for word in words[1:]]
-        ran = subprocess.run(
-            [sys.executable, *arguments, *overrides],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 0, ran.stderr
-    assert "Test accuracy" in ran.stdout
-    page = (ROOT / "docs/how_to/command_line.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w.]+)/?` \|(.*)\|(.*)\|$", page, re.MULTILINE)
-    for folder, column in (("digits", 1), ("digits-train", 2)):
-        left = {path.name for path in (tmp_path / folder).iterdir()}
-        assert left == {row[0] for row in rows if row[column].strip()}
-    assert json.loads((tmp_path / "digits-train" / "test.json").read_text())["seeds"]
