@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.batches import plain, unpack
 from keras_fds.data import finite_batches
 from keras_fds.differentiation import Forward, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
@@ -281,7 +282,7 @@ def _compared(runs, tolerance):
 # ------------------------------------------------------------------------------ who is at fault
 def _suspects(model, batch):
     """`{description: error}` of the layers, regularizers and losses with wrong derivatives."""
-    batch = keras.utils.unpack_x_y_sample_weight(batch)
+    batch = plain(unpack(batch))
     generator = np.random.default_rng(0)
     with keras_layers.twice_differentiable(), keras_layers.recorded_calls(model) as recorded:
         outputs = keras_models.call_model(model, _state(model), batch[0], training=True).outputs

@@ -159,12 +159,17 @@ class Forward(Mode):
         return after, loss, outputs
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
-        """`{name: [moving]}`, the step's row of the sharing matrix: one-hot in a bucket."""
+        """`{name: [moving, *shape]}`, the step's rows of the sharing matrix: one-hot in a bucket."""
         order, found = tf.gather(self._order, moving), {}
-        for name, row in self.buckets.shares(inner_step, horizon).items():
+        rows = self.buckets.shares(inner_step, horizon).values()
+        for h, row in zip(self.buckets.hyperparameters, rows):
             *neighbours, fraction = row
-            lower, upper = (tf.cast(order == position, "float64") for position in neighbours)
-            found[name] = tf.cast(blend(lower, upper, fraction), self.step.dtype)
+            lower, upper = (
+                tf.cast(order[:, None] == position + np.arange(h.size), "float64")
+                for position in neighbours
+            )
+            of_elements = tf.cast(blend(lower, upper, fraction), self.step.dtype)
+            found[h.name] = tf.reshape(of_elements, [-1, *h.shape])
         return found
 
     def _clipped(self, tangents):
