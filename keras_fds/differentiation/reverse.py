@@ -295,7 +295,8 @@ class Reverse(Mode):
             of_names = dict(zip(names, gradients[len(cotangents) :]))
             of_vectors = self._added(of_vectors, of_names, inner_step + i, horizon)
             of_numbers = [
-                0.0 if n in of_vectors else tf.cast(g, "float64") for n, g in of_names.items()
+                0.0 if name in of_vectors else tf.cast(of_name, "float64")
+                for name, of_name in of_names.items()
             ]
             of_numbers = tf.reshape(of_numbers, [len(names)])
             derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_numbers, "float64"))

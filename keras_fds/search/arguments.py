@@ -15,7 +15,6 @@ from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number
 
-
 _BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
 
 

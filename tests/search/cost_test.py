@@ -72,7 +72,7 @@ def test_table_of_a_budget():
 
 
 def test_table_with_nothing_to_learn():
-    text = cost_table(cost(num_buckets={}, memory=[("state", 3 * MEBIBYTE)], remedies=[]))
+    text = cost_table(cost(num_values={}, memory=[("state", 3 * MEBIBYTE)], remedies=[]))
     assert "learned    nothing" in text
     assert "memory     state 3 MiB\n" in text
     assert "to cut it" not in text
