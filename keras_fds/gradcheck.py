@@ -6,8 +6,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import plain, unpack
-from keras_fds.data import finite_batches
+from keras_fds.data import finite_batches, plain, unpack
 from keras_fds.differentiation import Forward, Reverse, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models

@@ -166,12 +166,15 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def schedules(self):
-        """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary."""
-        self._check_settled()
+        """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary.
+
+        Vectors whose length is not known before `fit` has seen the data are left out until then.
+        """
         values = self.values
         return {
             h.name: BucketedSchedule(values[h.name], self.horizon, h.interpolation)
             for h in self.hyperparameters
+            if h.is_settled
         }
 
     @schedules.setter
@@ -247,14 +250,6 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._coordinates.assign(coordinates)
         self._variables[position] = self._variables.pop()
         return True
-
-    def _check_settled(self):
-        for h in self.hyperparameters:
-            if not h.is_settled:
-                raise ValueError(
-                    f"How many values {h.name!r} has is known once keras_fds.fit has the model and "
-                    "the data. Give its Hyperparameter a `shape` to have them earlier."
-                )
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):

@@ -99,7 +99,9 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         super().on_train_end(logs)
         lines = told_bands(self.model.optimizer)
         if lines:
-            print("\n".join(["Learned, and one standard deviation of what is best:", *lines]))
+            has_bands = bool(self.model.optimizer.bands)
+            sure = ", and one standard deviation of what is best" if has_bands else ""
+            print("\n".join([f"Learned{sure}:", *lines]))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.monotonic()

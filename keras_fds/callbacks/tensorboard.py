@@ -116,7 +116,8 @@ class TensorBoard(ByRecords):
         outer_step, logs = record.outer_step, record.logs
         run = f"schedules/outer_step_{outer_step:03d}"
         with self._run(run):
-            _write_curves(record)
+            names = {name: suffixes(name, record) for name in record.values}
+            _write_curves(schedules_of(record), names)
         self._writers.pop(run).close()
         best = [each.logs["val_loss"] for each in records if each.outcome == "best"]
         with self._run("search"):
@@ -147,15 +148,15 @@ class TensorBoard(ByRecords):
             self._writers.popitem()[1].close()
 
 
-def _write_curves(record):
-    for name, schedule in schedules_of(record).items():
+def _write_curves(schedules, suffixes_of):
+    for name, schedule in schedules.items():
         bounds = edges(schedule)
         steps = np.unique(np.concatenate([bounds[:-1], bounds[1:] - 1]))
         steps = steps[(steps >= 0) & (steps < schedule.horizon)]  # There may be fewer than buckets.
         if len(steps) > _MOST_POINTS:
             steps = steps[np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
         for step, values in zip(steps.tolist(), schedule.per_step()[steps]):
-            for suffix, value in zip(suffixes(name, record), np.atleast_1d(values)):
+            for suffix, value in zip(suffixes_of[name], np.atleast_1d(values)):
                 tf.summary.scalar(f"schedules/{name}{suffix}", value, step=step)
 
 

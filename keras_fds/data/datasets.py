@@ -7,8 +7,8 @@ import itertools
 import keras
 import tensorflow as tf
 
-from keras_fds.batches import Numbered, pack, plain, unpack
 from keras_fds.data.arrays import too_few
+from keras_fds.data.batches import Numbered, pack, plain, unpack
 from keras_fds.data.py_dataset import PyDatasetPasses
 from keras_fds.data.sources import LookedInto, size_in_bytes
 from keras_fds.numbers import number

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import Numbered, numbers, pack, plain, unpack
+from keras_fds.data.batches import Numbered, numbers, pack, plain, unpack
 
 
 class PyDatasetPasses:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import unpack
+from keras_fds.data.batches import unpack
 
 
 class ArraySource(NamedTuple):

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import Numbered, plain, unpack
 from keras_fds.data.arrays import (
     ArrayBatches,
     array_batches,
@@ -12,6 +11,7 @@ from keras_fds.data.arrays import (
     num_examples,
     weights_of_classes,
 )
+from keras_fds.data.batches import Numbered, plain, unpack
 from keras_fds.data.datasets import DatasetBatches
 
 

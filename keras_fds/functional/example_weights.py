@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_fds.batches import numbers, plain
+from keras_fds.data import numbers, plain
 
 
 def weighted(batch, outputs, values):
@@ -32,23 +32,29 @@ def weighted(batch, outputs, values):
     if not factors:
         return x, y, sample_weight
     factor = factors[0] if len(factors) == 1 else factors[0] * factors[1]
+    leaves = keras.tree.flatten(outputs)
     if keras.tree.is_nested(sample_weight):
         weights = keras.tree.map_structure(lambda w: _product(factor, w, None), sample_weight)
-    elif sample_weight is None and keras.tree.is_nested(outputs):
-        weights = keras.tree.map_structure(lambda o: _product(factor, None, o), outputs)
+    elif len(leaves) > 1:
+        weights = keras.tree.map_structure(lambda o: _product(factor, sample_weight, o), outputs)
     else:
-        weights = _product(factor, sample_weight, outputs)
+        weights = _product(factor, sample_weight, leaves[0])
     return x, y, weights
 
 
-def _product(factor, sample_weight, outputs):
-    """The factors of the examples times their weights, which may differ from step to step."""
-    if sample_weight is not None:
-        sample_weight = tf.cast(sample_weight, factor.dtype)
-        return _widened(factor, sample_weight.shape.rank) * sample_weight
-    # A loss has one value for each part of an example, such as the steps of a sequence.
-    rank = outputs.shape.rank if tf.is_tensor(outputs) else None
-    return _widened(factor, max(1, (rank or 2) - 1))
+def _product(factor, sample_weight, output):
+    """The factors of the examples times their weights, which may differ from step to step.
+
+    A loss has one value for each part of an example, such as the steps of a sequence, and the
+    weights of an example count for all of them.
+    """
+    rank = output.shape.rank - 1 if tf.is_tensor(output) and output.shape.rank else 1
+    if sample_weight is None:
+        return _widened(factor, rank)
+    sample_weight = tf.cast(sample_weight, factor.dtype)
+    if sample_weight.shape.rank == 1:
+        return _widened(factor * sample_weight, rank)
+    return _widened(factor, sample_weight.shape.rank) * sample_weight
 
 
 def _widened(factor, rank):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import unpack
+from keras_fds.data import unpack
 from keras_fds.functional.model import kept_with
 from keras_fds.functional.rebuild import build_compiled, keeping_random_state
 from keras_fds.internals import keras_layers, keras_models

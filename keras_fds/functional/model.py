@@ -9,7 +9,7 @@ import types
 import keras
 import tensorflow as tf
 
-from keras_fds.batches import plain
+from keras_fds.data import plain
 from keras_fds.functional.example_weights import weighted
 from keras_fds.functional.learned_numbers import (
     EXAMPLE_WEIGHTS,
@@ -88,10 +88,17 @@ class StatelessModel:
 
         def trace(batch):
             for training, each in zip((True, False), written):
-                called, _, scope = self._computed(self._constants(), batch, training)
+                weights = {n: tf.ones([1]) for n in self.example_weights if training}
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(weights)
+                    called, loss, scope = self._computed(
+                        self._constants(), batch, training, weights=weights
+                    )
                 each.update(called.scope.written | scope.written)
+                if weights:
+                    self._check_weighted(tape.gradient(loss, weights))
 
-        traced = tf.function(trace, autograph=False).get_concrete_function(plain(batch))
+        traced = tf.function(trace, autograph=False).get_concrete_function(batch)
         check_writes(self.model, traced.graph)
         for variable in self._trainable:
             if id(variable) in written[0]:
@@ -102,6 +109,16 @@ class StatelessModel:
                     "possible: leave the layer out, or freeze it."
                 )
         return {**written[0], **written[1]}, written[1]
+
+    def _check_weighted(self, gradients):
+        """Raises a `ValueError` for weights of examples that the training loss does not use."""
+        for name, gradient in gradients.items():
+            if gradient is None:
+                raise ValueError(
+                    f"{name!r} cannot be learned: the training loss of {self.model.name!r} does "
+                    "not use sample weights, so its hypergradient would always be zero. Pass "
+                    "`sample_weight` on in `compute_loss`."
+                )
 
     def _constants(self):
         """All variables as they are; Keras looks up in a state what it regularizes."""

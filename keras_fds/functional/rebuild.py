@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import plain
+from keras_fds.data import plain
 from keras_fds.functional.redraw import redrawn_values
 from keras_fds.internals import keras_layers, keras_models, keras_optimizers
 

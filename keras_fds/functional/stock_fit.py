@@ -50,6 +50,7 @@ def _use_learned_numbers(model):
         names, values = optimizer.model_names, optimizer.present_values(keras.config.floatx())
         batch = keras.utils.unpack_x_y_sample_weight(data)
         if "sample_weight" in names and batch[2] is None:
+            model.train_function = None  # It would stay half made.
             raise ValueError(
                 "'sample_weight' is learned, and model.fit does not tell an optimizer which "
                 "example is which. Pass the learned weights yourself, `sample_weight=model."

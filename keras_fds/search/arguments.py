@@ -8,8 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.batches import numbers
-from keras_fds.data import ArrayBatches, num_examples
+from keras_fds.data import ArrayBatches, num_examples, numbers
 from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph

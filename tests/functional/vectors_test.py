@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_fds
-from keras_fds.batches import Numbered
-from keras_fds.data import ArrayBatches, as_arrays
+from keras_fds.data import ArrayBatches, Numbered, as_arrays
 from keras_fds.differentiation import Reverse
 from keras_fds.search import settle
 from tests.differentiation import reference
@@ -123,10 +122,10 @@ def test_hypergradients_are_exact_in_both_modes(learned):
 def test_labels_may_be_numbers():
     found = []
     for one_hot in (True, False):
-        loss = "categorical_crossentropy" if one_hot else "sparse_categorical_crossentropy"
+        losses = keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy
         keras.utils.set_random_seed(0)
         learned = keras_fds.Hyperparameter("class_weight", shape=3, initial=[[0.5, 1.0, 2.0]])
-        model = network([learned], keras.losses.get(loss))
+        model = network([learned], losses[one_hot](from_logits=True))
         train, validation = batches(one_hot)
         bound = Reverse().bind(model, train.spec)
         bound.reset(HORIZON)
@@ -291,3 +290,19 @@ def test_check_hypergradients_samples_a_long_vector():
     assert check.forward["learning_rate"].shape == (2,)
     assert len(set(check.positions["sample_weight"])) == 12
     assert str(check).count("sample_weight") == 12
+
+
+class Unweighted(keras.Sequential):
+    """Its own loss leaves sample weights out."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.ops.square(y - y_pred))
+
+
+def test_a_loss_without_sample_weights_is_refused():
+    x, y = arrays()
+    model = Unweighted([keras.Input((4,)), keras.layers.Dense(3)])
+    learned = keras_fds.Hyperparameter("sample_weight")
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(0.1), [learned]), loss="mse")
+    with pytest.raises(ValueError, match="does not use sample weights"):
+        keras_fds.fit(model, x, y, validation_split=0.2, verbose=0)

@@ -134,10 +134,3 @@ def test_a_vector_that_has_no_slopes_ends_too():
         )
         assert len(observations) < 100
     assert problem.spent(observations) <= problem.budget
-
-
-def test_config_round_trip():
-    rule = Descent(mean_decay=0.5, square_decay=0.9)
-    assert Descent.from_config(rule.get_config()).get_config() == rule.get_config()
-    with pytest.raises(ValueError, match="mean_decay"):
-        Descent(mean_decay=1.0)

@@ -29,7 +29,7 @@ def cost(**changes):
         **{
             "horizons": [100, 100, 200],
             "budget": None,
-            "num_buckets": {"learning_rate": 7, "momentum": 1},
+            "num_values": {"learning_rate": 7, "momentum": 1},
             "reason": "Forward mode, as asked for.",
             "memory": [("state", 3 * MEBIBYTE), ("tangents", 24 * MEBIBYTE)],
             "seconds": Seconds(0.04, 0.0, 1.0),
