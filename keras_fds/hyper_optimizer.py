@@ -181,7 +181,8 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def schedules(self, schedules):
         for h in self.hyperparameters:
             schedule = schedules.get(h.name)
-            if h.is_vector and not h.is_settled and isinstance(schedule, BucketedSchedule):
+            is_vector = isinstance(schedule, BucketedSchedule) and schedule.values.ndim > 1
+            if is_vector and h.may_become(schedule.values.shape[1:]):
                 self.settle({h.name: schedule.values[0]})
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)

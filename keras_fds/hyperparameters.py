@@ -212,6 +212,11 @@ class Hyperparameter:
         """How many values it has at a step."""
         return int(np.prod(self.shape))
 
+    def may_become(self, shape):
+        """Whether it may turn out to be a vector of a shape, once model and data are there."""
+        of_model = self.is_vector or "." in self.name
+        return of_model and self._shape is None and shape != ()
+
     def settle(self, held):
         """Takes over the shape of what the model holds, a float64 array, and starts from it.
 

@@ -258,7 +258,8 @@ def hypergradients(
 
     Returns:
         `{name: float64 array [num_buckets]}`, derivatives by the hyperparameters' coordinates; a
-        bucket's value is the mean over its steps. With `per_step`, `{name: [horizon]}`.
+        bucket's value is the mean over its steps; of vectors `[num_buckets, *shape]`. With
+        `per_step`, which vectors do not have, `{name: [horizon]}`.
 
     Raises:
         ValueError: When model and data do not fit together.

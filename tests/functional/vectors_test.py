@@ -146,7 +146,7 @@ def test_a_pattern_without_each_ties_its_matches():
 
 def test_vectors_start_from_what_the_model_holds():
     model = network([keras_fds.Hyperparameter("warm.temperatures", 2)])
-    assert settle(model, batches()[0]) is None
+    settle(model, batches()[0])
     expected = np.tile([1.0, 2.0, 0.5, 1.5, 0.8], (2, 1))
     np.testing.assert_array_equal(model.optimizer.values["warm.temperatures"], expected)
     model = network([keras_fds.Hyperparameter("warm.temperatures", initial=3.0)])
@@ -306,3 +306,38 @@ def test_a_loss_without_sample_weights_is_refused():
     model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(0.1), [learned]), loss="mse")
     with pytest.raises(ValueError, match="does not use sample weights"):
         keras_fds.fit(model, x, y, validation_split=0.2, verbose=0)
+
+
+def test_every_output_may_have_a_loss_weight_of_its_own():
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(3, name=name)(inputs) for name in ("first", "second")]
+    model = keras.Model(inputs, outputs)
+    learned = keras_fds.Hyperparameter("loss_weights.*", each=True, initial=1.0)
+    optimizer = keras_fds.HyperOptimizer(keras.optimizers.SGD(0.1), [learned])
+    model.compile(optimizer, loss=[keras.losses.MeanSquaredError() for _ in range(2)])
+    x, y = arrays()
+    data = tf.data.Dataset.from_tensor_slices((x, (y, 1 - y))).batch(20)
+    found = [
+        keras_fds.hypergradients(
+            model, data.take(2), data.skip(2), differentiation=mode, dtype="float64"
+        )["loss_weights.*"]
+        for mode in ("forward", "reverse")
+    ]
+    assert found[0].shape == (1, 2) and np.all(found[0] != 0)
+    np.testing.assert_allclose(*found, rtol=1e-8)
+
+
+def test_schedules_of_vectors_can_be_set_before_fit():
+    learned = keras_fds.Hyperparameter("warm.temperatures", 2)
+    model, values = network([learned]), np.arange(1.0, 11.0).reshape(2, 5)
+    rate = keras_fds.BucketedSchedule([0.1, 0.1], 10)
+    schedules = {
+        "learning_rate": rate,
+        "warm.temperatures": keras_fds.BucketedSchedule(values, 10),
+    }
+    model.optimizer.schedules = schedules
+    settle(model, batches()[0])
+    np.testing.assert_array_equal(model.optimizer.values["warm.temperatures"], values)
+    with pytest.raises(ValueError, match="`schedules` must hold"):
+        vector = keras_fds.BucketedSchedule([[0.1], [0.1]], 10)
+        model.optimizer.schedules = {**schedules, "learning_rate": vector}
