@@ -3,7 +3,8 @@
 The forward run keeps the state at every step, or, when that needs too much memory, at about √T of
 the T steps. The sweep then goes back from the validation loss, with one vector-Jacobian product per
 inner step. Between kept states it first runs forward again. It yields the derivatives by the
-hyperparameters of every single step; buckets only sum them up.
+numbers of every single step; buckets only sum them up. Those by vectors are summed up on the way
+back, so memory does not grow with the horizon times the length of a vector.
 
 Reference: Griewank & Walther, "Evaluating Derivatives" (2008), chapter 12 (checkpointing).
 """
@@ -45,7 +46,7 @@ class _Block(NamedTuple):
 class Reverse(Mode):
     """Reverse mode (the adjoint method): one sweep back over the steps of a run.
 
-    It costs about four plain trainings for any number of buckets. It keeps the states of all steps
+    It costs about four plain trainings for any number of values. It keeps the states of all steps
     (and the batches of a dataset). When they need more memory than allowed, it keeps about 2 √T
     states for T steps, and takes a third longer.
 
@@ -197,33 +198,59 @@ class Reverse(Mode):
 
     # -------------------------------------------------------------------- hypergradients
     def hypergradients(self):
-        return self.buckets.sums(self.per_step())
+        per_step, of_vectors = self._swept()
+        found = []
+        for h, of_steps in zip(self.buckets.hyperparameters, per_step.T):
+            found.append(of_vectors[h.name].numpy() if h.is_vector else h.sums(of_steps))
+        return self.buckets.join(found)
 
     def per_step(self):
+        vectors = [h.name for h in self.buckets.hyperparameters if h.is_vector]
+        if vectors:
+            raise ValueError(
+                "Hypergradients of single steps are those of numbers, and "
+                f"{', '.join(map(repr, vectors))} are vectors. Leave `per_step` out, or give them "
+                "more buckets."
+            )
+        return self._swept()[0]
+
+    def _swept(self):
+        """`(per_step, of_vectors)`: `[horizon, hyperparameters]`, and `{name: [num_buckets, …]}`.
+
+        The first is zero for vectors.
+        """
         gradients = self.validation_gradients
         cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
         per_step = np.zeros([self.horizon, len(self.buckets.names)])
+        carried = (
+            cotangents,
+            {
+                h.name: tf.zeros([h.num_buckets, *h.shape], "float64")
+                for h in self.buckets.hyperparameters
+                if h.is_vector
+            },
+        )
         after = None if self.keeps_all else self.step.read()
         for block in reversed(self.blocks):
-            cotangents = self._sweep_block(block, cotangents, per_step)
+            carried = self._sweep_block(block, carried, per_step)
         if after is not None:
             self.step.assign(after)
-        return per_step
+        return per_step, carried[1]
 
-    def _sweep_block(self, block, cotangents, per_step):
-        """The cotangents at the start of a block; writes its derivatives into `per_step`.
+    def _sweep_block(self, block, carried, per_step):
+        """`(cotangents, derivatives by vectors)` at the start of a block; fills `per_step`.
 
         States that were computed again are freed on return, so one block's exist at a time.
         """
         pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
         while pieces:
             piece = pieces.pop()
-            cotangents, derivatives = self._sweep(
-                piece.source, *self._numbers(piece), piece.states, cotangents
+            *carried, derivatives = self._sweep(
+                piece.source, *self._numbers(piece), piece.states, *carried
             )
             first = piece.inner_step
             per_step[first : first + piece.count] = derivatives.numpy()
-        return cotangents
+        return carried
 
     def _kept_again(self, block):
         """The pieces of a block with all states, computed again from its checkpoint."""
@@ -238,16 +265,18 @@ class Reverse(Mode):
     def _numbers(self, piece):
         return _constants(piece.position, piece.inner_step, piece.count, self.horizon)
 
-    def _sweep_in_graph(self, source, position, inner_step, count, horizon, states, cotangents):
+    def _sweep_in_graph(
+        self, source, position, inner_step, count, horizon, states, cotangents, of_vectors
+    ):
         """Vector-Jacobian products from the last of `count` steps to the first.
 
         Returns:
-            `(cotangents, derivatives)`, the latter float64 `[count, hyperparameters]`.
+            `(cotangents, of_vectors, derivatives)`, the last float64 `[count, hyperparameters]`.
         """
         names = self.hyper_optimizer.names
         derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
 
-        def one_step(i, cotangents, derivatives):
+        def one_step(i, cotangents, of_vectors, derivatives):
             state = [stacked[i] for stacked in states]
             state = tf.nest.pack_sequence_as(self.step.variables, state)
             batch = get_batch(source, position + i)
@@ -263,17 +292,36 @@ class Reverse(Mode):
                 self._name_the_layer(state, values, batch)
                 raise
             gradients = [tf.convert_to_tensor(g) for g in gradients]
-            of_names = tf.reshape(gradients[len(cotangents) :], [len(names)])
-            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_names, "float64"))
-            return i - 1, gradients[: len(cotangents)], derivatives
+            of_names = dict(zip(names, gradients[len(cotangents) :]))
+            of_vectors = self._added(of_vectors, of_names, inner_step + i, horizon)
+            of_numbers = [
+                0.0 if name in of_vectors else tf.cast(of_name, "float64")
+                for name, of_name in of_names.items()
+            ]
+            of_numbers = tf.reshape(of_numbers, [len(names)])
+            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_numbers, "float64"))
+            return i - 1, gradients[: len(cotangents)], of_vectors, derivatives
 
-        _, cotangents, derivatives = tf.while_loop(
+        _, cotangents, of_vectors, derivatives = tf.while_loop(
             lambda i, *_: i >= 0,
             one_step,
-            [count - 1, cotangents, derivatives],
+            [count - 1, cotangents, of_vectors, derivatives],
             parallel_iterations=1,
         )
-        return cotangents, derivatives.stack()
+        return cotangents, of_vectors, derivatives.stack()
+
+    def _added(self, of_vectors, derivatives, inner_step, horizon):
+        """Adds a step's derivatives by vectors to those of the buckets that it shares."""
+        found = {}
+        for h in self.buckets.hyperparameters:
+            if h.is_vector:
+                *neighbours, fraction = h.shares(inner_step, horizon)
+                total, of_step = of_vectors[h.name], tf.cast(derivatives[h.name], "float64")
+                parts = [1.0] if fraction is None else [1 - fraction, fraction]
+                for bucket, part in zip(neighbours, parts):
+                    total = tf.tensor_scatter_nd_add(total, [[bucket]], (part * of_step)[None])
+                found[h.name] = total
+        return found
 
     def _name_the_layer(self, state, hyperparameters, batch):
         """Raises the `ValueError` that names the layer without a second derivative.
