@@ -147,10 +147,13 @@ def numbers(rows, column):
 
 
 def bucket_columns(rows, prefix=""):
-    """`{name: its columns, bucket after bucket}` of the columns `prefix + name[k]`."""
+    """`{name: its columns, bucket after bucket}` of the columns `prefix + name[k]`.
+
+    Elements or quantiles of a vector, `name[k]_50%`, have a name each, `name_50%`.
+    """
     columns = {}
     for column in dict.fromkeys(itertools.chain(*rows)):
-        match = re.fullmatch(r"(.+/|)([^/]+)\[\d+\]", column)
+        match = re.fullmatch(r"(.+/|)([^/]+)\[\d+\](_[^/]+)?", column)
         if match and match[1] == prefix:
-            columns.setdefault(match[2], []).append(column)
+            columns.setdefault(match[2] + (match[3] or ""), []).append(column)
     return columns
