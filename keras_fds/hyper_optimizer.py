@@ -196,7 +196,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             {name: schedules[name].values for name in self.names}
         )
 
-    def divide(self, values):
+    def divide(self, values: Mapping[str, np.ndarray]) -> None:
         """Holds other numbers of values: `{name: float64 [num_buckets]}`.
 
         What a model has compiled for this optimizer keeps the old numbers, see `forget_compiled`.
@@ -226,12 +226,12 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         return [n for n in self.names if n not in of_optimizer and not is_multiplier(n)]
 
     @property
-    def multiplied_names(self):
+    def multiplied_names(self) -> list[str]:
         """The learned factors on the learning rates of layers."""
         return [name for name in self.names if is_multiplier(name)]
 
     @property
-    def each_names(self):
+    def each_names(self) -> list[str]:
         """Those that have one value for every layer or loss that they match."""
         return [h.name for h in self.hyperparameters if h.each]
 
@@ -243,7 +243,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         }
         return self._multiplied
 
-    def settle(self, held):
+    def settle(self, held: Mapping[str, np.ndarray]) -> bool:
         """Takes over the shapes and start values of vectors, `{name: array}`.
 
         Returns:

@@ -196,33 +196,33 @@ class Hyperparameter:
 
     # ------------------------------------------------------------------------------ vectors
     @property
-    def is_vector(self):
+    def is_vector(self) -> bool:
         """Whether it has one value for every class, group, example, layer or element."""
         return self.name in EXAMPLE_WEIGHTS or self.each or self._shape not in (None, ())
 
     @property
-    def is_settled(self):
+    def is_settled(self) -> bool:
         """Whether the shape of its values is known; that of a vector may depend on the data."""
         return self._shape is not None or not self.is_vector
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """The shape of its value at a step: `()` of a number, `(0,)` before it is known."""
         if self._shape is not None:
             return self._shape
         return (0,) if self.is_vector else ()
 
     @property
-    def size(self):
+    def size(self) -> int:
         """How many values it has at a step."""
         return int(np.prod(self.shape))
 
-    def may_become(self, shape):
+    def may_become(self, shape: Sequence[int]) -> bool:
         """Whether it may turn out to be a vector of a shape, once model and data are there."""
         of_model = self.is_vector or "." in self.name
         return of_model and self._shape is None and shape != ()
 
-    def settle(self, held):
+    def settle(self, held: ArrayLike) -> None:
         """Takes over the shape of what the model holds, a float64 array, and starts from it.
 
         Raises:
@@ -320,7 +320,7 @@ class Hyperparameter:
                 f"Received: {schedule!r}"
             )
 
-    def divided(self, num_buckets):
+    def divided(self, num_buckets: int) -> "Hyperparameter":
         """The same with another number of buckets, all of which start with its first value."""
         config = {"num_buckets": num_buckets, "initial": float(self.initial_values[0])}
         return Hyperparameter(**{**self.get_config(), **config, "interpolation": "constant"})

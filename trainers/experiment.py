@@ -422,17 +422,13 @@ def table(schedules):
 
     Of vectors it has the least, the median and the greatest element.
     """
-    import numpy as np
+    from trainers import curves
 
+    schedules = curves.spread(schedules)
     num_buckets = max(schedule.num_buckets for schedule in schedules.values())
     rows = {"bucket": [str(bucket) for bucket in range(num_buckets)]}
     for name, schedule in schedules.items():
-        if schedule.values.ndim == 1:
-            rows[name] = [f"{value:.3g}" for value in schedule.values]
-            continue
-        elements = schedule.values.reshape(schedule.num_buckets, -1)
-        for kind, of_kind in (("least", np.min), ("median", np.median), ("greatest", np.max)):
-            rows[f"{name}, {kind}"] = [f"{of_kind(each):.3g}" for each in elements]
+        rows[name] = [f"{value:.3g}" for value in schedule.values]
     width = max(len(name) for name in rows)
     blocks = []
     for first in range(0, num_buckets, 10):

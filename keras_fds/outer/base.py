@@ -59,7 +59,7 @@ class Observation:
     loss_error: float | None = None
     hypergradients: np.ndarray | None = None
 
-    def part(self, chosen):
+    def part(self, chosen: np.ndarray) -> "Observation":
         """What it says about some coordinates, a bool `[total_buckets]`."""
         slopes = self.hypergradients
         return dataclasses.replace(
@@ -105,7 +105,7 @@ class Problem:
     cost: float | Callable[[int], float] = 4.0
     seed: int = 0
 
-    def part(self, chosen, **changes):
+    def part(self, chosen: np.ndarray, **changes: Any) -> "Problem":
         """The problem of some coordinates alone, a bool `[total_buckets]`, with other changes."""
         return dataclasses.replace(
             self, buckets=self.buckets.part(chosen), start=self.start[chosen], **changes

@@ -39,7 +39,7 @@ class Descent(Rule):
 
     chooses_horizons = True
 
-    def __init__(self, mean_decay=0.9, square_decay=0.99):
+    def __init__(self, mean_decay: float = 0.9, square_decay: float = 0.99) -> None:
         self.mean_decay = fraction("mean_decay", mean_decay)
         self.square_decay = fraction("square_decay", square_decay)
 
