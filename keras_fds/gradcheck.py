@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import finite_batches
-from keras_fds.differentiation import Forward, hessian_error, layer_error
+from keras_fds.data import finite_batches, plain, unpack
+from keras_fds.differentiation import Forward, Reverse, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
-from keras_fds.search import check_buckets, check_compiled
+from keras_fds.search import check_buckets, check_compiled, settle
 
 # Relative steps, tried in this order until a bucket passes: small ones for curvature and kinks,
 # large ones for layers that compute in float32.
@@ -22,6 +22,7 @@ _STEPS = (1e-4, 1e-5, 1e-6, 1e-3, 1e-2)
 _TRUSTED = 0.1
 _SMALLEST_VALUE = 0.1  # Smaller coordinates are moved as if they were this large.
 _SUSPECT = 1e-5
+_MOST_OF_A_VECTOR = 12  # Values of a vector that are compared: half the largest, half any.
 _RIGHT = "right"
 _WRONG = "WRONG"
 _NOT_SMOOTH = "not smooth here"
@@ -40,6 +41,9 @@ class HypergradientCheck:
             loss has a kink so near that finite differences cannot tell).
         suspects: `{str: float}`: layers, regularizers and losses whose derivatives, first or
             second, are wrong, with their relative errors; looked for only when something is wrong.
+        positions: `{name: int64 array}`: which of a hyperparameter's values were compared, counted
+            bucket by bucket. All, but of a long vector twelve: those with the largest
+            hypergradients and random ones. Defaults to `None`, all.
 
     Example:
 
@@ -53,13 +57,15 @@ class HypergradientCheck:
     errors: dict[str, np.ndarray]
     verdicts: dict[str, list[str]]
     suspects: dict[str, float]
+    positions: dict[str, Any] | None = None
 
     def __str__(self):
         width = max(14, *map(len, self.forward))
         lines = [f"{'hyperparameter':{width}}  bucket       forward   differences    error"]
         for name, forward in self.forward.items():
+            buckets = range(len(forward)) if self.positions is None else self.positions[name]
             columns = forward, self.finite_differences[name], self.errors[name], self.verdicts[name]
-            for bucket, (value, expected, error, verdict) in enumerate(zip(*columns)):
+            for bucket, value, expected, error, verdict in zip(buckets, *columns):
                 lines.append(
                     f"{name:{width}}  {bucket:6}  {value:12.5e}  {expected:12.5e}  "
                     f"{error:.1e}  {verdict}"
@@ -146,20 +152,29 @@ def check_hypergradients(
         train, validation = finite_batches(_cached(train_data), _cached(validation_data))
         check_buckets(model.optimizer, train.num_batches)
         twin = float64_twin(model, make_model, train)
+        settle(twin, train)
         runs = _Runs(twin, train, validation, validation_training)
-        forward, differences, errors, verdicts = _compared(runs, tolerance)
+        chosen, *found = _compared(runs, tolerance)
+        verdicts = found[-1]
         is_wrong = _WRONG in verdicts
         suspects = _suspects(twin, next(iter(train.dataset))) if is_wrong else {}
         runs.restore()  # The twin is kept for the next check.
         runs.mode.release()
-    by_name = twin.optimizer.buckets.split
+    buckets = twin.optimizer.buckets
+    owners = [buckets.owners[chosen] == i for i in range(len(buckets.names))]
+    forward, differences, errors, verdicts, chosen = (
+        {name: np.array(column)[own] for name, own in zip(buckets.names, owners)}
+        for column in (*found[:-1], np.array(verdicts, object), chosen)
+    )
+    firsts = {name: np.argmax(buckets.owners == i) for i, name in enumerate(buckets.names)}
     result = HypergradientCheck(
-        passed=all(verdict == _RIGHT for verdict in verdicts),
-        forward=by_name(forward),
-        finite_differences=by_name(differences),
-        errors=by_name(errors),
-        verdicts={name: list(v) for name, v in by_name(np.array(verdicts, object)).items()},
+        passed=all(verdict == _RIGHT for verdict in found[-1]),
+        forward=forward,
+        finite_differences=differences,
+        errors=errors,
+        verdicts={name: list(each) for name, each in verdicts.items()},
         suspects=suspects,
+        positions={name: positions - firsts[name] for name, positions in chosen.items()},
     )
     if verbose:
         print(result)
@@ -183,7 +198,13 @@ class _Runs:
     """Unrolls of a model from the same start, as a function of the coordinates."""
 
     def __init__(self, model, train, validation, training):
-        self.mode, self.training = Forward().bind(model, train.spec), training
+        # Forward mode carries a tangent for every element of a vector.
+        has_vectors = model.optimizer.buckets.in_vectors.any()
+        mode = Reverse().bind(model, train.spec) if has_vectors else None
+        if mode is None or mode.supports(train):
+            mode = Forward().bind(model, train.spec)
+            mode.check_memory(train, train.num_batches)
+        self.mode, self.training = mode, training
         self.train, self.validation = train, validation
         self.optimizer, self.buckets = model.optimizer, model.optimizer.buckets
         self.variables = [*model.variables, *self.mode.outside_variables]
@@ -236,8 +257,21 @@ class _Runs:
         return derivative / self.lengths[bucket], uncertainty / self.lengths[bucket]
 
 
+def _chosen(buckets, hypergradients):
+    """The numbers of the values that are compared: all, but of a long vector only some."""
+    chosen, generator = [], np.random.default_rng(0)
+    for i, h in enumerate(buckets.hyperparameters):
+        own = np.flatnonzero(buckets.owners == i)
+        if h.is_vector and len(own) > _MOST_OF_A_VECTOR:
+            half = _MOST_OF_A_VECTOR // 2
+            by_size = own[np.argsort(-np.abs(hypergradients[own]))]
+            own = np.sort([*by_size[:half], *generator.choice(by_size[half:], half, replace=False)])
+        chosen.append(own)
+    return np.concatenate(chosen)
+
+
 def _compared(runs, tolerance):
-    """`(forward, differences, errors, verdicts)`, one entry per bucket each."""
+    """`(chosen, forward, differences, errors, verdicts)`, one entry per compared value each."""
     loss = runs(runs.coordinates)
     forward = runs.hypergradients()
     if loss is None:
@@ -251,12 +285,13 @@ def _compared(runs, tolerance):
     # Taken from the hypergradients: a difference across a kink can have any size.
     scales = np.concatenate(
         [
-            np.full(len(piece), max(np.nanmax(piece, initial=0.0), rounding))
+            np.full(piece.size, max(np.nanmax(piece, initial=0.0), rounding))
             for piece in runs.buckets.split(np.abs(forward)).values()
         ]
     )
     differences, errors, verdicts = np.zeros_like(forward), np.zeros_like(forward), []
-    for k in range(len(forward)):
+    chosen = _chosen(runs.buckets, forward)
+    for k in chosen:
         tried = []
         for step in _STEPS:
             found = runs.difference(k, step * steps[k], loss)
@@ -277,13 +312,13 @@ def _compared(runs, tolerance):
         wrong = _WRONG if settled else _NOT_SMOOTH
         verdicts.append(_RIGHT if errors[k] <= tolerance else wrong)
     runs(runs.coordinates)
-    return forward, differences, errors, verdicts
+    return chosen, forward[chosen], differences[chosen], errors[chosen], verdicts
 
 
 # ------------------------------------------------------------------------------ who is at fault
 def _suspects(model, batch):
     """`{description: error}` of the layers, regularizers and losses with wrong derivatives."""
-    batch = keras.utils.unpack_x_y_sample_weight(batch)
+    batch = plain(unpack(batch))
     generator = np.random.default_rng(0)
     with keras_layers.twice_differentiable(), keras_layers.recorded_calls(model) as recorded:
         outputs = keras_models.call_model(model, _state(model), batch[0], training=True).outputs

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.functional import (
+    EXAMPLE_WEIGHTS,
     announce_horizons,
     build_optimizer,
     check_hyperparameter,
@@ -16,7 +17,9 @@ from keras_fds.functional import (
     fresh_slots,
     is_multiplier,
     multiplied_variables,
+    multipliers_of,
     replace_variable,
+    scalars_of,
     with_hyperparameters,
 )
 from keras_fds.hyperparameters import Buckets, Hyperparameter
@@ -135,44 +138,57 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def values(self) -> dict[str, np.ndarray]:
-        """`{name: float64 [num_buckets]}`."""
+        """`{name: float64 [num_buckets]}`, of vectors `[num_buckets, *shape]`."""
         return self.buckets.values(self.coordinates)
 
     @property
     def hypergradients(self) -> dict[str, np.ndarray]:
         """`{name: float64 [num_buckets]}` of the last outer step; empty where it has none.
 
-        They are derivatives by the hyperparameters' coordinates, means over the steps of a bucket.
+        They are derivatives by the hyperparameters' coordinates, means over the steps of a bucket;
+        of vectors `[num_buckets, *shape]`.
         """
-        records: list = self.search.records if self.search else []
-        found = (records[-1].hypergradients if records else None) or {}
-        return {name: np.array(values) for name, values in found.items()}
+        observations: list = self.search.observations if self.search else []
+        if not observations or observations[-1].hypergradients is None:
+            return {}
+        return self.buckets.means(observations[-1].hypergradients, observations[-1].horizon)
 
     @property
     def bands(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """`{name: (below, above)}`: how sure the search is of the best values; empty before one.
 
         Both are float64 `[num_buckets]`, one standard deviation of what the best values are below
-        and above them. A value whose band spans most of its range hardly matters.
+        and above them. A value whose band spans most of its range hardly matters. Vectors have no
+        bands.
         """
         records: list = self.search.records if self.search else []
         found = [record.bands for record in records if record.bands]
         if not found:
             return {}
         below, above = found[-1]
-        return {name: (np.array(below[name]), np.array(above[name])) for name in self.names}
+        return {name: (np.array(below[name]), np.array(above[name])) for name in below}
 
     @property
     def schedules(self) -> dict[str, BucketedSchedule]:
-        """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary."""
+        """`{name: BucketedSchedule}` over the present horizon; can be set to such a dictionary.
+
+        Vectors whose length is not known before `fit` has seen the data are left out until then.
+        """
         values = self.values
         return {
             h.name: BucketedSchedule(values[h.name], self.horizon, h.interpolation)
             for h in self.hyperparameters
+            if h.is_settled
         }
 
     @schedules.setter
     def schedules(self, schedules: Mapping[str, BucketedSchedule]) -> None:
+        for h in self.hyperparameters:
+            schedule = schedules.get(h.name)
+            if not isinstance(schedule, BucketedSchedule) or schedule.values.ndim == 1:
+                continue
+            if h.may_become(schedule.values.shape[1:]):
+                self.settle({h.name: schedule.values[0]})
         for hyperparameter in self.hyperparameters:
             schedule = schedules.get(hyperparameter.name)
             hyperparameter.check_schedule(schedule)
@@ -180,7 +196,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             {name: schedules[name].values for name in self.names}
         )
 
-    def divide(self, values):
+    def divide(self, values: Mapping[str, np.ndarray]) -> None:
         """Holds other numbers of values: `{name: float64 [num_buckets]}`.
 
         What a model has compiled for this optimizer keeps the old numbers, see `forget_compiled`.
@@ -194,11 +210,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._coordinates = coordinates
 
     def values_at(self, inner_step: Any, horizon: Any, dtype: Any) -> dict[str, Any]:
-        """`{name: scalar tensor}` at an inner step; both arguments int64 tensors."""
+        """`{name: tensor}` at an inner step; both arguments int64 tensors."""
         return self.buckets.values_at(self._coordinates.value, inner_step, horizon, dtype)
 
     def present_values(self, dtype: Any) -> dict[str, Any]:
-        """`{name: scalar tensor}` at the optimizer's own iteration."""
+        """`{name: tensor}` at the optimizer's own iteration."""
         elapsed = tf.cast(self.iterations - self._first_iteration, "int64")
         return self.values_at(elapsed, self._horizon.value, dtype)
 
@@ -206,14 +222,53 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     @property
     def model_names(self) -> list[str]:
         """The learned numbers of the model and its loss, see `Hyperparameter`."""
-        return [n for n in self.names if "." in n and not is_multiplier(n)]
+        of_optimizer = self._optimizer_names
+        return [n for n in self.names if n not in of_optimizer and not is_multiplier(n)]
 
-    def multiplied(self, model: keras.Model) -> dict[str, list[keras.Variable]]:
-        """`{name: variables}` of the learned factors on the learning rates of layers."""
-        names = [name for name in self.names if is_multiplier(name)]
-        found = {name: multiplied_variables(model, name) for name in names}
-        self._multiplied = found
-        return found
+    @property
+    def multiplied_names(self) -> list[str]:
+        """The learned factors on the learning rates of layers."""
+        return [name for name in self.names if is_multiplier(name)]
+
+    @property
+    def each_names(self) -> list[str]:
+        """Those that have one value for every layer or loss that they match."""
+        return [h.name for h in self.hyperparameters if h.each]
+
+    def multiplied(self, model: keras.Model) -> dict[str, list[list[keras.Variable]]]:
+        """`{name: groups of variables}` of the learned factors on the learning rates of layers."""
+        each = self.each_names
+        self._multiplied = {
+            name: multiplied_variables(model, name, name in each) for name in self.multiplied_names
+        }
+        return self._multiplied
+
+    def settle(self, held: Mapping[str, np.ndarray]) -> bool:
+        """Takes over the shapes and start values of vectors, `{name: array}`.
+
+        Returns:
+            Whether a shape was not known before; then all that was compiled is void.
+        """
+        before, values = {h.name: (h.is_settled, h.shape) for h in self.hyperparameters}, {}
+        for h, present in zip(self.hyperparameters, self.values.values()):
+            if h.name in held:
+                h.settle(held[h.name])
+            new = before[h.name] != (h.is_settled, h.shape)
+            values[h.name] = h.initial_values if new else present
+        if all(before[h.name] == (h.is_settled, h.shape) for h in self.hyperparameters):
+            return False
+        self.buckets = Buckets(self.hyperparameters)
+        stock, coordinates = self._coordinates, self.buckets.coordinates(values)
+        if len(coordinates) == stock.shape[0]:
+            stock.assign(coordinates)
+            return True
+        position = next(i for i, v in enumerate(self._variables) if v is stock)
+        self._coordinates = self.add_variable(
+            (self.buckets.size,), dtype="float64", name="coordinates"
+        )
+        self._coordinates.assign(coordinates)
+        self._variables[position] = self._variables.pop()
+        return True
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):
@@ -224,7 +279,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
 
     @property
     def _optimizer_names(self):
-        return [name for name in self.names if "." not in name]
+        return [n for n in self.names if "." not in n and n not in EXAMPLE_WEIGHTS]
 
     def reset_slots(self) -> None:
         """Puts the wrapped optimizer's slots and its iteration count back to their start."""
@@ -248,7 +303,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 "A learned `learning_rate_multiplier` needs `model.fit` or `keras_fds.fit`, which "
                 "tell the optimizer its model."
             )
-        multipliers = [(v, values[name]) for name, v in (self._multiplied or {}).items()]
+        multiplied = self._multiplied or {}
+        scalars = scalars_of({name: values[name] for name in multiplied})
+        multipliers = multipliers_of(multiplied, scalars)
         own = {name: values[name] for name in self._optimizer_names}
         view = with_hyperparameters(self.optimizer, own, multipliers)
         view.apply(grads, trainable_variables)

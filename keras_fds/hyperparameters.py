@@ -6,7 +6,7 @@ Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from keras_fds.functional import EXAMPLE_WEIGHTS, is_multiplier
 from keras_fds.numbers import number
 from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, Interpolation, blend, shares
 
@@ -53,7 +54,10 @@ class Hyperparameter:
     """A number that training computes with, learned as a few values that share the horizon.
 
     Inner step `t` of a horizon of `T` steps falls in bucket `floor(num_buckets * t / T)`, and has
-    its value; or it lies on a straight line between the two knots beside it.
+    its value; or it lies on a straight line between the two knots beside it. In place of a number
+    it may be a *vector*: one number for every class, group, example, layer or element of an array.
+    The values then have the shape `[num_buckets, *shape]`, and the outer rules move them by their
+    hypergradients.
 
     Args:
         name: Its name in the wrapped optimizer (`"learning_rate"`, `"momentum"`,
@@ -64,13 +68,19 @@ class Hyperparameter:
             weights), `"loss.label_smoothing"` (a number of the compiled loss;
             `"loss.<output>.label_smoothing"` with several outputs), `"loss_weights.<output>"`,
             or `"model.<attribute>"` (any number that a subclassed model uses in `call` or
-            `compute_loss`). Numbers of the model and its loss are replaced only in training
-            steps; validation uses those that the model was compiled with.
+            `compute_loss`). Where an attribute is an array, every element is learned.
+            `"class_weight"` is a vector of one factor on the training loss for every class,
+            `"sample_weight"` of one for every group of examples, or every example. Numbers of the
+            model and its loss are replaced only in training steps; validation uses those that the
+            model was compiled with, and has no learned weights.
         num_buckets: Number of buckets of the horizon. Defaults to `1`.
-        initial: Start value: one number, or one number per bucket. Defaults to `None`: 0, or, where
-            0 is out of the range or off the scale, the middle of what is searched.
+        initial: Start value: one number, or one number per bucket; of a vector whose `shape` is
+            given also one number per element, or per bucket and element. Defaults to `None`: 0, or,
+            where 0 is out of the range or off the scale, the middle of what is searched; vectors
+            start from what the model holds, and weights and factors from 1.
         step_size: How far `SignDescent` moves every coordinate at first, and the unit in which
-            `fit_online` moves it. The default rule has no step sizes. Defaults to `0.1`.
+            `Descent` and `fit_online` move it. The default rule has no step sizes for numbers.
+            Defaults to `0.1`.
         min_value: Smallest value allowed. Defaults to `0.0`; where the name says that values must
             be above 0 (`"epsilon"`, `"clipnorm"`, …) to the lower end of what is searched.
         max_value: Largest value allowed. Defaults to `0.999` for `momentum`, `beta_1`,
@@ -87,11 +97,19 @@ class Hyperparameter:
             equal distances, from the first step to the end of the horizon, with straight lines
             between them. Defaults to `"constant"`.
         smoothing_window, breadth: Deprecated; they have no effect.
+        groups: Of `"sample_weight"`: the group of every example of `x`, whole numbers from 0; or,
+            for datasets, how many groups there are. (A batch of a dataset has the group of each
+            example as its fourth part.) Defaults to `None`: every example of `x` is its own group.
+        each: Whether every layer, or loss, that a name with `*` or `?` matches has a value of its
+            own. Defaults to `False`: they share one.
+        shape: The shape of a vector. Defaults to `None`: it is known once `fit` has the model and
+            the data.
 
     Raises:
         ValueError: For fewer than one bucket, a start value out of range or of another
             length than `num_buckets`, a step size that is not positive, an empty range, a range
-            or start value outside of the scale, or an unknown interpolation.
+            or start value outside of the scale, an unknown interpolation, or `groups` or `each`
+            where they have no meaning.
 
     Example:
 
@@ -112,6 +130,9 @@ class Hyperparameter:
         smoothing_window: float | None = None,
         interpolation: Interpolation = "constant",
         breadth: float | None = None,
+        groups: ArrayLike | None = None,
+        each: bool = False,
+        shape: Sequence[int] | None = None,
     ) -> None:
         if smoothing_window is not None or breadth is not None:
             warnings.warn(
@@ -137,7 +158,18 @@ class Hyperparameter:
                 f"Received: interpolation={interpolation!r}"
             )
         self.name, self.scale, self.initial = name, scale, initial
-        self.interpolation = interpolation
+        self.interpolation, self.each = interpolation, bool(each)
+        if each and "." not in name:
+            raise ValueError(
+                "`each` gives every layer that a name such as '*.kernel_regularizer.l2' matches a "
+                f"value of its own. {name!r} belongs to no layer: leave `each` out."
+            )
+        self.groups = _checked_groups(name, groups)
+        self._shape = _checked_shape(name, shape)
+        if groups is not None:
+            self._settle_shape((_number_of_groups(self.groups),))
+        self._has_start = initial is not None
+        self._held: np.ndarray | None = None  # What the model holds, of a vector.
         self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
         self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
         largest = 1.0 if scale in ("logit", "complement") else np.inf
@@ -153,7 +185,7 @@ class Hyperparameter:
                 f"The range of {name!r} is empty. Received: min_value={self.min_value}, "
                 f"max_value={self.max_value}"
             )
-        if initial is None:
+        if initial is None and not self.is_vector:
             self.initial = 0.0
             starts_at_zero = scale in ("linear", "complement")
             if not (starts_at_zero and self.min_value <= 0 <= self.max_value):
@@ -161,6 +193,56 @@ class Hyperparameter:
                 self.initial = float(self.from_searched(np.array((low + high) / 2)))
         self._check_initial()
         self._check_scale()
+
+    # ------------------------------------------------------------------------------ vectors
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has one value for every class, group, example, layer or element."""
+        return self.name in EXAMPLE_WEIGHTS or self.each or self._shape not in (None, ())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the shape of its values is known; that of a vector may depend on the data."""
+        return self._shape is not None or not self.is_vector
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its value at a step: `()` of a number, `(0,)` before it is known."""
+        if self._shape is not None:
+            return self._shape
+        return (0,) if self.is_vector else ()
+
+    @property
+    def size(self) -> int:
+        """How many values it has at a step."""
+        return int(np.prod(self.shape))
+
+    def may_become(self, shape: Sequence[int]) -> bool:
+        """Whether it may turn out to be a vector of a shape, once model and data are there."""
+        of_model = self.is_vector or "." in self.name
+        return of_model and self._shape is None and shape != ()
+
+    def settle(self, held: ArrayLike) -> None:
+        """Takes over the shape of what the model holds, a float64 array, and starts from it.
+
+        Raises:
+            ValueError: When the shape is another one than is known already, or the start values
+                are out of range.
+        """
+        self._settle_shape(np.shape(held))
+        if not self._has_start and self.is_vector:
+            self.initial, self._held = None, np.array(held, "float64")
+        self._check_initial()
+        self._check_scale()
+
+    def _settle_shape(self, shape):
+        if self._shape is not None and self._shape != tuple(shape):
+            raise ValueError(
+                f"{self.name!r} is learned with {_told(self._shape)}, but model and data have "
+                f"{_told(shape)}. Pass the same model and data, or compile the model with a new "
+                "HyperOptimizer."
+            )
+        self._shape = tuple(shape)
 
     @property
     def _last_name(self):
@@ -173,16 +255,22 @@ class Hyperparameter:
         return number(f"`{argument}` of {self.name!r}", value)
 
     def _check_initial(self):
+        if self.initial is None and not self.initial_values.size:
+            return  # Not known yet.
         try:
-            values = np.asarray(self.initial)
+            values = np.asarray(self.initial_values if self.initial is None else self.initial)
             is_numeric = values.dtype.kind in "biuf"
             values = values.astype("float64")
         except (TypeError, ValueError):
             is_numeric = False
-        if not is_numeric or values.shape not in ((), (self.num_buckets,)):
+        shapes = [(), (self.num_buckets,), self.shape, (self.num_buckets, *self.shape)]
+        if not is_numeric or values.shape not in shapes:
+            of_vector = ""
+            if self.is_vector:
+                of_vector = f", or, with `shape`, {_told(self.shape)} for all buckets or for each"
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
-                f"one per bucket. Received: initial={self.initial!r}"
+                f"one per bucket{of_vector}. Received: initial={self.initial!r}"
             )
         in_range = (values >= self.min_value) & (values <= self.max_value) & np.isfinite(values)
         if not np.all(in_range):
@@ -191,11 +279,12 @@ class Hyperparameter:
                 f"{self.max_value}; change it, or min_value and max_value. "
                 f"Received: initial={self.initial!r}"
             )
-        self.initial = values.tolist()
+        if self.initial is not None:
+            self.initial = values.tolist()
 
     def _check_scale(self):
         with np.errstate(divide="ignore", invalid="ignore"):
-            start = self.coordinates(np.asarray(self.initial))
+            start = self.coordinates(self.initial_values)
             ends = self.coordinates(np.array([self.min_value, self.max_value]))
         if np.isnan(ends).any() or not np.isfinite(start).all():
             intervals = {"log": "above 0", "logit": "between 0 and 1", "complement": "below 1"}
@@ -209,13 +298,14 @@ class Hyperparameter:
 
     def check_schedule(self, schedule: Any) -> None:
         """Raises a `ValueError` unless it is a `BucketedSchedule` that could be learned."""
-        form = self.num_buckets, self.interpolation
-        if (
-            not isinstance(schedule, BucketedSchedule)
-            or (schedule.num_buckets, schedule.interpolation) != form
-        ):
+        shape, form = (self.num_buckets, *self.shape), (self.num_buckets, self.interpolation)
+        if not isinstance(schedule, BucketedSchedule) or (
+            schedule.values.shape,
+            schedule.interpolation,
+        ) != (shape, self.interpolation):
+            of_vector = f" of {_told(self.shape)} each" if self.is_vector else ""
             raise ValueError(
-                f"`schedules` must hold a BucketedSchedule of {form[0]} value(s) for "
+                f"`schedules` must hold a BucketedSchedule of {form[0]} value(s){of_vector} for "
                 f"{self.name!r}, with interpolation={form[1]!r}. Received: {schedule!r}"
             )
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -230,7 +320,7 @@ class Hyperparameter:
                 f"Received: {schedule!r}"
             )
 
-    def divided(self, num_buckets):
+    def divided(self, num_buckets: int) -> "Hyperparameter":
         """The same with another number of buckets, all of which start with its first value."""
         config = {"num_buckets": num_buckets, "initial": float(self.initial_values[0])}
         return Hyperparameter(**{**self.get_config(), **config, "interpolation": "constant"})
@@ -296,8 +386,15 @@ class Hyperparameter:
 
     @property
     def initial_values(self) -> np.ndarray:
-        """The start values, float64 of shape `[num_buckets]`."""
-        return np.broadcast_to(np.asarray(self.initial, "float64"), [self.num_buckets]).copy()
+        """The start values, float64 of shape `[num_buckets, *shape]`."""
+        start = self.initial
+        if start is None:
+            ones = self.name in EXAMPLE_WEIGHTS or is_multiplier(self.name)
+            start = self._held if self._held is not None and not ones else float(ones)
+        start = np.asarray(start, "float64")
+        if start.shape == (self.num_buckets,) and start.shape != self.shape:
+            start = start.reshape(-1, *[1] * len(self.shape))
+        return np.broadcast_to(start, [self.num_buckets, *self.shape]).copy()
 
     def shares(self, inner_step: Any, horizon: Any) -> tuple[Any, Any, Any]:
         """The row of the sharing matrix at inner steps, see `keras_fds.schedules.shares`."""
@@ -339,7 +436,17 @@ class Hyperparameter:
             "max_value": None if self.max_value == self._default_maximum else self.max_value,
             "scale": self.scale,
             "interpolation": self.interpolation,
+            **self._config_of_vector(),
         }
+
+    def _config_of_vector(self):
+        """What only vectors have. Which example is in which group belongs to the data."""
+        config = {} if self.groups is None else {"groups": _number_of_groups(self.groups)}
+        if self.each:
+            config["each"] = True
+        if self._shape:
+            config["shape"] = list(self._shape)
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Hyperparameter":
@@ -351,12 +458,49 @@ class Hyperparameter:
         return f"Hyperparameter({arguments})"
 
 
+def _checked_groups(name, groups):
+    """The group of every example, or the number of groups."""
+    if groups is None:
+        return None
+    if name != "sample_weight":
+        raise ValueError(f"`groups` are for 'sample_weight' only. Received: it for {name!r}")
+    if np.ndim(groups) == 0:
+        return number("`groups` of 'sample_weight'", groups, least=1, whole=True)
+    groups = np.asarray(groups)
+    if groups.ndim != 1 or groups.dtype.kind not in "iu" or not groups.size or groups.min() < 0:
+        raise ValueError(
+            "`groups` must be the group of every example, whole numbers from 0, or the number of "
+            "groups; numpy.unique(names, return_inverse=True)[1] makes numbers of names. "
+            f"Received: an array of shape {groups.shape} and dtype {groups.dtype}"
+        )
+    return groups.astype("int64")
+
+
+def _number_of_groups(groups):
+    return groups if isinstance(groups, int) else int(groups.max()) + 1
+
+
+def _checked_shape(name, shape):
+    if shape is None:
+        return None
+    lengths = [shape] if np.ndim(shape) == 0 else list(shape)
+    return tuple(number(f"`shape` of {name!r}", n, least=1, whole=True) for n in lengths)
+
+
+def _told(shape):
+    """A shape in words."""
+    if not shape:
+        return "one value"
+    return f"{' x '.join(map(str, shape))} value{'s' if np.prod(shape) > 1 else ''}"
+
+
 class Buckets:
     """The vector of all bucket values of all hyperparameters.
 
     Each bucket of the vector belongs to one hyperparameter; a knot counts as a bucket. The sharing
     matrix B of a horizon tells which values an inner step shares: λ(t) = Σ_k B_k(t) λ_k. The outer
-    rule moves coordinates u of the values, see `Hyperparameter`.
+    rule moves coordinates u of the values, see `Hyperparameter`. Where a hyperparameter is a
+    vector, its values `[num_buckets, *shape]` stand one after the other, bucket by bucket.
 
     Args:
         hyperparameters: List of `Hyperparameter`, in the order of the vector.
@@ -365,6 +509,7 @@ class Buckets:
         names: The names of the hyperparameters.
         size: The length of the vector, total_buckets.
         owners: The number of the hyperparameter that each bucket belongs to, `[total_buckets]`.
+        in_vectors: Which values belong to vectors, bool `[total_buckets]`.
 
     Example:
 
@@ -376,20 +521,22 @@ class Buckets:
     def __init__(self, hyperparameters):
         self.hyperparameters = list(hyperparameters)
         self.names = [hyperparameter.name for hyperparameter in self.hyperparameters]
-        numbers = [hyperparameter.num_buckets for hyperparameter in self.hyperparameters]
+        numbers = [h.num_buckets * h.size for h in self.hyperparameters]
         self.size = sum(numbers)
         self.owners = np.repeat(np.arange(len(numbers)), np.array(numbers, "int64"))
+        self.in_vectors = np.array([h.is_vector for h in self.hyperparameters], bool)[self.owners]
         self._firsts = np.cumsum([0, *numbers])
 
     def split(self, vector):
-        """`{name: part of the vector}`."""
-        return dict(zip(self.names, np.split(vector, self._firsts[1:-1]))) if self.names else {}
+        """`{name: part of the vector}`, each `[num_buckets, *shape]`."""
+        parts = zip(self.hyperparameters, np.split(vector, self._firsts[1:-1]))
+        return {h.name: part.reshape(h.num_buckets, *h.shape) for h, part in parts}
 
     def join(self, parts):
         """The vector of parts, one per hyperparameter, in their order or by name."""
         if isinstance(parts, dict):
             parts = [parts[name] for name in self.names]
-        return np.concatenate([np.zeros(0), *parts])
+        return np.concatenate([np.zeros(0), *map(np.ravel, parts)])
 
     def initial_coordinates(self):
         """The coordinates of the start values."""
@@ -404,11 +551,11 @@ class Buckets:
         return np.array(list(map(of_hyperparameter, self.hyperparameters)), float)[self.owners]
 
     def coordinates(self, values):
-        """The coordinates of values, `{name: float64 [num_buckets]}`."""
+        """The coordinates of values, `{name: float64 [num_buckets, *shape]}`."""
         return self.join(h.coordinates(values[h.name]) for h in self.hyperparameters)
 
     def values(self, coordinates):
-        """`{name: float64 [num_buckets]}`, the values at coordinates."""
+        """`{name: float64 [num_buckets, *shape]}`, the values at coordinates."""
         parts = self.split(coordinates)
         return {h.name: np.array(h.values(parts[h.name])) for h in self.hyperparameters}
 
@@ -419,34 +566,39 @@ class Buckets:
 
     def opening_steps(self, horizon):
         """The first inner step that shares each value, int64 `[total_buckets]`."""
-        return self.join(h.opening_steps(horizon) for h in self.hyperparameters).astype("int64")
+        opening = [np.repeat(h.opening_steps(horizon), h.size) for h in self.hyperparameters]
+        return self.join(opening).astype("int64")
 
     def lengths(self, horizon):
         """How many inner steps share each value, `[total_buckets]`."""
-        return self.join(h.bucket_lengths(horizon) for h in self.hyperparameters)
+        return self.join(np.repeat(h.bucket_lengths(horizon), h.size) for h in self.hyperparameters)
 
     def shares(self, inner_step, horizon):
         """`{name: (lower, upper, fraction)}` at an inner step; arguments are int64 tensors.
 
-        The first two are positions in the vector; see `keras_fds.schedules.shares`.
+        The first two are positions in the vector, those of a vector's first element; see
+        `keras_fds.schedules.shares`.
         """
-        rows = {h.name: h.shares(inner_step, horizon) for h in self.hyperparameters}
-        return {
-            name: (first + lower, first + upper, fraction)
-            for first, (name, (lower, upper, fraction)) in zip(self._firsts, rows.items())
-        }
+        found = {}
+        for first, h in zip(self._firsts, self.hyperparameters):
+            lower, upper, fraction = h.shares(inner_step, horizon)
+            found[h.name] = first + h.size * lower, first + h.size * upper, fraction
+        return found
 
     def values_at(self, coordinates, inner_step, horizon, dtype):
-        """`{name: scalar tensor}` at an inner step; all but `dtype` are tensors."""
+        """`{name: tensor}` at an inner step, scalars or vectors; all but `dtype` are tensors."""
         found = {}
         for h, row in zip(self.hyperparameters, self.shares(inner_step, horizon).values()):
             *neighbours, fraction = row
-            lower, upper = (h.values(coordinates[position]) for position in neighbours)
+            lower, upper = (
+                h.values(tf.reshape(coordinates[position : position + h.size], h.shape))
+                for position in neighbours
+            )
             found[h.name] = tf.cast(blend(lower, upper, fraction), dtype)
         return found
 
     def sums(self, per_step):
-        """Bᵀ times values of single steps, float64 `[horizon, hyperparameters]`."""
+        """Bᵀ times values of single steps, float64 `[horizon, hyperparameters]`; of numbers."""
         return self.join(h.sums(of_steps) for h, of_steps in zip(self.hyperparameters, per_step.T))
 
     def at_steps(self, vector, horizon):
@@ -458,11 +610,30 @@ class Buckets:
         return found
 
     def means(self, derivatives, horizon):
-        """Derivatives by buckets as means over their steps, `{name: float64 [num_buckets]}`.
+        """Derivatives by buckets as means over steps, `{name: float64 [num_buckets, *shape]}`.
 
         The paper reports hypergradients in this way: their size does not depend on the horizon.
         """
         return self.split(derivatives / self.lengths(horizon))
+
+    def in_own_units(self, vector):
+        """A vector in units of its root mean square over each hyperparameter.
+
+        What is not finite counts as zero.
+        """
+        vector = np.where(np.isfinite(vector), vector, 0.0)
+        found = []
+        for part in self.split(vector).values():
+            largest = np.abs(part).max(initial=0.0)
+            scaled = part / largest if largest > 0 else part  # Squares neither over- nor underflow.
+            size = np.sqrt(np.mean(np.square(scaled))) if part.size else 0.0
+            found.append(scaled / size if size > 0 else scaled)
+        return self.join(found)
+
+    def part(self, chosen):
+        """The `Buckets` of the hyperparameters of some values, a bool `[total_buckets]`."""
+        kept = np.unique(self.owners[chosen])
+        return Buckets([self.hyperparameters[i] for i in kept])
 
     @property
     def ranges(self):

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike
 from keras_fds.files import replacement
 
 _FORMAT = "keras_fds.schedules"
-_VERSION = 2  # The first with lines between values.
+_VERSION = 3  # The first with vectors; 2 is the first with lines between values.
 
 Interpolation = Literal["constant", "linear"]
 INTERPOLATIONS = ("constant", "linear")
+_MOST_SHOWN = 100  # Values in the text that stands for a schedule.
 
 
 def shares(interpolation, num_values, inner_step, horizon):
@@ -62,7 +63,7 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     Keras optimizer takes it as its `learning_rate`.
 
     Args:
-        values: One number per bucket or knot.
+        values: One number per bucket or knot; of a vector one array per bucket or knot.
         horizon: Number of inner steps that the buckets divide.
         interpolation: `"constant"` or `"linear"`. Defaults to `"constant"`.
 
@@ -88,12 +89,13 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         interpolation: Interpolation = "constant",
     ) -> None:
         try:
-            self.values = np.array(values, dtype="float64").reshape(-1)
+            self.values = np.atleast_1d(np.array(values, dtype="float64"))
         except (TypeError, ValueError, OverflowError):
             self.values = np.zeros(0)
         if self.values.size < 1 or not np.all(np.isfinite(self.values)):
             raise ValueError(
-                f"`values` must be one or more finite numbers. Received: values={values!r}"
+                "`values` must be one or more finite numbers, or arrays of one shape. "
+                f"Received: values={values!r}"
             )
         is_number = isinstance(horizon, (int, float, np.number))
         if not is_number or not 1 <= horizon < 2**63 or int(horizon) != horizon:
@@ -125,8 +127,10 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return BucketedSchedule(self.values, horizon, self.interpolation)
 
     def per_step(self) -> np.ndarray:
-        """The value at every inner step, float64 of shape `[horizon]`."""
+        """The value at every inner step, float64 of shape `[horizon, *shape]`."""
         lower, upper, fraction = self._shares(np.arange(self.horizon))
+        if fraction is not None:
+            fraction = fraction.reshape(-1, *[1] * (self.values.ndim - 1))
         return blend(self.values[lower], self.values[upper], fraction)
 
     def _shares(self, steps):
@@ -139,8 +143,20 @@ class BucketedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return config
 
     def __repr__(self):
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        config = self.get_config()
+        if self.values.size > _MOST_SHOWN:
+            config["values"] = _InShort(
+                f"<{'x'.join(map(str, self.values.shape))} values from {self.values.min():.3g} "
+                f"to {self.values.max():.3g}>"
+            )
+        arguments = ", ".join(f"{key}={value!r}" for key, value in config.items())
         return f"BucketedSchedule({arguments})"
+
+
+class _InShort(str):
+    """A text that is shown without quotation marks."""
+
+    __repr__ = str.__str__
 
 
 def save_schedules(path: str | os.PathLike[str], schedules: Mapping[str, BucketedSchedule]) -> None:
@@ -154,14 +170,32 @@ def save_schedules(path: str | os.PathLike[str], schedules: Mapping[str, Buckete
 
     >>> save_schedules("schedules.json", optimizer.schedules)
     """
+    configs = {name: schedule.get_config() for name, schedule in schedules.items()}
+    # Every bucket of a vector stands on one line.
+    lines: dict[str, list] = {}
+    for name, schedule in schedules.items():
+        if schedule.values.ndim > 1:
+            keys = [f"values of {name}, bucket {k}" for k in range(schedule.num_buckets)]
+            lines.update(zip(keys, configs[name]["values"]))
+            configs[name]["values"] = keys
     content = {
         "format": _FORMAT,
-        # Files without lines are read by older versions, too.
-        "version": max([1, *(2 for each in schedules.values() if each.interpolation == "linear")]),
-        "schedules": {name: schedule.get_config() for name, schedule in schedules.items()},
+        # Files are read by older versions, too, where these know all that is in them.
+        "version": max([1, *map(_version_of, schedules.values())]),
+        "schedules": configs,
     }
+    text = json.dumps(content, indent=2)
+    for key, values in lines.items():
+        text = text.replace(json.dumps(key), json.dumps(values), 1)
     with replacement(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.write_text(text + "\n")
+
+
+def _version_of(schedule):
+    """The first version of the file that can hold a schedule."""
+    if schedule.values.ndim > 1:
+        return 3
+    return 2 if schedule.interpolation == "linear" else 1
 
 
 def load_schedules(path: str | os.PathLike[str]) -> dict[str, BucketedSchedule]:

@@ -84,7 +84,7 @@ def fit(
         validation_freq: Only `1`: every outer step is validated.
         budget: What the search may cost, in plain trainings of `epochs` epochs, validations not
             counted: at least 2. The outer rule chooses horizons, most of them shorter, and when
-            hypergradients are worth their cost. Defaults to `10.0`.
+            hypergradients are worth their cost. Defaults to `10.0`, with vectors to `100.0`.
         outer_steps: In place of `budget`: the number of outer steps, all over `epochs` epochs and
             with hypergradients. Rules that do not choose horizons need it; their default is `10`.
         validation_training: Whether the validation loss is taken with the model in training
@@ -154,11 +154,14 @@ def fit(
         validation_batch_size=validation_batch_size or batch_size,
         validation_steps=validation_steps,
         shuffle=shuffle,
+        numbers=arguments.numbers_of_examples(model.optimizer, x),
     )
+    arguments.check_data(model, data)
+    arguments.settle(model, data.train)
     horizons, budget = arguments.horizons_or_budget(
-        model.optimizer.outer, epochs, outer_steps, budget, data.num_batches
+        model.optimizer, epochs, outer_steps, budget, data.num_batches
     )
-    arguments.check_data(model, data, horizons)
+    arguments.check_horizons(model, data, horizons)
     mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
     plain = None if budget is None else Plain().bind(model, data.train.spec)
     initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
@@ -392,7 +395,8 @@ def hypergradients(
 
     Returns:
         `{name: float64 array [num_buckets]}`, derivatives by the hyperparameters' coordinates; a
-        bucket's value is the mean over its steps. With `per_step`, `{name: [horizon]}`.
+        bucket's value is the mean over its steps; of vectors `[num_buckets, *shape]`. With
+        `per_step`, which vectors do not have, `{name: [horizon]}`.
 
     Raises:
         ValueError: When model and data do not fit together.
@@ -420,6 +424,7 @@ def hypergradients(
 def _hypergradients(
     model, train, validation, validation_training, differentiation, memory, per_step
 ):
+    arguments.settle(model, train)
     horizon, buckets = train.num_batches, model.optimizer.buckets
     arguments.check_buckets(model.optimizer, horizon)
     mode, _ = choose_mode(model, train, horizon, differentiation, memory)

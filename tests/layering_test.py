@@ -14,7 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Rooms, a folder or a file of the root, lowest first: they import only from floors below their own.
 FLOORS = (
     ("numbers", "files", "internals"),
-    ("outer", "functional", "data", "noise", "optimizers", "schedules"),
+    ("data",),
+    ("outer", "functional", "noise", "optimizers", "schedules"),
     ("hyperparameters", "export", "differentiation"),
     ("hyper_optimizer",),
     ("search",),

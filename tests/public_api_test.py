@@ -53,6 +53,7 @@ SUBMODULES = {
     "optimizers": ["SGD"],
     "outer": [
         "BayesianOptimization",
+        "Descent",
         "Observation",
         "Problem",
         "Proposal",
@@ -199,6 +200,7 @@ def test_public_methods_have_docstrings(name):
         "noise.sharing_bound",
         "optimizers.SGD",
         "outer.SignDescent",
+        "outer.Descent",
         "outer.BayesianOptimization",
         "outer.Observation",
         "outer.Problem",
@@ -242,7 +244,7 @@ def test_fit_takes_what_model_fit_takes(name, added):
             "Hyperparameter",
             "(name, num_buckets=1, initial=None, step_size=0.1, min_value=None, max_value=None, "
             "scale='linear', smoothing_window=None, interpolation='constant', "
-            "breadth=None)",
+            "breadth=None, groups=None, each=False, shape=None)",
         ),
         (
             "HyperOptimizer",
@@ -271,6 +273,7 @@ def test_fit_takes_what_model_fit_takes(name, added):
         ("noise.measure_sharing", "(hypergradients, num_buckets=None)"),
         ("noise.sharing_bound", "(noise, drift, correlation, steps)"),
         ("outer.SignDescent", "(shrink=0.5)"),
+        ("outer.Descent", "(mean_decay=0.9, square_decay=0.99)"),
         ("outer.BayesianOptimization", "(caution=1.0, least_gain=0.003)"),
         (
             "optimizers.SGD",

@@ -324,9 +324,9 @@ def test_foreign_file(tmp_path, document):
 
 def test_file_of_a_newer_version(tmp_path):
     path = tmp_path / "schedules.json"
-    document = {**json.loads(VERSION_1_FILE), "version": 3, "schedules": "another form"}
+    document = {**json.loads(VERSION_1_FILE), "version": 4, "schedules": "another form"}
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"schedules.json.*version 3.*up to 2.*newer keras_fds"):
+    with pytest.raises(ValueError, match=r"schedules.json.*version 4.*up to 3.*newer keras_fds"):
         load_schedules(path)
 
 

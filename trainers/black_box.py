@@ -94,8 +94,6 @@ class Trials:
     """
 
     def __init__(self, config):
-        import numpy as np
-
         experiment.check_config(config)
         lengths = experiment.lengths(config)
         if "budget" not in lengths:
@@ -110,18 +108,27 @@ class Trials:
         if self.space == "decay":
             config = _with_knots(config)
         self.config, self.arrays = config, experiment.load_arrays(config, "train")
-        order = np.random.default_rng(config.seed).permutation(len(self.arrays.x))
+        self.training, self.validation = self._split()
+        self.horizon = -(-len(self.training[0]) // config.batch_size) * int(self.epochs)
+        self.model = experiment.make_model(config, self.arrays)
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def _split(self):
+        """Pairs `(x, y)` for training and for validation."""
+        import numpy as np
+
+        config, x, y = self.config, self.arrays.x, self.arrays.y
+        given = experiment.validation_of(config)
+        if "validation_data" in given:
+            return (x, y), given["validation_data"]
+        order = np.random.default_rng(config.seed).permutation(len(x))
         held_out, rest = np.split(order, [int(config.validation_split * len(order))])
-        x, y = self.arrays.x, self.arrays.y
-        self.training, self.validation = (x[rest], y[rest]), (x[held_out], y[held_out])
         if not len(held_out):
             raise ValueError(
                 "A black box chooses by held-out examples. "
                 f"Received: validation_split={config.validation_split}"
             )
-        self.horizon = -(-len(rest) // config.batch_size) * int(self.epochs)
-        self.model = experiment.make_model(config, self.arrays)
-        self.model.optimizer.build(self.model.trainable_variables)
+        return (x[rest], y[rest]), (x[held_out], y[held_out])
 
     @property
     def hyperparameters(self):

@@ -140,6 +140,26 @@ def _finish(panel, xlabel, ylabel):
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def spread(schedules):
+    """Schedules of single numbers: of a vector its least, its median and its greatest element.
+
+    Args:
+        schedules: `{name: keras_fds.BucketedSchedule}`.
+    """
+    found = {}
+    for name, schedule in schedules.items():
+        if schedule.values.ndim == 1:
+            found[name] = schedule
+            continue
+        elements = schedule.values.reshape(schedule.num_buckets, -1)
+        for kind, of_kind in (("least", np.min), ("median", np.median), ("greatest", np.max)):
+            values = of_kind(elements, axis=1)
+            found[f"{name}, {kind}"] = type(schedule)(
+                values, schedule.horizon, schedule.interpolation
+            )
+    return found
+
+
 def numbers(rows, column):
     """A column's numbers as an array; NaN where a number is missing or infinite."""
     values = np.array([row.get(column, math.nan) for row in rows])
@@ -147,10 +167,13 @@ def numbers(rows, column):
 
 
 def bucket_columns(rows, prefix=""):
-    """`{name: its columns, bucket after bucket}` of the columns `prefix + name[k]`."""
+    """`{name: its columns, bucket after bucket}` of the columns `prefix + name[k]`.
+
+    Elements or quantiles of a vector, `name[k]_50%`, have a name each, `name_50%`.
+    """
     columns = {}
     for column in dict.fromkeys(itertools.chain(*rows)):
-        match = re.fullmatch(r"(.+/|)([^/]+)\[\d+\]", column)
+        match = re.fullmatch(r"(.+/|)([^/]+)\[\d+\](_[^/]+)?", column)
         if match and match[1] == prefix:
-            columns.setdefault(match[2], []).append(column)
+            columns.setdefault(match[2] + (match[3] or ""), []).append(column)
     return columns

@@ -182,6 +182,17 @@ def online(config):
     }
 
 
+def validation_of(config):
+    """Arguments of `fit` for validation: the task's own data, or the part that is held out."""
+    found = load_arrays(config, "validation") if option(config, "task") else None
+    if found is not None:
+        return {"validation_data": (found.x, found.y)}
+    return {
+        "validation_split": config.validation_split,
+        "resample_validation": config.resample_validation,
+    }
+
+
 def load_arrays(config, split):
     """The data of the config's task or dataset, `trainers.data.ArrayDataset`.
 
@@ -279,6 +290,8 @@ def _begin_with(schedules, hyperparameters):
         arguments["num_buckets"] = schedule.num_buckets
         arguments["interpolation"] = schedule.interpolation
         arguments["initial"] = schedule.values.tolist()
+        if schedule.values.ndim > 1:
+            arguments["shape"] = schedule.values.shape[1:]
 
 
 def make_model(config, arrays, schedules=None):
@@ -405,7 +418,13 @@ def summarise(results):
 
 
 def table(schedules):
-    """A text table of schedules: one row per hyperparameter, one column per bucket, in tens."""
+    """A text table of schedules: one row per hyperparameter, one column per bucket, in tens.
+
+    Of vectors it has the least, the median and the greatest element.
+    """
+    from trainers import curves
+
+    schedules = curves.spread(schedules)
     num_buckets = max(schedule.num_buckets for schedule in schedules.values())
     rows = {"bucket": [str(bucket) for bucket in range(num_buckets)]}
     for name, schedule in schedules.items():

@@ -45,9 +45,8 @@ def learn(config, workdir, overwrite=False, verbose="auto"):
         arrays.x,
         arrays.y,
         batch_size=config.batch_size,
-        validation_split=config.validation_split,
+        **experiment.validation_of(config),
         validation_batch_size=config.validation_batch_size,
-        resample_validation=config.resample_validation,
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(

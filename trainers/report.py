@@ -78,7 +78,7 @@ def training_page(title, lead, summary, rows, schedules, search_rows, origin):
         lead=lead,
         summary=summary,
         training_figure=curves.draw_training(rows, [each["seed"] for each in summary["seeds"]]),
-        schedules=schedules,
+        schedules=curves.spread(schedules),
         schedules_figure=callbacks.draw_schedules([schedules]),
         horizon=next(iter(schedules.values())).horizon,
         search=_search(search_rows, interpolations) if search_rows else None,

@@ -86,10 +86,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         arrays.y,
         batch_size=config.batch_size,
         **experiment.lengths(config),
-        validation_split=config.validation_split,
+        **experiment.validation_of(config),
         validation_batch_size=config.validation_batch_size,
         validation_training=config.validation_training,
-        resample_validation=config.resample_validation,
         differentiation=experiment.differentiation(config),
         reverse_memory=config.reverse_memory,
         verbose=verbose,
@@ -143,7 +142,7 @@ def write_report(config, workdir):
     optimizer = experiment.make_optimizer(config)
     if (workdir / "schedules.json").exists():
         schedules = keras_fds.load_schedules(workdir / "schedules.json")
-        if not any("." in name for name in schedules):
+        if not any("." in name or each.values.ndim > 1 for name, each in schedules.items()):
             code = keras_fds.export.python_snippet(schedules, optimizer.optimizer)
             workdirs.write_text(workdir / "schedules.py", code)
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")

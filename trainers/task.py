@@ -4,7 +4,8 @@
         --workdir=runs/mine
 
 The file, or a module by its dotted name, has two functions. `load_data()` returns
-`((x, y), (x_test, y_test))`, arrays; labels are whole numbers. With `config.data_dir` it is called
+`((x, y), (x_test, y_test))`, arrays, or three pairs, the middle one for validation; otherwise a
+part of the first one is held out. Labels are whole numbers. With `config.data_dir` it is called
 with that path. `make_model()` returns an uncompiled Keras model from a batch of `x` to logits, with
 new weights. A third one may be there: `make_loss()`, in place of the sparse cross-entropy of
 logits. Everything else is in the config, whose `dataset` and `network` then mean nothing.
@@ -48,11 +49,11 @@ def load(path):
 
 
 def load_arrays(path, split, data_dir=None):
-    """One split of a task's data, a `trainers.data.ArrayDataset`.
+    """One split of a task's data, a `trainers.data.ArrayDataset`, or `None` without such a split.
 
     Args:
         path: See `load`.
-        split: `"train"` or `"test"`.
+        split: `"train"`, `"validation"` or `"test"`.
         data_dir: What `load_data` is called with. Defaults to `None`: it is called with nothing.
 
     Raises:
@@ -62,20 +63,23 @@ def load_arrays(path, split, data_dir=None):
 
     found = _data(path, data_dir)
     try:
-        splits = [tuple(map(np.asarray, pair)) for pair in found]
-        (x, y), (x_test, y_test) = splits
-    except (TypeError, ValueError) as error:
+        names = {2: ("train", "test"), 3: ("train", "validation", "test")}[len(found)]
+        splits = {n: (np.asarray(x), np.asarray(y)) for n, (x, y) in zip(names, found)}
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"load_data() of {path} must return ((x, y), (x_test, y_test)), arrays. {error}"
+            f"load_data() of {path} must return ((x, y), (x_test, y_test)), arrays, or three such "
+            f"pairs. {error}"
         ) from error
-    for each, labels in splits:
+    for each, labels in splits.values():
         if len(each) != len(labels) or not len(each) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"load_data() of {path} must return as many labels as examples, whole numbers. "
                 f"Received: shapes {each.shape} and {labels.shape}, labels of type {labels.dtype}"
             )
-    x, y = (x, y) if split == "train" else (x_test, y_test)
-    num_classes = 1 + int(max(labels.max() for _, labels in splits))
+    if split not in splits:
+        return None
+    x, y = splits[split]
+    num_classes = 1 + int(max(labels.max() for _, labels in splits.values()))
     return ArrayDataset(x, y.astype("int64"), num_classes, black=None)
 
 

@@ -58,6 +58,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         )
     arrays = experiment.load_arrays(config, "train")
     test = experiment.load_arrays(config, "test")
+    weights = _example_weights(learned, len(arrays.x))
     horizon = -(-len(arrays.x) // config.batch_size) * config.train_epochs
     stretched = {name: schedule.stretched(horizon) for name, schedule in learned.items()}
     results = []
@@ -71,6 +72,7 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         model.fit(
             arrays.x,
             arrays.y,
+            sample_weight=weights,
             batch_size=config.batch_size,
             epochs=config.train_epochs,
             verbose=verbose,
@@ -86,6 +88,19 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     summary = experiment.summarise(results)
     workdirs.write_json(workdir / "test.json", summary)
     return summary
+
+
+def _example_weights(learned, examples):
+    """Learned weights of the training examples, as `model.fit` takes them, or `None`."""
+    if "sample_weight" not in learned:
+        return None
+    weights = learned["sample_weight"].values[-1]
+    if len(weights) != examples:
+        raise ValueError(
+            f"The schedules hold weights of {len(weights)} examples, and there are {examples}. "
+            "Learn them with validation data of the task's own."
+        )
+    return weights
 
 
 def write_report(config, schedules, summary, workdir):

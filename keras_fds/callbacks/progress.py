@@ -12,9 +12,20 @@ _HARDLY_MATTERS = 0.5  # Bands as wide as this part of the range that is searche
 
 
 def told_bands(optimizer):
-    """A line for every hyperparameter: its values, how sure they are, and whether they matter."""
+    """A line for every hyperparameter: its values, how sure they are, and whether they matter.
+
+    Of a vector it tells how the values are spread.
+    """
     lines, bands, values = [], optimizer.bands, optimizer.values
-    for h in optimizer.hyperparameters if bands else ():
+    for h in optimizer.hyperparameters:
+        if h.is_vector and h.size:
+            least, low, high, most = np.percentile(values[h.name], [0, 25, 75, 100])
+            lines.append(
+                f"  {h.name}  {values[h.name].size} values from {least:.2g} to {most:.2g}, half of "
+                f"them from {low:.2g} to {high:.2g}"
+            )
+        if h.name not in bands:
+            continue
         below, above = bands[h.name]
         _, low, high = h.searched
         width = np.mean(h.to_searched(above) - h.to_searched(below)) / (high - low)
@@ -88,7 +99,9 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         super().on_train_end(logs)
         lines = told_bands(self.model.optimizer)
         if lines:
-            print("\n".join(["Learned, and one standard deviation of what is best:", *lines]))
+            has_bands = bool(self.model.optimizer.bands)
+            sure = ", and one standard deviation of what is best" if has_bands else ""
+            print("\n".join([f"Learned{sure}:", *lines]))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.monotonic()

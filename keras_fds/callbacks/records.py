@@ -3,9 +3,11 @@
 import warnings
 
 import keras
+import numpy as np
 
 from keras_fds.callbacks.pictures import draw_schedules
 from keras_fds.schedules import BucketedSchedule
+from keras_fds.search import QUANTILES
 
 
 class ByRecords(keras.callbacks.Callback):
@@ -38,12 +40,23 @@ def schedules_of(record):
     }
 
 
+def suffixes(name, record):
+    """What stands behind a hyperparameter's name for each number that a bucket has in a record.
+
+    `""` for one number, `"[3]"` for an element of a vector, `"_50%"` for a quantile of a long one.
+    """
+    if name in record.in_quantiles:
+        return [f"_{quantile}%" for quantile in QUANTILES]
+    shape = np.shape(record.values[name])
+    return [f"[{i}]" for i in range(shape[1])] if len(shape) > 1 else [""]
+
+
 def bands_of(record):
     """`{name: (below, above)}`, or `None`; see `Record.bands`."""
     if record.bands is None:
         return None
     below, above = record.bands
-    return {name: (below[name], above[name]) for name in record.values}
+    return {name: (below[name], above[name]) for name in below}
 
 
 def picture_of(records):
@@ -57,4 +70,5 @@ def picture_of(records):
         outer_steps,
         best=best[-1].outer_step if best else None,
         bands=bands_of(best[-1]) if best else None,
+        quantiles={name: QUANTILES for name in records[-1].in_quantiles},
     )

@@ -6,7 +6,13 @@ import os
 
 import numpy as np
 
-from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
+from keras_fds.callbacks.records import (
+    ByRecords,
+    picture_of,
+    schedules_of,
+    suffixes,
+    warn_of_unwritten,
+)
 from keras_fds.files import replacement, writable_directory
 from keras_fds.schedules import save_schedules
 from keras_fds.search import check_searching
@@ -24,8 +30,9 @@ class ScheduleExport(ByRecords):
       all outer steps so far cost, in plain trainings; `accepted` (0 where training broke down) and
       `best`, the outer rule's verdict (1 or 0); the value of every bucket (`learning_rate[0]`, …)
       and its hypergradient, where it was computed (`hypergradient/learning_rate[0]`, …); where the
-      rule knows, the best values' standard deviation (`below/learning_rate[0]`, `above/…`). NaN
-      and infinities stay as they are.
+      rule knows, the best values' standard deviation (`below/learning_rate[0]`, `above/…`). A
+      vector has a column for each of up to ten elements (`class_weight[0][3]`), else for seven
+      quantiles (`sample_weight[0]_50%`). NaN and infinities stay as they are.
     - `schedules.png`: a picture of all schedules over the longest horizon so far.
 
     Each file replaces its older version in one move, so an interrupt leaves no partial file. A
@@ -91,7 +98,9 @@ def _row(record):
         "above/": above,
     }.items():
         for name, numbers in by_name.items():
-            row.update({f"{prefix}{name}[{k}]": number for k, number in enumerate(numbers)})
+            for k, of_bucket in enumerate(numbers):
+                for suffix, number in zip(suffixes(name, record), np.atleast_1d(of_bucket)):
+                    row[f"{prefix}{name}[{k}]{suffix}"] = number
     return row
 
 

@@ -11,15 +11,20 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.callbacks.pictures import edges, pixels
-from keras_fds.callbacks.records import ByRecords, picture_of, schedules_of, warn_of_unwritten
+from keras_fds.callbacks.records import (
+    ByRecords,
+    picture_of,
+    schedules_of,
+    suffixes,
+    warn_of_unwritten,
+)
 from keras_fds.files import writable_directory
 from keras_fds.outer import SignDescent
 from keras_fds.search import check_searching
 
 # TensorBoard keeps every point of a curve of up to this length.
 _MOST_POINTS = 400
-# Hyperparameters of more buckets have no scalar for each of them.
-_MOST_BUCKETS = 100
+_LONG = 100  # Lists of more entries are not written out.
 # The runs whose event files a search replaces, and how their names end.
 _RUNS = (".", "search", "train", "validation", "schedules/outer_step_*")
 _SUFFIX = ".keras_fds"
@@ -34,7 +39,9 @@ class TensorBoard(ByRecords):
       either end of every bucket. Every outer step is a run of its own,
       `schedules/outer_step_001`, …, so that TensorBoard overlays them.
     - `learning_rate/bucket_0/value`, `…/hypergradient`, `…/one_deviation_below`, `…_above` and
-      `best_val_loss` over outer steps, and a picture of all schedules so far: run `search`.
+      `best_val_loss` over outer steps, and a picture of all schedules so far: run `search`. Vectors
+      have a tag for each of up to ten elements, or for seven quantiles:
+      `sample_weight_50%/bucket_0/value`.
     - `epoch_loss` and the metrics over outer steps: runs `train` and `validation`.
 
     At the beginning it writes the optimizer's configuration and `config` as text, and an entry of
@@ -118,7 +125,8 @@ class TensorBoard(ByRecords):
         outer_step, logs = record.outer_step, record.logs
         run = f"schedules/outer_step_{outer_step:03d}"
         with self._run(run):
-            _write_curves(schedules_of(record))
+            names = {name: suffixes(name, record) for name in record.values}
+            _write_curves(schedules_of(record), names)
         self._writers.pop(run).close()
         best = [each.logs.get("val_loss") for each in records if each.outcome == "best"]
         with self._run("search"):
@@ -149,15 +157,16 @@ class TensorBoard(ByRecords):
             self._writers.popitem()[1].close()
 
 
-def _write_curves(schedules):
+def _write_curves(schedules, suffixes_of):
     for name, schedule in schedules.items():
         bounds = edges(schedule)
         steps = np.unique(np.concatenate([bounds[:-1], bounds[1:] - 1]))
         steps = steps[(steps >= 0) & (steps < schedule.horizon)]  # There may be fewer than buckets.
         if len(steps) > _MOST_POINTS:
             steps = steps[np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
-        for step, value in zip(steps.tolist(), schedule.per_step()[steps]):
-            tf.summary.scalar(f"schedules/{name}", value, step=step)
+        for step, values in zip(steps.tolist(), schedule.per_step()[steps]):
+            for suffix, value in zip(suffixes_of[name], np.atleast_1d(values)):
+                tf.summary.scalar(f"schedules/{name}{suffix}", value, step=step)
 
 
 def _write_buckets(record):
@@ -169,10 +178,12 @@ def _write_buckets(record):
         ("one_deviation_above", above),
     ):
         for name, numbers in by_name.items():
-            if len(numbers) > _MOST_BUCKETS:
+            if len(numbers) > _LONG:
                 continue
-            for k, number in enumerate(numbers):
-                tf.summary.scalar(f"{name}/bucket_{k}/{kind}", number, step=record.outer_step)
+            for k, of_bucket in enumerate(numbers):
+                for suffix, number in zip(suffixes(name, record), np.atleast_1d(of_bucket)):
+                    tag = f"{name}{suffix}/bucket_{k}/{kind}"
+                    tf.summary.scalar(tag, number, step=record.outer_step)
 
 
 def _flat_start_values(optimizer):
@@ -183,7 +194,9 @@ def _flat_start_values(optimizer):
     }
     for hyperparameter in optimizer.hyperparameters:
         name, initial = hyperparameter.name, hyperparameter.initial
-        if isinstance(initial, list):
+        if hyperparameter.is_vector:
+            flat[f"{name}/shape"] = str(hyperparameter.shape)
+        elif isinstance(initial, list):
             flat.update({f"{name}/initial[{k}]": value for k, value in enumerate(initial)})
         else:
             flat[f"{name}/initial"] = initial
@@ -198,5 +211,16 @@ def _flat_start_values(optimizer):
 def _as_markdown(config):
     if isinstance(config, str):
         return config
-    lines = json.dumps(config, indent=2, default=str).splitlines()
+    lines = json.dumps(_in_short(config), indent=2, default=str).splitlines()
     return "\n".join(f"    {line}" for line in lines)
+
+
+def _in_short(config):
+    """A JSON-like structure with a text in place of every long list."""
+    if isinstance(config, dict):
+        return {key: _in_short(value) for key, value in config.items()}
+    if not isinstance(config, (list, tuple)):
+        return config
+    if len(config) > _LONG:
+        return f"{len(config)} entries"
+    return [_in_short(value) for value in config]

@@ -1,6 +1,7 @@
 """Batches for the compiled loops, and their replay."""
 
-from keras_fds.data.arrays import ArrayBatches, as_arrays
+from keras_fds.data.arrays import ArrayBatches, as_arrays, num_examples
+from keras_fds.data.batches import Numbered, numbers, plain, unpack
 from keras_fds.data.datasets import (
     DatasetBatches,
     finite_batches,

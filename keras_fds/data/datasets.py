@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_fds.data.arrays import too_few
+from keras_fds.data.batches import Numbered, pack, plain, unpack
 from keras_fds.data.py_dataset import PyDatasetPasses
 from keras_fds.data.sources import LookedInto, size_in_bytes
 from keras_fds.numbers import number
@@ -41,7 +42,8 @@ class DatasetBatches:
     """Batches of a `tf.data.Dataset` or a `keras.utils.PyDataset`, prefetched.
 
     Args:
-        dataset: A dataset of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        dataset: A dataset of batches `x`, `(x, y)`, `(x, y, sample_weight)`, or with the number of
+            each example as a fourth part.
         num_batches: Number of batches used in a pass. Defaults to the dataset's cardinality.
         what: What messages call the dataset, and the argument that gives its length.
         class_weight: As in `model.fit`.
@@ -90,7 +92,7 @@ class DatasetBatches:
     @property
     def spec(self):
         """The batches' `tf.TensorSpec`s."""
-        return keras.utils.unpack_x_y_sample_weight(self.dataset.element_spec)
+        return unpack(self.dataset.element_spec)
 
     @functools.cached_property
     def first(self):
@@ -154,8 +156,8 @@ def _weighing_classes(class_weight):
     weights = tf.constant(list(class_weight.values()), keras.config.floatx())
 
     def weigh(*batch):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if sample_weight is not None:
+        x, y, sample_weight = unpack(batch)
+        if plain((x, y, sample_weight))[2] is not None:
             raise ValueError("Pass either `class_weight` or sample weights, not both.")
         if not tf.is_tensor(y) or y.shape.rank not in (1, 2):
             raise ValueError(
@@ -169,6 +171,9 @@ def _weighing_classes(class_weight):
             labels = tf.round(labels)
         matches = tf.equal(tf.cast(labels, "int64")[:, None], classes)
         known = tf.reduce_sum(tf.where(matches, weights, 0), 1)
-        return x, y, tf.where(tf.reduce_any(matches, 1), known, 1)
+        known = tf.where(tf.reduce_any(matches, 1), known, 1)
+        if isinstance(sample_weight, Numbered):
+            known = sample_weight._replace(sample_weight=known)
+        return pack(x, y, known)
 
     return weigh

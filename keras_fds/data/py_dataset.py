@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.data.batches import Numbered, numbers, pack, plain, unpack
+
 
 class PyDatasetPasses:
     """The passes over a `keras.utils.PyDataset`, each one an iterator of a `tf.data.Dataset`.
@@ -89,14 +91,20 @@ class PyDatasetPasses:
 
     def _batch(self, index):
         """A copy of batch number `index`, without parts that are `None`; floats become `floatx`."""
-        batch = keras.utils.unpack_x_y_sample_weight(self.py_dataset[int(index)])
-        x, y, sample_weight = map(keras.tree.lists_to_tuples, batch)
+        batch = unpack(self.py_dataset[int(index)])
+        x, y, sample_weight = plain(batch)
+        x, y, sample_weight = map(keras.tree.lists_to_tuples, (x, y, sample_weight))
         if y is None and sample_weight is not None:
             raise ValueError(
                 f"{self.what} has sample weights without targets: return (x, y, sample_weight). "
                 f"Received: y=None in batch {index}"
             )
-        packed = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        number = numbers(batch)
+        if number is not None:
+            if sample_weight is None:
+                sample_weight = np.ones(np.shape(number), keras.config.floatx())
+            sample_weight = Numbered(sample_weight, number)
+        packed = pack(x, y, sample_weight)
         arrays = tf.nest.map_structure(self._array, packed)
         if self.specs is None:
             return arrays

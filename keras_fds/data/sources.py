@@ -3,9 +3,10 @@
 import itertools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_fds.data.batches import unpack
 
 
 class ArraySource(NamedTuple):
@@ -62,9 +63,9 @@ def get_batch(source, position):
     A `tf.data.Iterator` gives its next batch, whatever the position.
     """
     if isinstance(source, LookedInto):
-        return keras.utils.unpack_x_y_sample_weight(next(source))
+        return unpack(next(source))
     if isinstance(source, tf.data.Iterator):
-        return keras.utils.unpack_x_y_sample_weight(source.get_next())
+        return unpack(source.get_next())
     if isinstance(source, MaterializedSource):
         first, end = source.begins[position], source.begins[position + 1]
         return map_structure(lambda array: array[first:end], source.data)
@@ -75,7 +76,7 @@ def get_batch(source, position):
 
 def materialize(iterator, count):
     """The next `count` batches of an iterator as a `MaterializedSource`, which can be replayed."""
-    batches = [keras.utils.unpack_x_y_sample_weight(next(iterator)) for _ in range(count)]
+    batches = [unpack(next(iterator)) for _ in range(count)]
     flat = [tf.nest.flatten(batch) for batch in batches]
     if not all(tensor is None or tf.is_tensor(tensor) for tensor in flat[0]):
         raise ValueError(

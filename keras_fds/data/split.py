@@ -11,13 +11,15 @@ from keras_fds.data.arrays import (
     num_examples,
     weights_of_classes,
 )
+from keras_fds.data.batches import Numbered, plain, unpack
 from keras_fds.data.datasets import DatasetBatches
 
 
 def not_finite_in(batches):
     """Which parts of some `ArrayBatches`, or of a dataset's first batch, hold NaN or infinities."""
     data = batches.data if isinstance(batches, ArrayBatches) else batches.first
-    parts = zip(("inputs", "targets", "sample weights"), keras.utils.unpack_x_y_sample_weight(data))
+    data = data if isinstance(batches, ArrayBatches) else unpack(data)
+    parts = zip(("inputs", "targets", "sample weights"), plain(data))
     return [name for name, part in parts if not all(map(_is_finite, keras.tree.flatten(part)))]
 
 
@@ -82,18 +84,22 @@ def split_data_of(
     validation_batch_size,
     validation_steps,
     shuffle,
+    numbers=None,
 ):
     """The `SplitData` of a search, from `(x, y, sample_weight)` to train on.
 
     Without validation data its `validation` is `None`.
 
     The other arguments mean what they mean in `fit`; `resample` is its `resample_validation`.
+    `numbers` are those of the examples of arrays, see `Numbered`.
     """
     if validation_data is not None:
         return SplitData(
-            make_batches(train, batch_size, steps_per_epoch, _TRAINING, class_weight),
             make_batches(
-                keras.utils.unpack_x_y_sample_weight(validation_data),
+                train, batch_size, steps_per_epoch, _TRAINING, class_weight, numbers=numbers
+            ),
+            make_batches(
+                unpack(validation_data),
                 validation_batch_size,
                 validation_steps,
                 ("`validation_data`", "validation_steps"),
@@ -118,6 +124,7 @@ def split_data_of(
     if class_weight is not None:  # Class weights weigh training examples only.
         weights = tf.constant(weights_of_classes(train[1], train[2], class_weight))
         weighed = (held_out_data[0], held_out_data[1], weights)
+    weighed = _numbered(weighed, numbers)
     every = np.arange(number)
     return SplitData(
         array_batches(weighed, batch_size, steps_per_epoch, _TRAINING, every[:first]),
@@ -133,7 +140,15 @@ def split_data_of(
     )
 
 
-def make_batches(data, batch_size, steps, what, class_weight=None, continues=True):
+def _numbered(data, numbers):
+    """Arrays `(x, y, sample_weight)` with the numbers of their examples, if there are any."""
+    if numbers is None:
+        return data
+    x, y, sample_weight = data
+    return x, y, Numbered(sample_weight, tf.constant(numbers, "int64"))
+
+
+def make_batches(data, batch_size, steps, what, class_weight=None, continues=True, numbers=None):
     """Batches of `(x, y, sample_weight)`, where `x` is arrays or a dataset; see `DatasetBatches`.
 
     A `batch_size` of `None` is Keras's 32, or what `steps` makes it.
@@ -146,4 +161,5 @@ def make_batches(data, batch_size, steps, what, class_weight=None, continues=Tru
                 "out."
             )
         return DatasetBatches(x, steps, what, class_weight, continues)
-    return array_batches(arrays_of(data, class_weight, what), batch_size, steps, what)
+    arrays = _numbered(arrays_of(data, class_weight, what), numbers)
+    return array_batches(arrays, batch_size, steps, what)

@@ -61,10 +61,17 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     if not obstacle and not _joinable(batches):
         obstacle = _NOT_JOINABLE
     if obstacle:
-        return forward.bind(model, batches.spec), f"Forward mode: {obstacle}"
-    return _cheaper(
-        forward.bind(model, batches.spec), reverse.bind(model, batches.spec), batches, horizon
-    )
+        mode, reason = forward.bind(model, batches.spec), f"Forward mode: {obstacle}"
+    else:
+        mode, reason = _cheaper(
+            forward.bind(model, batches.spec), reverse.bind(model, batches.spec), batches, horizon
+        )
+    if mode.name == "forward":
+        try:
+            mode.check_memory(batches, horizon)
+        except ValueError as error:
+            raise ValueError(f"{error} {reason}") from error
+    return mode, reason
 
 
 def _joinable(batches):

@@ -5,6 +5,8 @@ continued after any call. An inner step has two stages, as in Keras: the loss gr
 Jacobian-vector products; then the optimizer's update, with its own.
 """
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -18,11 +20,16 @@ from keras_fds.numbers import number
 from keras_fds.schedules import blend
 
 
+def memory_of_machine():
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @keras.saving.register_keras_serializable("keras_fds")
 class Forward(Mode):
     """Forward mode: a tangent for each bucket is carried along with the state.
 
-    Time and memory grow with the number of buckets; memory does not grow with the horizon. Each
+    Time and memory grow with the number of values; memory does not grow with the horizon. Each
     tangent belongs to one bucket. Tangents are ordered by the step at which their bucket opens, so
     the tangents that are open at a step are a prefix. The others are zero and are skipped.
 
@@ -79,9 +86,23 @@ class Forward(Mode):
         opening = self.buckets.opening_steps(horizon)
         return np.sum(opening[:, None] <= np.arange(horizon), axis=0)
 
+    @property
+    def _bytes_of_tangents(self):
+        return self.num_tangents * size_in_bytes(self.step.variables.differentiable)
+
     def memory(self, horizon):
-        size = size_in_bytes(self.step.variables.differentiable)
-        return [*super().memory(horizon), ("tangents", self.num_tangents * size)]
+        return [*super().memory(horizon), ("tangents", self._bytes_of_tangents)]
+
+    def check_memory(self, batches, horizon):
+        """Raises a `ValueError` when the tangents need more memory than the machine has."""
+        needed, there = self._bytes_of_tangents, memory_of_machine()
+        if needed > there:
+            raise ValueError(
+                f"Forward mode carries {self.num_tangents} tangents, one for each value, which "
+                f"need {needed / 2**30:.3g} GiB; this machine has {there / 2**30:.3g}. Use "
+                "differentiation='reverse', whose memory and cost do not grow with the number of "
+                "values, or learn fewer."
+            )
 
     def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run with zero tangents; see `Mode`."""
@@ -163,12 +184,17 @@ class Forward(Mode):
         return tf.nest.map_structure(lambda tangent: tf.gather(tangent, moving), self.tangents)
 
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
-        """`{name: [moving]}`, the step's row of the sharing matrix: one-hot in a bucket."""
+        """`{name: [moving, *shape]}`, rows of the sharing matrix: one-hot in a step's bucket."""
         order, found = tf.gather(self._order, moving), {}
-        for name, row in self.buckets.shares(inner_step, horizon).items():
+        rows = self.buckets.shares(inner_step, horizon).values()
+        for h, row in zip(self.buckets.hyperparameters, rows):
             *neighbours, fraction = row
-            lower, upper = (tf.cast(order == position, "float64") for position in neighbours)
-            found[name] = tf.cast(blend(lower, upper, fraction), self.step.dtype)
+            lower, upper = (
+                tf.cast(order[:, None] == position + np.arange(h.size), "float64")
+                for position in neighbours
+            )
+            of_elements = tf.cast(blend(lower, upper, fraction), self.step.dtype)
+            found[h.name] = tf.reshape(of_elements, [-1, *h.shape])
         return found
 
     def _clipped(self, tangents):

@@ -43,7 +43,9 @@ class InnerStep:
     def __init__(self, model, batch):
         self.hyper_optimizer = model.optimizer
         build_compiled(model, batch)
-        self.model = StatelessModel(model, batch, self.hyper_optimizer.model_names)
+        self.model = StatelessModel(
+            model, batch, self.hyper_optimizer.model_names, self.hyper_optimizer.each_names
+        )
         self.optimizer = StatelessOptimizer(
             self.hyper_optimizer.optimizer, self.hyper_optimizer.multiplied(model)
         )
@@ -76,7 +78,7 @@ class InnerStep:
             variable.assign(value)
 
     def hyperparameters(self, inner_step, horizon):
-        """`{name: scalar tensor}` at a step."""
+        """`{name: tensor}` at a step, scalars or vectors."""
         return self.hyper_optimizer.values_at(inner_step, horizon, self.dtype)
 
     def by_stage(self, hyperparameters):

@@ -1,9 +1,11 @@
 """Reverse mode: the same hypergradients, at a cost that does not depend on the number of buckets.
 
-The forward run keeps the state at every step, or, when that needs too much memory, at about √T of
-the T steps. The sweep then goes back from the validation loss, with one vector-Jacobian product per
-inner step. Between kept states it first runs forward again. It yields the derivatives by the
-hyperparameters of every single step; buckets only sum them up.
+The forward run keeps the state at every step, or, when that needs too much memory, at a few of them
+(`keras_fds.differentiation.checkpoints`). The sweep then goes back from the validation loss, with
+one vector-Jacobian product per inner step. Between kept states it first runs forward again. It
+yields the derivatives by the numbers of every single step; buckets only sum them up. Those by
+vectors are summed up on the way back, so memory does not grow with the horizon times the length of
+a vector.
 
 Reference: Griewank & Walther, "Evaluating Derivatives" (2008), chapter 12 (checkpointing).
 """
@@ -15,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.data import get_batch, is_streamed, materialize, size_in_bytes, telling_of_the_end
+from keras_fds.differentiation import checkpoints
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
@@ -25,7 +28,7 @@ DEFAULT_MEMORY = 2**30
 
 
 class _Piece(NamedTuple):
-    """The steps that one compiled call ran."""
+    """Steps that are run in one compiled call."""
 
     source: Any
     position: int
@@ -33,21 +36,24 @@ class _Piece(NamedTuple):
     count: int  # type: ignore[assignment]  # A tuple's method.
     states: list  # The states at every step, `[count, …]` each, if they are kept.
 
-
-class _Block(NamedTuple):
-    """The steps between two checkpoints; if all states are kept, the steps of one call."""
-
-    checkpoint: list | None  # The state at the first step.
-    pieces: list
+    def between(self, first, last):
+        """The part of it from one inner step to another, without states; or `None`."""
+        start, end = max(first, self.inner_step), min(last, self.inner_step + self.count)
+        if start >= end:
+            return None
+        position = self.position + start - self.inner_step
+        return _Piece(self.source, position, start, end - start, [])
 
 
 @keras.saving.register_keras_serializable("keras_fds")
 class Reverse(Mode):
     """Reverse mode (the adjoint method): one sweep back over the steps of a run.
 
-    It costs about four plain trainings for any number of buckets. It keeps the states of all steps
+    It costs about four plain trainings for any number of values. It keeps the states of all steps
     (and the batches of a dataset). When they need more memory than allowed, it keeps about 2 √T
-    states for T steps, and takes a third longer.
+    states for T steps, and runs all steps once more, about five plain trainings. With less memory
+    it runs them again more often: 51 states are enough for 10,000 steps in six plain trainings, 48
+    for 100,000 steps in seven.
 
     Args:
         memory: Bytes that it may keep. Defaults to 1 GiB.
@@ -76,7 +82,7 @@ class Reverse(Mode):
         return {"memory": self.allowed}
 
     def build(self):
-        self.blocks = []
+        self.pieces, self.checkpoints = [], {}
         self._run = tf_compilation.compiled(self._run_in_graph)
         self._sweep = tf_compilation.compiled(self._sweep_in_graph)
         self._run_again = tf_compilation.compiled(self._run_in_graph)
@@ -88,7 +94,8 @@ class Reverse(Mode):
         return ""
 
     def cost(self, horizon):
-        return 4.0 if self.states_kept(horizon)[1] else 5.0  # See docs/benchmarks.md.
+        _, plan = self.states_kept(horizon)
+        return 4.0 + (plan.repeats if plan else 0)  # See docs/benchmarks.md.
 
     def work(self, horizon):
         return np.ones(horizon)
@@ -110,11 +117,12 @@ class Reverse(Mode):
         return [variable for variable in watched if id(variable) not in metrics]
 
     def states_kept(self, horizon):
-        """`(number, all)`: the most states in memory at once, and whether all steps' are kept."""
-        stride = int(np.ceil(np.sqrt(horizon)))
-        size = size_in_bytes(self.step.variables)
-        keeps_all = size * horizon <= self.allowed_for_states or horizon <= 2 * stride
-        return (horizon if keeps_all else 2 * stride), keeps_all
+        """`(number, plan)`: the most states in memory at once, and where; `None` for all steps."""
+        allowed = self.allowed_for_states / size_in_bytes(self.step.variables)
+        plan = checkpoints.plan(horizon, allowed)
+        if horizon <= max(allowed, plan.states):
+            return horizon, None
+        return plan.states, plan
 
     def memory_needed(self, batches, horizon):
         """`(needed, allowed)`: bytes for states, and bytes that the batches leave for them."""
@@ -137,13 +145,18 @@ class Reverse(Mode):
     def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run without kept states; see `Mode`."""
         super().reset(horizon, divergence_factor, fresh_slots)
-        _, self.keeps_all = self.states_kept(horizon)
-        self.stride = int(np.ceil(np.sqrt(horizon)))
-        self.blocks = []
+        _, self.plan = self.states_kept(horizon)
+        self.stops = [] if self.keeps_all else [0, *self.plan.kept_on_the_way()]
+        self.pieces, self.checkpoints = [], {}
 
     def release(self):
         super().release()
-        self.blocks = []
+        self.pieces, self.checkpoints = [], {}
+
+    @property
+    def keeps_all(self):
+        """Whether the states of all steps are kept."""
+        return self.plan is None
 
     # -------------------------------------------------------------------------- training
     def run(self, source, position, inner_step, count):
@@ -151,25 +164,25 @@ class Reverse(Mode):
         ok = True
         while done < count and ok:
             first = inner_step + done
-            wanted = count - done
-            if not self.keeps_all:
-                wanted = min(wanted, self.stride - first % self.stride)
+            if first in self.stops:
+                self.checkpoints[first] = self._state()
+            to_stops = [stop - first for stop in self.stops if stop > first]
+            wanted = min([count - done, *to_stops])
             steps, ok = self._run_piece(source, position + done, first, wanted)
             done += steps
         return done, ok
+
+    def _state(self):
+        return tf.nest.flatten(self.step.read())
 
     def _run_piece(self, source, position, inner_step, count):
         with telling_of_the_end("`steps_per_epoch`"):
             if is_streamed(source):
                 source, position = materialize(source, count), 0
-        # Calls may be shorter than the stride: then one checkpoint serves several calls.
-        if self.keeps_all or inner_step % self.stride == 0 or not self.blocks:
-            state = None if self.keeps_all else tf.nest.flatten(self.step.read())
-            self.blocks.append(_Block(state, []))
         numbers = _constants(position, inner_step, count, self.horizon)
         steps, ok, kept = self._run(source, *numbers, self.keeps_all, False)
         piece = _Piece(source, position, inner_step, int(steps), kept)
-        self.blocks[-1].pieces.append(piece)
+        self.pieces.append(piece)
         return piece.count, bool(ok)
 
     def _run_in_graph(self, source, position, inner_step, count, horizon, keeps_all, again):
@@ -197,57 +210,108 @@ class Reverse(Mode):
 
     # -------------------------------------------------------------------- hypergradients
     def hypergradients(self):
-        return self.buckets.sums(self.per_step())
+        per_step, of_vectors = self._swept()
+        found = []
+        for h, of_steps in zip(self.buckets.hyperparameters, per_step.T):
+            found.append(of_vectors[h.name].numpy() if h.is_vector else h.sums(of_steps))
+        return self.buckets.join(found)
 
     def per_step(self):
+        vectors = [h.name for h in self.buckets.hyperparameters if h.is_vector]
+        if vectors:
+            raise ValueError(
+                "Hypergradients of single steps are those of numbers, and "
+                f"{', '.join(map(repr, vectors))} are vectors. Leave `per_step` out, or give them "
+                "more buckets."
+            )
+        return self._swept()[0]
+
+    def _swept(self):
+        """`(per_step, of_vectors)`: `[horizon, hyperparameters]`, and `{name: [num_buckets, …]}`.
+
+        The first is zero for vectors.
+        """
         gradients = self.validation_gradients
         cotangents = [*gradients, *(tf.zeros_like(slot) for slot in self.step.variables.slots)]
         per_step = np.zeros([self.horizon, len(self.buckets.names)])
-        after = None if self.keeps_all else self.step.read()
-        for block in reversed(self.blocks):
-            cotangents = self._sweep_block(block, cotangents, per_step)
-        if after is not None:
-            self.step.assign(after)
-        return per_step
+        carried = (
+            cotangents,
+            {
+                h.name: tf.zeros([h.num_buckets, *h.shape], "float64")
+                for h in self.buckets.hyperparameters
+                if h.is_vector
+            },
+        )
+        if self.keeps_all:
+            return per_step, self._sweep_pieces(list(self.pieces), carried, per_step)[1]
+        if self.pieces and not self.checkpoints:
+            raise RuntimeError("The checkpoints of this run are used up. Run it again.")
+        after = self.step.read()
+        last = sum(piece.count for piece in self.pieces)
+        while self.checkpoints:
+            first, state = self.checkpoints.popitem()
+            left = self.plan.checkpoints - len(self.checkpoints)
+            carried = self._sweep_between(first, last, state, left, carried, per_step)
+            last = first
+        self.step.assign(after)
+        return per_step, carried[1]
 
-    def _sweep_block(self, block, cotangents, per_step):
-        """The cotangents at the start of a block; writes its derivatives into `per_step`.
+    def _sweep_between(self, first, last, state, left, carried, per_step):
+        """As `_sweep_pieces`, from step `last` to step `first`, whose state is given.
 
-        States that were computed again are freed on return, so one block's exist at a time.
+        So many checkpoints are left to keep states between them.
         """
-        pieces = list(block.pieces) if self.keeps_all else self._kept_again(block)
+        while last - first > self.plan.block:
+            middle = self.plan.split(first, last, left)
+            self._run_between(first, middle, state, keeps_all=False)
+            carried = self._sweep_between(middle, last, self._state(), left - 1, carried, per_step)
+            last = middle
+        # Freed on return, so the states of one block exist at a time.
+        return self._sweep_pieces(
+            self._run_between(first, last, state, keeps_all=True), carried, per_step
+        )
+
+    def _run_between(self, first, last, state, keeps_all):
+        """Runs from a step and its state to another step again; its pieces, maybe with states."""
+        self.step.assign(tf.nest.pack_sequence_as(self.step.variables, state))
+        parts = (piece.between(first, last) for piece in self.pieces)
+        return [
+            piece._replace(
+                states=self._run_again(piece.source, *self._numbers(piece), keeps_all, True)[2]
+            )
+            for piece in parts
+            if piece is not None
+        ]
+
+    def _sweep_pieces(self, pieces, carried, per_step):
+        """`(cotangents, derivatives by vectors)` at the start of pieces; fills `per_step`.
+
+        The pieces are used up, so that their states are freed on the way.
+        """
         while pieces:
             piece = pieces.pop()
-            cotangents, derivatives = self._sweep(
-                piece.source, *self._numbers(piece), piece.states, cotangents
+            *carried, derivatives = self._sweep(
+                piece.source, *self._numbers(piece), piece.states, *carried
             )
             first = piece.inner_step
             per_step[first : first + piece.count] = derivatives.numpy()
-        return cotangents
-
-    def _kept_again(self, block):
-        """The pieces of a block with all states, computed again from its checkpoint."""
-        self.step.assign(tf.nest.pack_sequence_as(self.step.variables, block.checkpoint))
-        return [
-            piece._replace(
-                states=self._run_again(piece.source, *self._numbers(piece), True, True)[2]
-            )
-            for piece in block.pieces
-        ]
+        return carried
 
     def _numbers(self, piece):
         return _constants(piece.position, piece.inner_step, piece.count, self.horizon)
 
-    def _sweep_in_graph(self, source, position, inner_step, count, horizon, states, cotangents):
+    def _sweep_in_graph(
+        self, source, position, inner_step, count, horizon, states, cotangents, of_vectors
+    ):
         """Vector-Jacobian products from the last of `count` steps to the first.
 
         Returns:
-            `(cotangents, derivatives)`, the latter float64 `[count, hyperparameters]`.
+            `(cotangents, of_vectors, derivatives)`, the last float64 `[count, hyperparameters]`.
         """
         names = self.hyper_optimizer.names
         derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
 
-        def one_step(i, cotangents, derivatives):
+        def one_step(i, cotangents, of_vectors, derivatives):
             state = [stacked[i] for stacked in states]
             state = tf.nest.pack_sequence_as(self.step.variables, state)
             batch = get_batch(source, position + i)
@@ -263,17 +327,36 @@ class Reverse(Mode):
                 self._name_the_layer(state, values, batch)
                 raise
             gradients = [tf.convert_to_tensor(g) for g in gradients]
-            of_names = tf.reshape(gradients[len(cotangents) :], [len(names)])
-            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_names, "float64"))
-            return i - 1, gradients[: len(cotangents)], derivatives
+            of_names = dict(zip(names, gradients[len(cotangents) :]))
+            of_vectors = self._added(of_vectors, of_names, inner_step + i, horizon)
+            of_numbers = [
+                0.0 if name in of_vectors else tf.cast(of_name, "float64")
+                for name, of_name in of_names.items()
+            ]
+            of_numbers = tf.reshape(of_numbers, [len(names)])
+            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_numbers, "float64"))
+            return i - 1, gradients[: len(cotangents)], of_vectors, derivatives
 
-        _, cotangents, derivatives = tf.while_loop(
+        _, cotangents, of_vectors, derivatives = tf.while_loop(
             lambda i, *_: i >= 0,
             one_step,
-            [count - 1, cotangents, derivatives],
+            [count - 1, cotangents, of_vectors, derivatives],
             parallel_iterations=1,
         )
-        return cotangents, derivatives.stack()
+        return cotangents, of_vectors, derivatives.stack()
+
+    def _added(self, of_vectors, derivatives, inner_step, horizon):
+        """Adds a step's derivatives by vectors to those of the buckets that it shares."""
+        found = {}
+        for h in self.buckets.hyperparameters:
+            if h.is_vector:
+                *neighbours, fraction = h.shares(inner_step, horizon)
+                total, of_step = of_vectors[h.name], tf.cast(derivatives[h.name], "float64")
+                parts = [1.0] if fraction is None else [1 - fraction, fraction]
+                for bucket, part in zip(neighbours, parts):
+                    total = tf.tensor_scatter_nd_add(total, [[bucket]], (part * of_step)[None])
+                found[h.name] = total
+        return found
 
     def _name_the_layer(self, state, hyperparameters, batch):
         """Raises the `ValueError` that names the layer without a second derivative.

@@ -24,8 +24,8 @@ def keras_schedules(
         step, in float32; a line between two knots is a `PolynomialDecay`.
 
     Raises:
-        ValueError: When a schedule has lines between more than two knots, which no stock schedule
-            has.
+        ValueError: When a schedule has lines between more than two knots, or is a vector, which no
+            stock schedule is.
 
     Example:
 
@@ -37,6 +37,11 @@ def keras_schedules(
 
 
 def _stock(name, schedule):
+    if schedule.values.ndim > 1:
+        raise ValueError(
+            f"A stock schedule has one value at a step, and {name!r} is a vector. Use its "
+            f"`values`, or leave it out. Received: {schedule}"
+        )
     values = schedule.values.tolist()
     if schedule.interpolation == "constant" or len(values) == 1:
         return piecewise_constant(values, schedule.horizon)

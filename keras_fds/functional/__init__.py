@@ -2,13 +2,20 @@
 
 from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
 from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
-from keras_fds.functional.learned_numbers import is_multiplier, multiplied_variables
+from keras_fds.functional.learned_numbers import (
+    EXAMPLE_WEIGHTS,
+    held_values,
+    is_multiplier,
+    multiplied_variables,
+)
 from keras_fds.functional.model import StatelessModel, forget_compiled, kept_with
 from keras_fds.functional.optimizer import (
     StatelessOptimizer,
     build_optimizer,
     fresh_slots,
+    multipliers_of,
     replace_variable,
+    scalars_of,
     with_hyperparameters,
 )
 from keras_fds.functional.rebuild import (
@@ -20,3 +27,4 @@ from keras_fds.functional.rebuild import (
     values_from,
 )
 from keras_fds.functional.stock_fit import AnnounceHorizon, announce_horizons
+from keras_fds.functional.vectors import settle_vectors

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.data import unpack
 from keras_fds.functional.model import kept_with
 from keras_fds.functional.rebuild import build_compiled, keeping_random_state
 from keras_fds.internals import keras_layers, keras_models
@@ -53,10 +54,11 @@ def float64_twin(model, make_model, batches):
         twin = _new_twin(model, make_model, batches)
         if make_model is None:
             kept_with(model)[key] = _config_of(model), twin
-    twin.optimizer.coordinates = model.optimizer.coordinates
+    if twin.optimizer.buckets.size == model.optimizer.buckets.size:  # Else not known yet.
+        twin.optimizer.coordinates = model.optimizer.coordinates
     if model.built:
         _copy_state(model, twin)
-        _check_same(model, twin, keras.utils.unpack_x_y_sample_weight(batches.first)[0])
+        _check_same(model, twin, unpack(batches.first)[0])
     return twin
 
 

@@ -3,7 +3,7 @@
 `check_used` refuses those that only the trace of a training step shows to be unused.
 """
 
-from keras_fds.functional.learned_numbers import is_multiplier, is_number
+from keras_fds.functional.learned_numbers import EXAMPLE_WEIGHTS, is_multiplier, is_number
 from keras_fds.internals import keras_optimizers
 
 _NO_UPDATE = ("HyperOptimizer", "LossScaleOptimizer", "MultiOptimizer")
@@ -86,12 +86,17 @@ def check_optimizer(optimizer):
 def check_hyperparameter(optimizer, hyperparameter):
     """Raises a `ValueError` for a hyperparameter that cannot be learned with an optimizer."""
     name, kind = hyperparameter.name, type(optimizer).__name__
-    if "." in name:
+    if "." in name or name in EXAMPLE_WEIGHTS:
         if "Lion" in _classes(optimizer) and not is_multiplier(name):
             raise ValueError(
                 f"{name!r} cannot be learned with {kind}: {_SIGN}. Use another optimizer."
             )
         return
+    if hyperparameter.is_vector:
+        raise ValueError(
+            f"{name!r} of {kind} is one number, which cannot be learned as a vector. Leave `shape` "
+            f"out. Received: shape={hyperparameter.shape}"
+        )
     known = numeric_attributes(optimizer)
     _check_known(kind, name, known, _by_class(_REFUSED, optimizer), optimizer)
     if name == "learning_rate" and keras_optimizers.has_learning_rate_schedule(optimizer):

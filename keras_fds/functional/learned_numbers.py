@@ -2,7 +2,8 @@
 
 A learned number is an attribute of some object: the optimizer (`momentum`), the compiled loss
 (`loss.label_smoothing`), a layer (`dense.kernel_regularizer.l2`) or the model itself
-(`model.temperature`). While a training step is traced, a tensor takes its place.
+(`model.temperature`). While a training step is traced, a tensor takes its place. The attribute may
+also be an array. A pattern that matches several layers gives them one value, or each its own.
 """
 
 import contextlib
@@ -19,10 +20,12 @@ from keras_fds.internals import keras_layers, keras_models
 
 # The name of a number that no layer keeps but every layer has: a factor on its learning rate.
 MULTIPLIER = "learning_rate_multiplier"
+# Vectors of factors on the training loss of examples.
+EXAMPLE_WEIGHTS = ("class_weight", "sample_weight")
 
 
 class LearnedScalar:
-    """A tensor that stands where a Keras object keeps a Python number.
+    """A tensor that stands where a Keras object keeps a Python number, or an array.
 
     It converts to a tensor and computes like one. Compared with a number in Python, it is greater
     and different, so no branch is switched off.
@@ -74,6 +77,20 @@ class LearnedScalar:
 
     __float__ = __int__ = __index__ = _as_number
 
+    # What arrays have.
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    def __getitem__(self, key):
+        return self.tensor[key]
+
+    def __len__(self):
+        return len(self.tensor)
+
+    def __iter__(self):
+        return iter(tf.unstack(self.tensor))
+
 
 def _delegate(name):
     function = getattr(operator, name)
@@ -81,7 +98,7 @@ def _delegate(name):
     setattr(LearnedScalar, f"__r{name}__", lambda self, other: function(other, self.tensor))
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
     _delegate(_name)
 LearnedScalar.__neg__ = lambda self: -self.tensor
 LearnedScalar.__abs__ = lambda self: abs(self.tensor)
@@ -104,8 +121,19 @@ def is_number(value):
     return isinstance(value, (int, float, np.number))
 
 
+def is_array(value):
+    """Whether a value is an array of numbers that a tensor can replace."""
+    if isinstance(value, keras.Variable):
+        return False
+    if tf.is_tensor(value):
+        return bool(value.shape.rank) and value.dtype.is_floating
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(isinstance(v, (float, np.floating)) for v in value)
+    return isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind == "f"
+
+
 def _follow(owner, path):
-    """`[(attributes, name)]` of the number at a dotted path from an object, or nothing."""
+    """`[(attributes, name)]` of the number or array at a dotted path from an object, or nothing."""
     *steps, last = path
     for step in steps:
         owner = getattr(owner, step, None)
@@ -113,7 +141,7 @@ def _follow(owner, path):
         return []
     # A loss such as CategoricalCrossentropy passes its numbers on to a function.
     for attributes in (keras_models.loss_arguments(owner) or {}, vars(owner)):
-        if is_number(attributes.get(last)):
+        if is_number(attributes.get(last)) or is_array(attributes.get(last)):
             return [(attributes, last)]
     is_default = is_number(inspect.getattr_static(type(owner), last, None))  # In the class's body.
     return [(vars(owner), last)] if is_default else []
@@ -254,19 +282,47 @@ def _hint(model):
     )
 
 
-@contextlib.contextmanager
-def substituted(places_by_name, tensors):
-    """While open, scalar tensors by name stand in the places that `locate` tells.
+def held_values(model, name, each=False):
+    """What a built model holds where a name points to: a float64 array, of a number `()`.
 
+    With `each` it has one value for every place that the name points to.
+    """
+    if is_multiplier(name):
+        held = [1.0] * len(multiplied_variables(model, name, each))
+    else:
+        held = [_held(attributes, key) for attributes, key in locate(model, name)]
+    shapes = {np.shape(value) for value in held}
+    if len(shapes) > 1 or (each and shapes != {()}):
+        kind = "numbers" if each else "arrays of one shape"
+        raise ValueError(
+            f"{name!r} must match {kind} only. Received: the shapes "
+            f"{', '.join(map(str, sorted(shapes)))}"
+        )
+    return np.array(held if each else held[0], "float64")
+
+
+def _held(attributes, key):
+    value = attributes.get(key)
+    return 0.0 if value is None else keras.ops.convert_to_numpy(value)  # In the class's body.
+
+
+@contextlib.contextmanager
+def substituted(places_by_name, tensors, each=()):
+    """While open, tensors by name stand in the places that `locate` tells.
+
+    In the places of the names in `each` stand the elements of their tensor, one after the other.
     Yields `{name: LearnedScalar}`; `used` tells whether the number was used.
     """
-    scalars = {name: LearnedScalar(tensors[name], name) for name in places_by_name}
-    stock = []
+    scalars, stock = {}, []
     try:
         for name, found in places_by_name.items():
-            for attributes, key in found:
+            for i, (attributes, key) in enumerate(found):
+                tensor, label = tensors[name], name
+                if name in each:
+                    tensor, label = tensor[i], f"{name}[{i}]"
+                scalar = scalars.setdefault(label, LearnedScalar(tensor, label))
                 stock.append((attributes, key, attributes.get(key)))
-                attributes[key] = scalars[name]
+                attributes[key] = scalar
         yield scalars
     except TypeError as error:  # TensorFlow's, when an operation's attribute is no number.
         for scalar in scalars.values():
@@ -291,18 +347,30 @@ def check_used(scalars):
             )
 
 
-def multiplied_variables(model, name):
-    """The trainable variables whose rate `"<layer>.learning_rate_multiplier"` multiplies."""
+def multiplied_variables(model, name, each=False):
+    """The trainable variables whose rate `"<layer>.learning_rate_multiplier"` multiplies.
+
+    A list of lists: with `each` one for every layer that the name matches and that has weights of
+    its own, else one for all of them.
+    """
     pattern = name.removesuffix(f".{MULTIPLIER}")
     owners = _layers_called(model, pattern)
-    variables = {id(v): v for owner in owners for v in owner.trainable_variables}
-    if not variables:
+    if each:
+        of_owners = [keras_layers.own_variables(owner) for owner in owners]
+    else:
+        of_owners = [[v for owner in owners for v in owner.trainable_variables]]
+    groups, seen = [], set()
+    for variables in of_owners:
+        new = {id(v): v for v in variables if v.trainable and id(v) not in seen}
+        seen |= new.keys()
+        groups += [list(new.values())] if new else []
+    if not groups:
         raise ValueError(
             f"{name!r} cannot be learned: no layer of {model.name!r} with trainable weights is "
             f"called {pattern!r}. Its layers are "
             f"{', '.join(repr(each.name) for each in keras_layers.layers_of(model)[1:])}."
         )
-    return list(variables.values())
+    return groups
 
 
 def is_multiplier(name):

@@ -9,7 +9,14 @@ import types
 import keras
 import tensorflow as tf
 
-from keras_fds.functional.learned_numbers import check_used, locate, substituted
+from keras_fds.data import plain
+from keras_fds.functional.example_weights import weighted
+from keras_fds.functional.learned_numbers import (
+    EXAMPLE_WEIGHTS,
+    check_used,
+    locate,
+    substituted,
+)
 from keras_fds.functional.variable_writes import check_writes
 from keras_fds.internals import keras_layers, keras_models
 
@@ -47,7 +54,9 @@ class StatelessModel:
     Args:
         model: A compiled and built `keras.Model`.
         batch: The `tf.TensorSpec`s of a batch `(x, y, sample_weight)`.
-        names: The numbers of the model and its loss that are learned, see `locate`.
+        names: The numbers of the model and its loss that are learned, see `locate`, and the
+            learned weights of examples.
+        each: Those of them that have one value for every place.
 
     Attributes:
         outside: The variables of the state that are not in `model.variables`.
@@ -58,9 +67,10 @@ class StatelessModel:
         ValueError: A step assigns something that cannot be part of the state.
     """
 
-    def __init__(self, model, batch, names=()):
-        self.model = model
-        self.places = {name: locate(model, name) for name in names}
+    def __init__(self, model, batch, names=(), each=()):
+        self.model, self.each = model, each
+        self.example_weights = [name for name in names if name in EXAMPLE_WEIGHTS]
+        self.places = {n: locate(model, n) for n in names if n not in EXAMPLE_WEIGHTS}
         self._trainable = list(model.trainable_variables)
         others = list(model.non_trainable_variables)
         written, written_in_evaluation = self._written(batch)
@@ -84,8 +94,15 @@ class StatelessModel:
 
         def trace(batch):
             for training, each in zip((True, False), written):
-                called, _, scope = self._computed(self._constants(), batch, training)
+                weights = {n: tf.ones([1]) for n in self.example_weights if training}
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(weights)
+                    called, loss, scope = self._computed(
+                        self._constants(), batch, training, weights=weights
+                    )
                 each.update(called.scope.written | scope.written)
+                if weights:
+                    self._check_weighted(tape.gradient(loss, weights))
 
         traced = tf.function(trace, autograph=False).get_concrete_function(batch)
         check_writes(self.model, traced.graph)
@@ -98,6 +115,16 @@ class StatelessModel:
                     "possible: leave the layer out, or freeze it."
                 )
         return {**written[0], **written[1]}, written[1]
+
+    def _check_weighted(self, gradients):
+        """Raises a `ValueError` for weights of examples that the training loss does not use."""
+        for name, gradient in gradients.items():
+            if gradient is None:
+                raise ValueError(
+                    f"{name!r} cannot be learned: the training loss of {self.model.name!r} does "
+                    "not use sample weights, so its hypergradient would always be zero. Pass "
+                    "`sample_weight` on in `compute_loss`."
+                )
 
     def _constants(self):
         """All variables as they are; Keras looks up in a state what it regularizes."""
@@ -112,8 +139,11 @@ class StatelessModel:
             *zip(self._counters, counters),
         ]
 
-    def _computed(self, state, batch, training, tape=None, penalties=True):
-        """`(called, loss, scope)` of a batch, with or without the penalties."""
+    def _computed(self, state, batch, training, tape=None, penalties=True, weights=None):
+        """`(called, loss, scope)` of a batch, with or without the penalties.
+
+        `weights` are the learned weights of examples, by name.
+        """
         stock = keras_layers.without_activity_regularizers(self.model)
         with contextlib.nullcontext() if penalties else stock, keras_layers.twice_differentiable():
             called = keras_models.call_model(self.model, state, batch[0], training, tape)
@@ -129,6 +159,7 @@ class StatelessModel:
             )
         assigned = called.scope.written.values()
         state = [*state, *((v, called.scope.get_current_value(v)) for v in assigned)]
+        batch = weighted(batch, called.outputs, weights or {})
         loss, scope = keras_models.compiled_loss(
             self.model, state, batch, called.outputs, losses, training, tape
         )
@@ -144,7 +175,7 @@ class StatelessModel:
 
         Args:
             weights, statistics, counters: Lists of tensors, as the attributes of that name.
-            hyperparameters: `{name: scalar tensor}` for the names given to the constructor.
+            hyperparameters: `{name: tensor}` for the names given to the constructor.
             batch: `(x, y, sample_weight)`.
 
         Returns:
@@ -157,11 +188,12 @@ class StatelessModel:
         """
         with (
             tf.GradientTape(watch_accessed_variables=False) as tape,
-            substituted(self.places, hyperparameters) as scalars,
+            substituted(self.places, hyperparameters, self.each) as scalars,
         ):
             tape.watch(weights)
             state = self._state(weights, statistics, counters)
-            called, loss, scope = self._computed(state, batch, True, tape)
+            of_examples = {name: hyperparameters[name] for name in self.example_weights}
+            called, loss, scope = self._computed(state, batch, True, tape, weights=of_examples)
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
             gradients = tape.gradient(loss, weights)
@@ -193,7 +225,7 @@ class StatelessModel:
 
     def update_metrics(self, batch, loss, outputs):
         """Adds a batch to the model's loss tracker and compiled metrics."""
-        keras_models.update_metrics(self.model, batch, loss, outputs)
+        keras_models.update_metrics(self.model, plain(batch), loss, outputs)
 
     def check_trainable(self):
         """Raises a `ValueError` when other weights are trainable now than at the beginning."""

@@ -57,23 +57,37 @@ def _view(kind, optimizer, scalars, multipliers=()):
     return view
 
 
-def _scalars_of(hyperparameters):
+def scalars_of(hyperparameters):
+    """`{name: LearnedScalar}` of tensors by name."""
     return {name: LearnedScalar(value, name) for name, value in hyperparameters.items()}
+
+
+def multipliers_of(multiplied, scalars):
+    """`(variables, scalar)` pairs of `{name: groups of variables}` and `{name: LearnedScalar}`.
+
+    A vector has a factor for every group.
+    """
+    found = []
+    for name, groups in multiplied.items():
+        scalar = scalars[name]
+        for i, variables in enumerate(groups):
+            factor = LearnedScalar(scalar.tensor[i], name) if scalar.ndim else scalar
+            found.append((variables, factor))
+    return found
 
 
 def with_hyperparameters(optimizer, hyperparameters, multipliers=()):
     """A view of a Keras optimizer that shares its variables and has other hyperparameters.
 
-    These are scalar tensors by name; `(variables, tensor)` pairs are factors on learning rates.
+    These are scalar tensors by name; `multipliers_of` makes factors on learning rates.
     """
-    multipliers = [(v, LearnedScalar(factor)) for v, factor in multipliers]
-    return _view(type(optimizer), optimizer, _scalars_of(hyperparameters), multipliers)
+    return _view(type(optimizer), optimizer, scalars_of(hyperparameters), multipliers)
 
 
 def build_optimizer(optimizer, names, variables):
     """Builds a Keras optimizer with every slot that learning `names` needs."""
     saved = dict(vars(optimizer))
-    substitutes = _attributes(_scalars_of({name: tf.constant(1.0) for name in names}))
+    substitutes = _attributes(scalars_of({name: tf.constant(1.0) for name in names}))
     vars(optimizer).update(substitutes)
     try:
         optimizer.build(variables)
@@ -85,7 +99,8 @@ class StatelessOptimizer:
     """A built Keras optimizer as a pure function.
 
     Its variables are split in `slots` (floating point) and `counters` (the rest). `multiplied` is
-    `{name: variables}`: hyperparameters that are factors on learning rates.
+    `{name: groups of variables}`: hyperparameters that are factors on learning rates, see
+    `multiplied_variables`.
     """
 
     def __init__(self, optimizer, multiplied=None):
@@ -107,9 +122,9 @@ class StatelessOptimizer:
         squares of both gradients, not of their sum, so they get slices where stock Keras has them.
         """
         optimizer = self.optimizer
-        scalars = _scalars_of(hyperparameters)
+        scalars = scalars_of(hyperparameters)
         own = {name: scalar for name, scalar in scalars.items() if name not in self.multiplied}
-        multipliers = [(v, scalars[name]) for name, v in self.multiplied.items()]
+        multipliers = multipliers_of(self.multiplied, scalars)
         view = _view(self._class, optimizer, own, multipliers)
         trained = keras_optimizers.trained_variables(view)
         keys = {id(v): keras_optimizers.variable_key(optimizer, v) for v in trained}

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.data import plain
 from keras_fds.functional.redraw import redrawn_values
 from keras_fds.internals import keras_layers, keras_models, keras_optimizers
 
 
 def build_compiled(model, batch):
     """Creates all variables of a compiled model from the specs of a batch."""
-    keras_models.build_model(model, batch)
+    keras_models.build_model(model, plain(batch))
     if not model.trainable_variables:
         raise ValueError(
             f"All weights of {model.name!r} are frozen: there is nothing to train. Set "

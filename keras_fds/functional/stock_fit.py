@@ -6,7 +6,9 @@ Keras tells an optimizer neither; the callback list of `fit` knows both.
 import keras
 import tensorflow as tf
 
-from keras_fds.functional.learned_numbers import locate, substituted
+from keras_fds.functional.example_weights import weighted
+from keras_fds.functional.learned_numbers import EXAMPLE_WEIGHTS, locate, substituted
+from keras_fds.functional.vectors import settle_vectors
 from keras_fds.internals import keras_models
 
 
@@ -41,10 +43,25 @@ def _use_learned_numbers(model):
             return stock(data)
         with tf.init_scope():
             specs = keras.tree.map_structure(tf.type_spec_from_value, data, none_is_leaf=False)
-            keras_models.build_model(model, keras.utils.unpack_x_y_sample_weight(specs))
+            specs = keras.utils.unpack_x_y_sample_weight(specs)
+            keras_models.build_model(model, specs)
+            settle_vectors(model, specs)
         optimizer.multiplied(model)
-        places = {name: locate(model, name) for name in optimizer.model_names}
-        with substituted(places, optimizer.present_values(keras.config.floatx())):
+        names, values = optimizer.model_names, optimizer.present_values(keras.config.floatx())
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        if "sample_weight" in names and batch[2] is None:
+            model.train_function = None  # It would stay half made.
+            raise ValueError(
+                "'sample_weight' is learned, and model.fit does not tell an optimizer which "
+                "example is which. Pass the learned weights yourself, `sample_weight=model."
+                "optimizer.values['sample_weight'][-1]` (of groups: `[-1][groups]`), or "
+                "`sample_weight=np.ones(len(x))` to train without them."
+            )
+        if "class_weight" in names:
+            batch = weighted(batch, None, {"class_weight": values["class_weight"]})
+            data = keras.utils.pack_x_y_sample_weight(*batch)
+        places = {name: locate(model, name) for name in names if name not in EXAMPLE_WEIGHTS}
+        with substituted(places, values, optimizer.each_names):
             return stock(data)
 
     train_step.of_keras_fds = True
@@ -63,7 +80,8 @@ def announce_horizons():
         announced = any(isinstance(c, AnnounceHorizon) for c in callback_list.callbacks)
         if hasattr(optimizer, "begin_schedules") and not announced:
             callback_list.callbacks.append(AnnounceHorizon())
-            if "train_step" not in vars(model) and any("." in name for name in optimizer.names):
+            of_model = optimizer.model_names or optimizer.multiplied_names
+            if "train_step" not in vars(model) and of_model:
                 _use_learned_numbers(model)
         stock(callback_list, model)
 

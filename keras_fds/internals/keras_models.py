@@ -21,7 +21,12 @@ def build_model(model, batch):
 
 def build_variables(model, inputs):
     """Creates a model's variables from the specs of its inputs."""
-    keras_backend.compute_output_spec(model, _keras_tensors(inputs), training=False)
+    output_spec(model, inputs)
+
+
+def output_spec(model, inputs):
+    """The `KerasTensor`s that a model makes of inputs with these specs."""
+    return keras_backend.compute_output_spec(model, _keras_tensors(inputs), training=False)
 
 
 def _keras_tensors(specs):

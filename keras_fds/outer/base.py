@@ -59,6 +59,15 @@ class Observation:
     loss_error: float | None = None
     hypergradients: np.ndarray | None = None
 
+    def part(self, chosen: np.ndarray) -> "Observation":
+        """What it says about some coordinates, a bool `[total_buckets]`."""
+        slopes = self.hypergradients
+        return dataclasses.replace(
+            self,
+            coordinates=self.coordinates[chosen],
+            hypergradients=None if slopes is None else slopes[chosen],
+        )
+
     @property
     def broke_down(self) -> bool:
         """Whether training was given up, so the loss is not known."""
@@ -95,6 +104,12 @@ class Problem:
     budget: float | None = None
     cost: float | Callable[[int], float] = 4.0
     seed: int = 0
+
+    def part(self, chosen: np.ndarray, **changes: Any) -> "Problem":
+        """The problem of some coordinates alone, a bool `[total_buckets]`, with other changes."""
+        return dataclasses.replace(
+            self, buckets=self.buckets.part(chosen), start=self.start[chosen], **changes
+        )
 
     @property
     def about_outer_steps(self) -> int:

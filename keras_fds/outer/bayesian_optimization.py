@@ -1,5 +1,6 @@
 """The default outer rule: Bayesian optimization with hypergradients."""
 
+import dataclasses
 import functools
 
 import keras
@@ -10,6 +11,7 @@ from scipy.special import ndtri
 
 from keras_fds.numbers import number
 from keras_fds.outer.base import Proposal, Rule
+from keras_fds.outer.descent import Descent
 from keras_fds.outer.gaussian_process import GaussianProcess
 from keras_fds.outer.space import Space
 
@@ -60,6 +62,10 @@ class BayesianOptimization(Rule):
     With prescribed horizons (`outer_steps`) it begins with the start values, computes
     hypergradients in every outer step, and chooses only the schedules.
 
+    Few numbers are searched, many descend: where vectors are learned too, half of the search, of at
+    most twelve plain trainings, is for the numbers, with the vectors at their start. Then the
+    numbers stay at the best ones, and the vectors move by `Descent`.
+
     Args:
         caution: How many standard deviations of its loss a schedule must make up for. Defaults to
             `1.0`.
@@ -85,8 +91,88 @@ class BayesianOptimization(Rule):
         self.caution = number("caution", caution, least=0)
         self.least_gain = number("least_gain", least_gain, least=0)
 
-    @_on_one_thread
     def propose(self, observations, problem):
+        if not problem.buckets.in_vectors.any():
+            return self._search(observations, problem)
+        return self._search_then_descend(observations, problem)
+
+    # ------------------------------------------------------------------- numbers, then vectors
+    def _search_then_descend(self, observations, problem):
+        vectors = problem.buckets.in_vectors
+        first = self._first_of_descent(observations, problem)
+        if first is None:
+            proposal = self._search_numbers(observations, problem)
+            if proposal is not None:
+                return proposal
+            best = self._best(observations, problem)
+            if best is None:
+                return None
+            first = len(observations) - 1
+            whole = problem.horizons or observations[best].horizon == problem.horizon
+            if best != first or observations[best].hypergradients is None or not whole:
+                return self._again(observations, best, problem)
+        budget, horizons = problem.budget, problem.horizons
+        descended = [each.part(vectors) for each in observations[first:]]
+        if horizons is None:
+            budget -= problem.spent(observations[:first])
+        else:
+            horizons = horizons[first:]
+        of_vectors = problem.part(vectors, budget=budget, horizons=horizons)
+        proposal = Descent().propose(descended, of_vectors)
+        coordinates = observations[first].coordinates if observations else problem.start
+        return _with_part(proposal, coordinates, vectors)
+
+    def _first_of_descent(self, observations, problem):
+        """The number of the observation that vectors descend from; `None` before they do."""
+        vectors = problem.buckets.in_vectors
+        for i, observation in enumerate(observations):
+            if not np.array_equal(observation.coordinates[vectors], problem.start[vectors]):
+                return max(0, i - 1)
+        return 0 if vectors.all() else None
+
+    def _search_numbers(self, observations, problem):
+        """The next outer step of the search for numbers, with the vectors at their start."""
+        numbers = ~problem.buckets.in_vectors
+        part = self._part_of_numbers(problem)
+        if part.horizons is not None and len(observations) >= len(part.horizons):
+            return None
+        proposal = self._search([each.part(numbers) for each in observations], part)
+        return _with_part(proposal, problem.start, numbers)
+
+    def _part_of_numbers(self, problem):
+        """The problem of the numbers, for half of the search."""
+        budget, horizons = problem.budget, problem.horizons
+        if horizons is None:
+            budget = max(2.0, min(budget / 2, MOST))
+        else:
+            horizons = horizons[: max(1, len(horizons) // 2)]
+        return problem.part(~problem.buckets.in_vectors, budget=budget, horizons=horizons)
+
+    def _best(self, observations, problem):
+        """The number of the best observation, or `None` where all broke down."""
+        best = None
+        for i, observation in enumerate(observations):
+            if not observation.broke_down and self.is_best(observations[: i + 1], best, problem):
+                best = i
+        return best
+
+    def _again(self, observations, best, problem):
+        """The best outer step with hypergradients over the whole horizon, if they are left."""
+        horizon, done = problem.horizon, len(observations)
+        if problem.horizons is None:
+            left = problem.budget - problem.spent(observations)
+            if left < problem.price_of(horizon, True):
+                return None
+        elif done == len(problem.horizons):
+            return None
+        else:
+            horizon = problem.horizons[done]
+        chosen = observations[best]
+        coordinates = self.over_whole(chosen.coordinates, chosen.horizon, problem)
+        return Proposal(coordinates, horizon)
+
+    @_on_one_thread
+    def _search(self, observations, problem):
         done = len(observations)
         if problem.budget is None and done == len(problem.horizons):
             return None
@@ -143,8 +229,17 @@ class BayesianOptimization(Rule):
         points += [(point, short) for point in space.constant(space.levels(uniform))]
         return [Proposal(space.coordinates(*each), each[1], False) for each in points]
 
-    @_on_one_thread
     def is_best(self, observations, best, problem):
+        vectors = problem.buckets.in_vectors
+        if vectors.any():
+            if self._first_of_descent(observations, problem) is not None:
+                return super().is_best(observations, best, problem)
+            observations = [each.part(~vectors) for each in observations]
+            problem = self._part_of_numbers(problem)
+        return self._is_best(observations, best, problem)
+
+    @_on_one_thread
+    def _is_best(self, observations, best, problem):
         last = observations[-1]
         if best is None or last.horizon != observations[best].horizon or not len(problem.start):
             return super().is_best(observations, best, problem)
@@ -155,13 +250,27 @@ class BayesianOptimization(Rule):
         return of_last <= of_best
 
     def over_whole(self, coordinates, horizon, problem):
-        if not problem.buckets.size:
+        numbers = ~problem.buckets.in_vectors
+        if not numbers.any():
             return coordinates
-        space = Space(problem)
-        return space.coordinates(space.point(coordinates, horizon), problem.horizon)
+        space, found = Space(problem.part(numbers)), coordinates.copy()
+        found[numbers] = space.coordinates(
+            space.point(coordinates[numbers], horizon), problem.horizon
+        )
+        return found
 
     @_on_one_thread
     def bands(self, observations, problem):
+        vectors = problem.buckets.in_vectors
+        if vectors.any():
+            if self._first_of_descent(observations, problem) is not None:
+                return None
+            of_numbers = [each.part(~vectors) for each in observations]
+            found = self.bands(of_numbers, self._part_of_numbers(problem))
+            ends = [observations[-1].coordinates.copy() for _ in range(2)]
+            for end, of_end in zip(ends, found):
+                end[~vectors] = of_end
+            return tuple(ends)
         if not problem.buckets.size:
             return None
         space, horizon = Space(problem), observations[-1].horizon
@@ -293,6 +402,15 @@ class Posterior:
             cautious = (means + self.caution * np.sqrt(left))[:, None] + change @ samples
             gains.append(now - cautious.min(axis=0).mean())
         return np.array(gains)
+
+
+def _with_part(proposal, coordinates, chosen):
+    """A proposal for some coordinates as one for all; `None` stays."""
+    if proposal is None:
+        return None
+    coordinates = coordinates.copy()
+    coordinates[chosen] = proposal.coordinates
+    return dataclasses.replace(proposal, coordinates=coordinates)
 
 
 def _steps(part, problem):

@@ -8,10 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.functional import AnnounceHorizon
+from keras_fds.data import ArrayBatches, num_examples, numbers
+from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number
+
+_BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
 
 
 def check_compiled(model):
@@ -96,6 +99,48 @@ def check_batched(model, spec):
         )
 
 
+def _sample_weight(optimizer):
+    """The `Hyperparameter` "sample_weight", or `None`."""
+    found = [h for h in optimizer.hyperparameters if h.name == "sample_weight"]
+    return found[0] if found else None
+
+
+def numbers_of_examples(optimizer, x):
+    """The number or the group of each example of arrays that learned sample weights belong to."""
+    learned = _sample_weight(optimizer)
+    if learned is None or isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        return None
+    groups, number_of = learned.groups, num_examples(x)
+    if groups is None:
+        return np.arange(number_of)
+    if isinstance(groups, int) or len(groups) != number_of:
+        raise ValueError(
+            "`groups` of 'sample_weight' must be the group of every example of `x`. Received: "
+            f"{groups if isinstance(groups, int) else len(groups)} groups for {number_of} examples"
+        )
+    return groups
+
+
+def settle(model, batches):
+    """Gives learned vectors their shapes, from a model and its training batches."""
+    learned, number_of = _sample_weight(model.optimizer), None
+    if learned is not None:
+        if numbers(batches.spec) is None:
+            raise ValueError(
+                "'sample_weight' is learned, so every batch of a dataset needs a fourth part, the "
+                "number of each example or of its group: (x, y, sample_weight, number). "
+                f"Received: batches of {batches.spec}"
+            )
+        if learned.groups is None and isinstance(batches, ArrayBatches):
+            number_of = batches.num_examples
+        elif not learned.is_settled:
+            raise ValueError(
+                "A dataset does not tell how many examples or groups its numbers count. Pass it: "
+                "Hyperparameter('sample_weight', groups=number_of_groups)."
+            )
+    settle_vectors(model, batches.spec, number_of)
+
+
 def check_buckets(optimizer, horizon):
     for hyperparameter in optimizer.hyperparameters:
         if hyperparameter.num_buckets > horizon:
@@ -122,11 +167,12 @@ def check_same_shapes(train, validation):
         )
 
 
-def horizons_or_budget(rule, epochs, outer_steps, budget, steps_per_epoch):
+def horizons_or_budget(optimizer, epochs, outer_steps, budget, steps_per_epoch):
     """`(horizons, budget)`: inner steps of every outer step; or of the whole horizon, and a budget.
 
     The budget is `None` where the outer steps are given.
     """
+    rule, has_vectors = optimizer.outer, bool(optimizer.buckets.in_vectors.any())
     if budget is not None and (outer_steps is not None or np.ndim(epochs)):
         raise ValueError(
             "`budget` lets the outer rule choose how many outer steps it makes, and their "
@@ -140,7 +186,10 @@ def horizons_or_budget(rule, epochs, outer_steps, budget, steps_per_epoch):
         )
     if outer_steps is None and not np.ndim(epochs):
         if rule.chooses_horizons:
-            budget = number("budget", 10.0 if budget is None else budget, least=2)
+            if budget is None:
+                budget = _BUDGET_OF_VECTORS if has_vectors else _BUDGET
+            # Vectors need some outer steps with hypergradients.
+            budget = number("budget", budget, least=12 if has_vectors else 2)
             return [_inner_steps(epochs, steps_per_epoch)], float(budget)
         outer_steps = 10
     if outer_steps is None:
@@ -159,10 +208,14 @@ def _inner_steps(epochs, steps_per_epoch):
     return max(1, round(number("epochs", epochs, above=0) * steps_per_epoch))
 
 
-def check_data(model, data, horizons):
-    """Raises a `ValueError` when model, data and horizons do not fit together."""
+def check_data(model, data):
+    """Raises a `ValueError` when model and data do not fit together."""
     check_batched(model, data.train.spec)
     check_same_shapes(data.train.spec, data.validation.spec)
+
+
+def check_horizons(model, data, horizons):
+    """Raises a `ValueError` when data, buckets and horizons do not fit together."""
     check_passes(data.train, max(horizons))
     check_buckets(model.optimizer, min(horizons))
 
@@ -176,6 +229,11 @@ def begin_online(optimizer):
         optimizer.divide({name: values[-1:] for name, values in optimizer.values.items()})
         return
     for hyperparameter in optimizer.hyperparameters:
+        if hyperparameter.is_vector:
+            raise ValueError(
+                f"{hyperparameter.name!r} is a vector, and fit_online moves single numbers. Learn "
+                "it with keras_fds.fit, or leave it out."
+            )
         if hyperparameter.num_buckets > 1:
             raise ValueError(
                 f"{hyperparameter.name!r} has {hyperparameter.num_buckets} values, and fit_online "

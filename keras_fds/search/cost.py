@@ -29,7 +29,7 @@ class Cost(NamedTuple):
 
     horizons: list  # Of the outer steps to come; within a budget, the one of the schedules.
     budget: float | None  # Plain trainings to come, or `None`.
-    num_buckets: dict  # By the names of the hyperparameters.
+    num_values: dict  # By the names of the hyperparameters.
     reason: str  # The mode and the reason for it, a sentence.
     memory: list  # `(what, bytes)` pairs.
     seconds: Seconds
@@ -50,7 +50,7 @@ def cost_table(cost):
     """The table of a search's costs, as text."""
     seconds, horizons = cost.seconds, cost.horizons
     mode, why = cost.reason.split(" mode", 1)
-    learned = [f"{name} ({number})" for name, number in cost.num_buckets.items()]
+    learned = [f"{name} ({number})" for name, number in cost.num_values.items()]
     a_step = f"{duration(seconds.run + seconds.sweep)} an inner step"
     if seconds.sweep:
         a_step += f" (forward {duration(seconds.run)}, back {duration(seconds.sweep)})"
@@ -61,7 +61,7 @@ def cost_table(cost):
         unit, whole = "a plain training", f"{cost.budget:.3g} plain trainings"
     rows = {
         "horizon": f"{_span(str(horizons[0]), str(horizons[-1]))} inner steps{per}",
-        "learned": f"{sum(cost.num_buckets.values())} values: {', '.join(learned)}",
+        "learned": f"{sum(cost.num_values.values())} values: {', '.join(learned)}",
         "mode": mode.lower() + why.rstrip("."),
         "memory": ", ".join(f"{what} {_mebibytes(size)}" for what, size in cost.memory),
         "measured": f"{a_step}, {_span(first, last)} {unit}",
@@ -69,7 +69,7 @@ def cost_table(cost):
         "in all": f"{duration(cost.seconds_in_all)} for {whole}",
         "to cut it": ", ".join(cost.remedies),
     }
-    if not cost.num_buckets:
+    if not cost.num_values:
         rows["learned"] = "nothing"
     lines = (f"  {name.ljust(9)}  {text}" for name, text in rows.items() if text)
     return "\n".join(["The cost of this search:", *lines])
@@ -118,7 +118,7 @@ def cost_of(mode, reason, horizons, budget, steps_per_epoch, seconds):
     return Cost(
         horizons=horizons,
         budget=budget,
-        num_buckets={h.name: h.num_buckets for h in mode.buckets.hyperparameters},
+        num_values={h.name: h.num_buckets * h.size for h in mode.buckets.hyperparameters},
         reason=reason,
         memory=mode.memory(max(horizons)),
         seconds=seconds,

@@ -17,10 +17,12 @@ from keras_fds.search.calls import Pace, logs_of, validate
 from keras_fds.search.state import (
     BROKE_DOWN,
     MEASURED,
+    MOST_TOLD,
     Best,
     PartialOuterStep,
     Record,
     Search,
+    in_short,
 )
 
 _NO_BEST = (
@@ -276,19 +278,20 @@ class OuterLoop:
         bands = optimizer.outer.bands(search.observations, problem) if is_best else None
         means = None
         if hypergradients is not None:
-            means = _as_lists(self.buckets.means(hypergradients, horizon))
+            means = in_short(self.buckets.means(hypergradients, horizon))
         record = Record(
             outer_step=outer_step + 1,
             horizon=horizon,
             status=BROKE_DOWN if broke_down else MEASURED,
             outcome="best" if is_best else "rejected" if broke_down else "accepted",
             logs=dict(sorted(logs.items())),  # As callbacks get them.
-            values=_as_lists(optimizer.values),
+            values=in_short(optimizer.values),
             hypergradients=means,
             val_loss_error=error,
             spent=problem.spent(search.observations),
-            bands=bands and [_as_lists(self.buckets.values(end)) for end in bands],
+            bands=bands and [self.values_of_numbers(end) for end in bands],
             interpolations={h.name: h.interpolation for h in optimizer.hyperparameters},
+            in_quantiles=[h.name for h in optimizer.hyperparameters if h.size > MOST_TOLD],
         )
         search.records.append(record)
         search.position, search.partial = search.position.next_outer_step(), None
@@ -300,6 +303,13 @@ class OuterLoop:
             search.best = Best(loss, outer_step, horizon, stretched, self.model.get_weights())
         self.callbacks.on_epoch_end(outer_step, logs)
         return logs
+
+    def values_of_numbers(self, coordinates):
+        """`{name: [num_buckets]}` at coordinates, without vectors."""
+        values = self.buckets.values(coordinates)
+        return {
+            h.name: values[h.name].tolist() for h in self.buckets.hyperparameters if not h.is_vector
+        }
 
     # ----------------------------------------------------------------- within an outer step
     def variables(self):
@@ -379,7 +389,3 @@ class OuterLoop:
                 RuntimeWarning,
                 stacklevel=5,
             )
-
-
-def _as_lists(arrays):
-    return {name: array.tolist() for name, array in arrays.items()}

@@ -13,15 +13,37 @@ import numpy as np
 from keras_fds.outer import Observation, Proposal
 
 _VERSION = 6
+MOST_TOLD = 10  # Elements of a vector that records keep one by one; of longer ones `QUANTILES`.
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # In percent.
 SEARCH_ENTRY = "search"
 _ARRAY = "array of the search"  # Stands in JSON for an array that is kept beside it.
 MEASURED = "measured"
 BROKE_DOWN = "broke_down"
 
 
+def in_short(values_by_name):
+    """Values by name as lists for people: `[num_buckets]`, of vectors `[num_buckets][elements]`.
+
+    A vector of more than `MOST_TOLD` elements has its `QUANTILES` in their place.
+    """
+    return {name: _told(np.asarray(values)).tolist() for name, values in values_by_name.items()}
+
+
+def _told(values):
+    if values.ndim == 1:
+        return values
+    rows = values.reshape(len(values), -1)
+    if rows.shape[1] <= MOST_TOLD:
+        return rows
+    return np.percentile(rows, QUANTILES, axis=1).T
+
+
 @dataclasses.dataclass
 class Record:
-    """What an outer step measured; JSON can hold it."""
+    """What an outer step measured, for people; JSON can hold it.
+
+    Of long vectors it has quantiles, see `in_short`. The values are those of the observation.
+    """
 
     outer_step: int  # Its number, from 1.
     horizon: int  # Inner steps.
@@ -29,7 +51,7 @@ class Record:
     # `"best"` so far by the outer rule, `"accepted"`, or `"rejected"` when training was given up.
     outcome: str
     logs: dict  # Losses and metrics, as callbacks get them.
-    values: dict  # `{name: [num_buckets]}`
+    values: dict  # `{name: [num_buckets]}`, see `in_short`.
     # By coordinates, means over the steps of a bucket; `None` after a plain training.
     hypergradients: dict | None
     val_loss_error: float | None  # Standard error of the validation loss, where it is known.
@@ -38,6 +60,7 @@ class Record:
     # outer rule knows it and this outer step is the best so far.
     bands: list | None = None
     interpolations: dict = dataclasses.field(default_factory=dict)  # `{name: "linear"}`
+    in_quantiles: list = dataclasses.field(default_factory=list)  # The names of long vectors.
 
 
 @dataclasses.dataclass

@@ -381,7 +381,7 @@ def test_long_curves_are_thinned(tmp_path):
     schedules = {"learning_rate": keras_fds.BucketedSchedule(values, horizon=1000)}
     writer = tf.summary.create_file_writer(str(tmp_path))
     with writer.as_default():
-        tensorboard._write_curves(schedules)
+        tensorboard._write_curves(schedules, {"learning_rate": [""]})
     writer.close()
     events = tf.compat.v1.train.summary_iterator(str(next(tmp_path.iterdir())))
     steps = [event.step for event in events if event.summary.value]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import keras_fds
 from keras_fds.data.arrays import ArrayBatches, as_arrays
+from keras_fds.data.batches import Numbered, numbers, pack, plain, unpack
 from keras_fds.data.datasets import DatasetBatches
 from keras_fds.data.sources import get_batch, map_structure
 
@@ -340,3 +341,20 @@ def test_class_weight_where_it_has_no_meaning(y, sample_weight, message):
 def test_class_weight_of_no_examples():
     with pytest.raises(ValueError, match=r"^validation is empty"):
         as_arrays(np.ones((0, 3)), np.ones(0), None, {0: 2.0}, what="validation")
+
+
+# ------------------------------------------------------------------- numbers of examples
+@pytest.mark.parametrize("element", [("x", "y"), ("x", "y", "w"), ("x", "y", "w", "n")])
+def test_unpacking_and_packing(element):
+    assert pack(*unpack(element)) == element
+    assert plain(unpack(element)) == (*element[:3], None)[:3]
+    assert numbers(unpack(element)) == (element[3] if len(element) > 3 else None)
+
+
+def test_weights_may_be_missing():
+    data = tf.data.Dataset.range(4).batch(2).map(lambda i: (i, i, None, i))
+    assert unpack(data.element_spec)[2].sample_weight is None
+    _, _, found = unpack(next(iter(data)))
+    assert found.sample_weight is None
+    np.testing.assert_array_equal(found.number, [0, 1])
+    assert isinstance(found, Numbered)

@@ -179,7 +179,7 @@ def forward_and_differences(model, train, validation, training=False, step=1e-5)
         return measured(unroll, validation.start(), validation.num_batches, training)
 
     forward = run(values)[1]
-    lengths = np.concatenate([h.bucket_lengths(horizon) for h in optimizer.hyperparameters])
+    lengths = optimizer.buckets.lengths(horizon)
     wide, narrow = (
         finite_difference_hypergradients(lambda v: run(v)[0], values, lengths, s)
         for s in (2 * step, step)

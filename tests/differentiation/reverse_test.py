@@ -11,6 +11,7 @@ import tensorflow as tf
 import keras_fds
 from keras_fds.data.arrays import ArrayBatches, as_arrays
 from keras_fds.data.sources import size_in_bytes
+from keras_fds.differentiation import checkpoints
 from keras_fds.differentiation.forward import Forward
 from keras_fds.differentiation.reverse import Reverse
 from tests.differentiation import forward_test, reference
@@ -24,7 +25,8 @@ def backward(model, train, validation, memory, training=False, counts=(1, 3, 1))
     reverse = Reverse(memory).bind(model, train.spec)
     reverse.reset(HORIZON)
     if memory == CHECKPOINTS:
-        reverse.keeps_all = False
+        reverse.plan = checkpoints.plan(HORIZON, 5)
+        reverse.stops = [0, *reverse.plan.kept_on_the_way()]
     source, done = train.start(), 0
     for count in counts:
         steps, finite = reverse.run(source, done, done, count)
@@ -219,29 +221,8 @@ def test_short_calls_share_checkpoints():
     model = unroll.step.model.model
     train, validation = forward_test.data()
     reverse, *_ = backward(model, train, validation, CHECKPOINTS, counts=(1,) * HORIZON)
-    assert [len(block.pieces) for block in reverse.blocks] == [3, 2]
-    assert all(not piece.states for block in reverse.blocks for piece in block.pieces)
-
-
-def test_states_of_one_block_at_a_time_are_computed_again(monkeypatch):
-    unroll, restart, _ = forward_test.compiled_unroll("paper_sgd")
-    restart()
-    model = unroll.step.model.model
-    train, validation = forward_test.data()
-    reverse, *_ = backward(model, train, validation, CHECKPOINTS, counts=(3, 2))
-    again = reverse._run_again
-    kept = []
-    alive = []
-
-    def run_again(*arguments):
-        alive.append(sum(reference() is not None for reference in kept))
-        result = again(*arguments)
-        kept.extend(weakref.ref(state) for state in result[2])
-        return result
-
-    monkeypatch.setattr(reverse, "_run_again", run_again)
-    reference.measured(reverse, validation.start(), validation.num_batches)
-    assert alive == [0, 0]
+    assert reverse.stops == [0, 2, 4] and len(reverse.pieces) == HORIZON
+    assert all(not piece.states for piece in reverse.pieces)
 
 
 def test_checkpoints_are_about_twice_the_root_of_the_horizon():
@@ -250,12 +231,68 @@ def test_checkpoints_are_about_twice_the_root_of_the_horizon():
     spec = (spec[0], tf.TensorSpec([None, 3], "float64"), None)
     size = size_in_bytes(Reverse().bind(model, spec).step.variables)
     reverse = Reverse(1000 * size).bind(model, spec)
-    assert reverse.states_kept(1000) == (1000, True)
-    assert reverse.states_kept(10000) == (200, False)
+    assert reverse.states_kept(1000) == (1000, None)
+    assert reverse.states_kept(10000)[0] == 200
     batches = forward_test.data()[0]
     reverse.check_memory(batches, 10000)
-    with pytest.raises(ValueError, match="2000 copies of the state"):
-        reverse.check_memory(batches, 1000000)
+    tight = Reverse(10 * size).bind(model, spec)
+    with pytest.raises(ValueError, match="14 copies of the state"):
+        tight.check_memory(batches, 100000)
+
+
+@pytest.fixture(scope="module")
+def long_run():
+    """A reverse mode over thirty steps, its batches, and a function that restarts it."""
+    keras.backend.set_floatx("float64")
+    rng = np.random.default_rng(0)
+    arrays = as_arrays(rng.normal(size=(64, 3)), rng.normal(size=(64, 1)), None)
+    train = ArrayBatches(arrays, 2, np.arange(60))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    learned = keras_fds.Hyperparameter("learning_rate", 2, 0.1)
+    model.compile(
+        keras_fds.HyperOptimizer(keras.optimizers.SGD(momentum=0.5), [learned]), loss="mse"
+    )
+    reverse = Reverse().bind(model, train.spec)
+    start = model.get_weights()
+
+    def run(horizon, plan=None):
+        model.set_weights(start)
+        reverse.reset(horizon)
+        if plan is not None:
+            reverse.plan, reverse.stops = plan, [0, *plan.kept_on_the_way()]
+        half = horizon // 2
+        reverse.run(train.start(), 0, 0, half)
+        reverse.run(train.start(), half, half, horizon - half)
+        return reference.measured(reverse, train.subset(np.arange(60, 64)).start(), 2)[1]
+
+    yield reverse, run
+    keras.backend.set_floatx("float32")
+
+
+@pytest.mark.parametrize("horizon", [2, 5, 12, 30])
+@pytest.mark.parametrize("states", [3, 4, 6, 9])
+def test_any_number_of_states_gives_the_same_hypergradients(long_run, monkeypatch, horizon, states):
+    reverse, run = long_run
+    expected, plan = run(horizon), checkpoints.plan(horizon, states)
+    kept, held, state, again = [], [], reverse._state, reverse._run_again
+
+    def keep_state():
+        found = state()
+        kept.append(weakref.ref(found[0]))
+        return found
+
+    def run_again(*arguments):
+        count, keeps_all = int(arguments[3]), arguments[5]
+        alive = sum(reference() is not None for reference in kept)
+        held.append(alive + (count if keeps_all else 0))
+        return again(*arguments)
+
+    monkeypatch.setattr(reverse, "_state", keep_state)
+    monkeypatch.setattr(reverse, "_run_again", run_again)
+    np.testing.assert_allclose(run(horizon, plan), expected, rtol=1e-12)
+    assert max(held) <= max(plan.states, 3)
+    with pytest.raises(RuntimeError, match="used up"):
+        reverse.hypergradients()
 
 
 @pytest.mark.parametrize(

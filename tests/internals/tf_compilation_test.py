@@ -32,7 +32,7 @@ def test_loops_of_more_than_205_megabytes_can_be_called_again():
     reverse = Reverse(memory=1).bind(model, batches.spec)
     reverse.reset(HORIZON)
     reverse.run(batches.start(), 0, 0, HORIZON)
-    assert len(reverse.blocks) > 2
+    assert len(reverse.pieces) > 2
     loss, hypergradients = reference.measured(reverse, batches.start(), 1)
     assert np.isfinite([loss, *hypergradients]).all()
 

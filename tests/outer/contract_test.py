@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from keras_fds import Hyperparameter
 from keras_fds.hyperparameters import Buckets
-from keras_fds.outer import BayesianOptimization, Observation, Problem, SignDescent
+from keras_fds.outer import BayesianOptimization, Descent, Observation, Problem, SignDescent
 
 settings.register_profile("keras_fds", deadline=None, derandomize=True)
 settings.load_profile("keras_fds")
 
-RULES = (SignDescent, BayesianOptimization)
+RULES = (SignDescent, Descent, BayesianOptimization)
 
 any_float = st.floats(allow_nan=True, allow_infinity=True)
 not_zero = st.floats(allow_nan=False).filter(lambda value: value != 0)
@@ -172,6 +172,7 @@ def test_a_longer_horizon_counts_more_and_then_a_lower_loss(rule):
     [
         (SignDescent, {}),
         (SignDescent, {"shrink": 0.25}),
+        (Descent, {"mean_decay": 0.5}),
         (BayesianOptimization, {}),
         (BayesianOptimization, {"caution": 2.0}),
     ],
@@ -192,6 +193,8 @@ def test_config_round_trip(rule, arguments):
         (SignDescent, "shrink", 1.0),
         (SignDescent, "shrink", np.nan),
         (SignDescent, "shrink", "half"),
+        (Descent, "mean_decay", 1.0),
+        (Descent, "square_decay", 0),
         (BayesianOptimization, "caution", -1.0),
         (BayesianOptimization, "caution", np.nan),
         (BayesianOptimization, "caution", None),

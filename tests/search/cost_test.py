@@ -29,7 +29,7 @@ def cost(**changes):
         **{
             "horizons": [100, 100, 200],
             "budget": None,
-            "num_buckets": {"learning_rate": 7, "momentum": 1},
+            "num_values": {"learning_rate": 7, "momentum": 1},
             "reason": "Forward mode, as asked for.",
             "memory": [("state", 3 * MEBIBYTE), ("tangents", 24 * MEBIBYTE)],
             "seconds": Seconds(0.04, 0.0, 1.0),
@@ -72,7 +72,7 @@ def test_table_of_a_budget():
 
 
 def test_table_with_nothing_to_learn():
-    text = cost_table(cost(num_buckets={}, memory=[("state", 3 * MEBIBYTE)], remedies=[]))
+    text = cost_table(cost(num_values={}, memory=[("state", 3 * MEBIBYTE)], remedies=[]))
     assert "learned    nothing" in text
     assert "memory     state 3 MiB\n" in text
     assert "to cut it" not in text

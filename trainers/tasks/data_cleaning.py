@@ -1,0 +1,50 @@
+"""Fashion-MNIST of which half the training labels are wrong, and a small set of right ones.
+
+For `config.task`, see `trainers.task`; `configs/data_cleaning.py` learns a weight for each example.
+"""
+
+import keras
+import numpy as np
+
+EXAMPLES = 5000
+HELD_OUT = 1000
+WRONG = 0.5  # Part of the labels.
+
+
+def is_wrong():
+    """Which training labels are wrong, a bool `[EXAMPLES]`."""
+    return np.random.default_rng(1).random(EXAMPLES) < WRONG
+
+
+def load_data():
+    from trainers import data
+
+    train, test = (data.load_arrays("fashion_mnist", split) for split in ("train", "test"))
+    rng = np.random.default_rng(0)
+    chosen, held_out = np.split(rng.permutation(len(train.x))[: EXAMPLES + HELD_OUT], [EXAMPLES])
+    others = (train.y[chosen] + rng.integers(1, 10, EXAMPLES)) % 10
+    labels = np.where(is_wrong(), others, train.y[chosen])
+    return (
+        (train.x[chosen], labels),
+        (train.x[held_out], train.y[held_out]),
+        (test.x, test.y),
+    )
+
+
+def make_model():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu", name="hidden"),
+            layers.Dense(10, name="logits"),
+        ]
+    )
+
+
+def area_under_curve(weights):
+    """How often a right label has a greater weight than a wrong one, from 0 to 1."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(~is_wrong(), weights))
