@@ -9,8 +9,8 @@ value each. Gradients are clipped to a global norm of 1.
         --schedules=runs/fashion/schedules.json --workdir=runs/fashion-train --config.train_seeds=3
 
 Expected: a search of about four minutes on two cores, test accuracy of 89% or more.
-Measured: test accuracy of 90.1%; a tuned cosine decay has 90.2%, at four times the cost (means of
-five searches, see docs/reproductions.md).
+Measured: test accuracy of 90.0%; a tuned cosine decay has 90.2%, at four times the cost (means of
+ten searches, see docs/reproductions.md).
 
 A quick look: --config.budget=2.
 """
