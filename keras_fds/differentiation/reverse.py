@@ -164,7 +164,7 @@ class Reverse(Mode):
         ok = True
         while done < count and ok:
             first = inner_step + done
-            if first in self.stops:
+            if self.stops and (first in self.stops or not self.pieces):
                 self.checkpoints[first] = self._state()
             to_stops = [stop - first for stop in self.stops if stop > first]
             wanted = min([count - done, *to_stops])
@@ -247,7 +247,7 @@ class Reverse(Mode):
         if self.pieces and not self.checkpoints:
             raise RuntimeError("The checkpoints of this run are used up. Run it again.")
         after = self.step.read()
-        last = sum(piece.count for piece in self.pieces)
+        last = self.pieces[-1].inner_step + self.pieces[-1].count if self.pieces else 0
         while self.checkpoints:
             first, state = self.checkpoints.popitem()
             left = self.plan.checkpoints - len(self.checkpoints)
