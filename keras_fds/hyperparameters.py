@@ -26,6 +26,7 @@ _SEARCHED = {
     "learning_rate": ("log", 1e-5, 10.0),
     "weight_decay": ("log", 1e-6, 10.0),
     **dict.fromkeys(_DECAYS, ("complement", 0.0, 0.995)),
+    **dict.fromkeys(("momentum", "beta_1", "adam_beta_1"), ("complement", 0.0, 0.98)),
     **dict.fromkeys(("beta_2", "adam_beta_2"), ("complement", 0.5, 0.999)),
     "epsilon": ("log", 1e-9, 1e-1),
     "clip_threshold": ("log", 0.1, 10.0),
