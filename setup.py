@@ -44,7 +44,7 @@ setuptools.setup(
     long_description=_long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["keras_fds*", "trainers", "configs"]),
+    packages=setuptools.find_packages(include=["keras_fds*", "trainers*", "configs"]),
     package_data={"keras_fds": ["py.typed"], "trainers": ["templates/*.html"]},
     python_requires=">=3.11",
     install_requires=[

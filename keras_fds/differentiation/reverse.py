@@ -82,7 +82,7 @@ class Reverse(Mode):
         return {"memory": self.allowed}
 
     def build(self):
-        self.pieces, self.checkpoints = [], {}
+        self.pieces, self.checkpoints, self.found = [], {}, None
         self._run = tf_compilation.compiled(self._run_in_graph)
         self._sweep = tf_compilation.compiled(self._sweep_in_graph)
         self._run_again = tf_compilation.compiled(self._run_in_graph)
@@ -147,11 +147,11 @@ class Reverse(Mode):
         super().reset(horizon, divergence_factor, fresh_slots)
         _, self.plan = self.states_kept(horizon)
         self.stops = [] if self.keeps_all else [0, *self.plan.kept_on_the_way()]
-        self.pieces, self.checkpoints = [], {}
+        self.pieces, self.checkpoints, self.found = [], {}, None
 
     def release(self):
         super().release()
-        self.pieces, self.checkpoints = [], {}
+        self.pieces, self.checkpoints, self.found = [], {}, None
 
     @property
     def keeps_all(self):
@@ -244,6 +244,8 @@ class Reverse(Mode):
         )
         if self.keeps_all:
             return per_step, self._sweep_pieces(list(self.pieces), carried, per_step)[1]
+        if self.found is not None and self.found[0] is gradients:
+            return self.found[1:]
         if self.pieces and not self.checkpoints:
             raise RuntimeError("The checkpoints of this run are used up. Run it again.")
         after = self.step.read()
@@ -254,7 +256,8 @@ class Reverse(Mode):
             carried = self._sweep_between(first, last, state, left, carried, per_step)
             last = first
         self.step.assign(after)
-        return per_step, carried[1]
+        self.found = gradients, per_step, carried[1]
+        return self.found[1:]
 
     def _sweep_between(self, first, last, state, left, carried, per_step):
         """As `_sweep_pieces`, from step `last` to step `first`, whose state is given.

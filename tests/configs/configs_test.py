@@ -46,7 +46,8 @@ def test_every_method_fits(module):
         changed = compare.of_method(config, method)
         experiment.check_config(changed)
         experiment.lengths(changed)
-        assert experiment.make_optimizer(changed).buckets.size
+        names = [each["name"] for each in changed.hyperparameters]
+        assert experiment.make_optimizer(changed).names == names
 
 
 def test_gives_a_model_and_its_optimizer(module):

@@ -1,5 +1,7 @@
 """Bayesian optimization: its derivatives, what it learns, and that it is sane at its limits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,10 +48,10 @@ def measure(problem, proposal, rng, noise=0.02):
     return Observation(proposal.coordinates, proposal.horizon, loss, None, hypergradients)
 
 
-def search(problem):
+def search(problem, seed=0):
     """The observations of a search, and the number of the best one."""
     rule, observations, best = BayesianOptimization(), [], None
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     while (proposal := rule.propose(observations, problem)) is not None:
         observations.append(measure(problem, proposal, rng))
         if rule.is_best(observations, best, problem):
@@ -134,10 +136,14 @@ def test_weights_shrink_by_as_much_over_every_horizon():
 
 
 # --------------------------------------------------------------------------------- what it finds
-def test_the_answer_is_near_the_best_schedule(searched):
-    problem, observations, best = searched
-    loss, _ = log_loss(problem, observations[best].coordinates, HORIZON)
-    assert loss < -0.85  # The best one has -1, the median of the first ones 0.8.
+def test_answers_are_near_the_best_schedule():
+    losses = []
+    for seed in range(1, 6):
+        problem = dataclasses.replace(problem_of(), seed=seed)
+        observations, best = search(problem, seed)
+        losses.append(log_loss(problem, observations[best].coordinates, HORIZON)[0])
+    # The best one has -1. Most of the space is a plateau at 0.8: one search in ten stays near it.
+    assert sorted(losses)[3] < -0.85
 
 
 def test_it_spends_the_budget_and_ends_with_a_training_over_the_whole_horizon(searched):
