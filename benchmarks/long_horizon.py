@@ -30,6 +30,7 @@ _OUTPUT = flags.DEFINE_string(
 _MEASURE = flags.DEFINE_string("measure", None, "Of the programs it starts: MODE,HORIZON,DTYPE.")
 
 MEMORY = 2**28  # Bytes that reverse mode may keep: far from all 10^4 states, so it recomputes.
+BATCH, HELD_OUT = 128, 2000
 
 
 def measure(mode, horizon, dtype):
@@ -54,17 +55,36 @@ def measure(mode, horizon, dtype):
     )
     model = networks.build("lenet", arrays.input_shape, arrays.num_classes)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))
-    validation, training = data.take(2000).batch(500), data.skip(2000).batch(128)
     start = time.monotonic()
-    found = keras_fds.hypergradients(
-        model,
-        training.repeat().take(horizon).apply(tf.data.experimental.assert_cardinality(horizon)),
-        validation,
-        differentiation=mode,
-        reverse_memory=MEMORY,
-        dtype=None if dtype == "float32" else dtype,
-    )
+    if dtype == "float64":
+        data = tf.data.Dataset.from_tensor_slices((arrays.x, arrays.y))
+        found = keras_fds.hypergradients(
+            model,
+            data.skip(HELD_OUT).batch(BATCH).take(horizon),
+            data.take(HELD_OUT).batch(500),
+            differentiation=mode,
+            dtype=dtype,
+        )
+    else:  # Arrays are replayed, where the batches of a dataset would be kept.
+        x, y = arrays.x, arrays.y
+        modes = {
+            "forward": keras_fds.differentiation.Forward(),
+            "reverse": keras_fds.differentiation.Reverse(MEMORY),
+        }
+        keras_fds.fit(
+            model,
+            x[HELD_OUT:],
+            y[HELD_OUT:],
+            batch_size=BATCH,
+            epochs=horizon / -(-(len(x) - HELD_OUT) // BATCH),
+            outer_steps=1,
+            validation_data=(x[:HELD_OUT], y[:HELD_OUT]),
+            differentiation=modes[mode],
+            verbose=0,
+            seed=0,
+        )
+        found = optimizer.hypergradients
+        assert optimizer.horizon == horizon
     return {
         "hypergradients": {name: values.tolist() for name, values in found.items()},
         "seconds": round(time.monotonic() - start, 1),
