@@ -10,8 +10,8 @@ embeddings, of either block's attention and of either block's layers: 20 numbers
     python -m trainers.compare --config=configs/characters.py --config.data_dir=TEXT.txt \
         --workdir=runs/characters-compare
 
-Expected: ten minutes a search on two cores, on a text of a million characters.
-Measured: see docs/results/comparison.md.
+Expected: ten minutes a search on two cores, on a text of a million characters; an estimate.
+Measured: no comparison yet.
 """
 
 from configs import digits

@@ -10,7 +10,7 @@ learn schedules only, with all examples.
     python -m trainers.compare --config=configs/data_cleaning.py --workdir=runs/cleaning-compare
 
 Expected: two minutes a search on two cores.
-Measured: see docs/results/comparison.md.
+Measured: no comparison yet.
 """
 
 from configs import digits

@@ -12,7 +12,7 @@ method HD and a tuned cosine decay.
 
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
-Expected: ten outer steps in forward mode, 91 epochs of 186 inner steps, each about 25 plain ones.
+Expected: ten outer steps in forward mode, 91 epochs of 186 inner steps, each about 20 plain ones.
 Published: the regret of the paper's rule is about 0 after 2.5 GPU hours, that of HD 8.6 points.
 Measured: see docs/results/paper.md, with what two cores can run.
 """

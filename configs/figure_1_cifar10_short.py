@@ -15,7 +15,7 @@ tangents; a smaller grid.
 
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
-Expected: half an hour per seed on two cores.
+Expected: half an hour per seed on two cores, an estimate.
 Measured: see docs/results/paper.md.
 """
 

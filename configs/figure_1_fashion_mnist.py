@@ -12,7 +12,7 @@ reverse mode computes the same for a third of the cost.
         --workdir=runs/figure_1_fashion_mnist --seeds=3
     python -m trainers.figures --figure=1 --results=runs/figure_1_fashion_mnist
 
-Expected: half an hour per seed on two cores, half of it the paper's rule.
+Expected: half an hour per seed on two cores, half of it the paper's rule; an estimate.
 Measured: see docs/results/paper.md.
 """
 

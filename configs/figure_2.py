@@ -8,7 +8,7 @@
         --workdir=runs/figure_2
     python -m trainers.figures --figure=2 --results=runs/figure_2
 
-Expected: about 15 seconds per seed on two cores, from measured steps of LeNet in float64.
+Expected: under a minute per seed on two cores, an estimate.
 Published: mean squared error .072 without sharing, least (.038) at 50 steps a bucket, .064 at 250;
 greedy .39.
 Measured: the twins `configs/figure_2_cifar10.py` and the perceptron of docs/concepts/noise.md; SVHN

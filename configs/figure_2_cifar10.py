@@ -10,8 +10,8 @@
 
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
-Expected: about 15 seconds per seed on two cores.
-Measured: see docs/results/paper.md.
+Expected: under a minute per seed on two cores, an estimate.
+Measured: not run yet.
 """
 
 from configs import figure_2

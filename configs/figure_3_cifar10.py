@@ -9,7 +9,7 @@
 
 On a folder of images: --config.dataset=image_folder --config.data_dir=FOLDER.
 
-Expected: about six minutes per seed on two cores.
+Expected: some ten minutes per seed on two cores, an estimate.
 Measured: see docs/results/paper.md.
 """
 

@@ -9,7 +9,7 @@
         --workdir=runs/figure_3_fashion_mnist
     python -m trainers.figures --figure=3 --results=runs/figure_3_fashion_mnist
 
-Expected: about four minutes per seed on two cores.
+Expected: about six minutes per seed on two cores.
 Measured: see docs/results/paper.md.
 """
 

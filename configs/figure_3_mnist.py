@@ -11,7 +11,7 @@ cosine decay tuned by a grid.
     python -m trainers.compare --config=configs/figure_3_mnist.py --workdir=runs/figure_3_mnist
     python -m trainers.figures --figure=3 --results=runs/figure_3_mnist
 
-Expected: about four minutes per seed on two cores.
+Expected: about six minutes per seed on two cores.
 Published: shared, unshared and cosine about 97%, greedy 92%.
 Measured: see docs/results/paper.md.
 """

@@ -9,7 +9,7 @@ As `configs/figure_3_mnist.py`, on the cropped digits of SVHN, which TFDS downlo
     python -m trainers.compare --config=configs/figure_3_svhn.py --workdir=runs/figure_3_svhn
     python -m trainers.figures --figure=3 --results=runs/figure_3_svhn
 
-Expected: about eight minutes per seed on two cores, from measured steps of LeNet on CIFAR-10.
+Expected: some ten minutes per seed on two cores, an estimate.
 Published: shared 84%, cosine (from 0.1) 79%, greedy 22%, unshared 10%.
 Measured: nothing, the data were not there.
 """

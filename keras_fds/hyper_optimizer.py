@@ -202,12 +202,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         What a model has compiled for this optimizer keeps the old numbers, see `forget_compiled`.
         """
         self.hyperparameters = [h.divided(len(values[h.name])) for h in self.hyperparameters]
-        self.buckets = Buckets(self.hyperparameters)
-        coordinates = keras.Variable(
-            self.buckets.coordinates(values), trainable=False, dtype="float64", name="coordinates"
-        )
-        replace_variable(self, self._coordinates, coordinates)
-        self._coordinates = coordinates
+        self._hold(values)
 
     def values_at(self, inner_step: Any, horizon: Any, dtype: Any) -> dict[str, Any]:
         """`{name: tensor}` at an inner step; both arguments int64 tensors."""
@@ -257,18 +252,19 @@ class HyperOptimizer(keras.optimizers.Optimizer):
             values[h.name] = h.initial_values if new else present
         if all(before[h.name] == (h.is_settled, h.shape) for h in self.hyperparameters):
             return False
-        self.buckets = Buckets(self.hyperparameters)
-        stock, coordinates = self._coordinates, self.buckets.coordinates(values)
-        if len(coordinates) == stock.shape[0]:
-            stock.assign(coordinates)
-            return True
-        position = next(i for i, v in enumerate(self._variables) if v is stock)
-        self._coordinates = self.add_variable(
-            (self.buckets.size,), dtype="float64", name="coordinates"
-        )
-        self._coordinates.assign(coordinates)
-        self._variables[position] = self._variables.pop()
+        self._hold(values)
         return True
+
+    def _hold(self, values):
+        """Holds values whose number may differ from that of the ones before."""
+        self.buckets = Buckets(self.hyperparameters)
+        coordinates = self.buckets.coordinates(values)
+        if len(coordinates) == self._coordinates.shape[0]:
+            self._coordinates.assign(coordinates)
+            return
+        variable = keras.Variable(coordinates, trainable=False, dtype="float64", name="coordinates")
+        replace_variable(self, self._coordinates, variable)
+        self._coordinates = variable
 
     # ------------------------------------------------------------ the Keras optimizer's part
     def build(self, variables):
