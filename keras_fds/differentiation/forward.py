@@ -74,6 +74,7 @@ class Forward(Mode):
         self.num_tangents = self.buckets.size
         self.tangents = None  # Made when they are needed.
         self._products = tf_compilation.compiled(self._products_in_graph)
+        self._push = self.step.compiled(self._pushed)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
         self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
 
@@ -143,19 +144,27 @@ class Forward(Mode):
         if not self.num_tangents:
             return super()._step(batch, inner_step, horizon)
         moving = tf.where(self._opening <= inner_step)[:, 0]
-        after, loss, outputs = self._step_with_tangents(
+        after, loss, outputs, tangents = self._push(
             self.step.read(),
             self.step.hyperparameters(inner_step, horizon),
             batch,
-            moving,
+            inner_step + 1 >= horizon,
+            self._carried(moving),
             self._hyperparameter_tangents(inner_step, horizon, moving),
         )
         self.step.assign(after)
+        for variable, value in zip(tf.nest.flatten(self.tangents), tf.nest.flatten(tangents)):
+            variable.scatter_update(tf.IndexedSlices(value, moving))
         self.step.model.update_metrics(batch, loss, outputs)
         return loss
 
-    def _step_with_tangents(self, state, hyperparameters, batch, moving, rates):
-        of_weights, of_statistics, of_slots = self._carried(moving)
+    def _pushed(self, state, hyperparameters, batch, is_last, carried, rates):
+        """A step and its Jacobian-vector products: `(state, loss, outputs, tangents)` after it.
+
+        The tangents `carried` into it are three lists, or `None` where they are zero; `rates` are
+        those of the hyperparameters.
+        """
+        of_weights, of_statistics, of_slots = carried
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
@@ -168,16 +177,13 @@ class Forward(Mode):
         loss, outputs, counters, slices = extra
         of_gradients, of_statistics = products or (None, None)
         (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
-            self.step.update_stage(state, slices),
+            self.step.update_stage(state, slices, is_last),
             (state.weights, state.slots, of_optimizer, gradients),
             (of_weights, of_slots, optimizer_rates, self._clipped(of_gradients)),
             self.tangent_chunk_size,
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
-        for variables, values in zip(self.tangents, (of_weights, of_statistics, of_slots)):
-            for variable, value in zip(variables, values or ()):
-                variable.scatter_update(tf.IndexedSlices(value, moving))
-        return after, loss, outputs
+        return after, loss, outputs, (of_weights, of_statistics or [], of_slots)
 
     def _carried(self, moving):
         """The tangents that go through a step, three lists; `None` where they are zero."""

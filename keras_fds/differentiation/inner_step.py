@@ -60,6 +60,13 @@ class InnerStep:
         self.detector, self.in_use = DivergenceDetector(), False
         self._gradients = with_fixed_rng(self.model.gradients)
         self._validate_batches = tf_compilation.compiled(self._validate_in_graph)
+        self._by_xla = bool(model.jit_compile)
+
+    def compiled(self, function):
+        """A pure function as loops call it: compiled by XLA if the model is (`jit_compile`)."""
+        if not self._by_xla:
+            return function
+        return tf_compilation.by_xla(function, f"the training step of {self.model.model.name!r}")
 
     def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run of that many inner steps; see `Mode`."""
@@ -96,8 +103,11 @@ class InnerStep:
 
         return stage
 
-    def update_stage(self, state, slices):
-        """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`."""
+    def update_stage(self, state, slices, is_last):
+        """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`.
+
+        A boolean tensor tells whether it is the last step of a training.
+        """
 
         def stage(weights, slots, hyperparameters, gradients):
             return self.optimizer.update(
@@ -108,18 +118,19 @@ class InnerStep:
                 gradients,
                 slices,
                 self.model.connected,
+                is_last,
             )
 
         return stage
 
-    def __call__(self, state, hyperparameters, batch):
+    def __call__(self, state, hyperparameters, batch, is_last):
         """Both stages: `(state, loss, outputs)` after the step."""
         of_model, of_optimizer = self.by_stage(hyperparameters)
         stage = self.gradient_stage(state, batch)
         (gradients, statistics), (loss, outputs, counters, slices) = stage(
             state.weights, state.statistics, of_model
         )
-        (weights, slots), optimizer_counters = self.update_stage(state, slices)(
+        (weights, slots), optimizer_counters = self.update_stage(state, slices, is_last)(
             state.weights, state.slots, of_optimizer, gradients
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
