@@ -153,8 +153,9 @@ class Forward(Mode):
             self._hyperparameter_tangents(inner_step, horizon, moving),
         )
         self.step.assign(after)
-        for variable, value in zip(tf.nest.flatten(self.tangents), tf.nest.flatten(tangents)):
-            variable.scatter_update(tf.IndexedSlices(value, moving))
+        for variables, values in zip(self.tangents, tangents):
+            for variable, value in zip(variables, values or ()):
+                variable.scatter_update(tf.IndexedSlices(value, moving))
         self.step.model.update_metrics(batch, loss, outputs)
         return loss
 
@@ -183,7 +184,7 @@ class Forward(Mode):
             self.tangent_chunk_size,
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
-        return after, loss, outputs, (of_weights, of_statistics or [], of_slots)
+        return after, loss, outputs, (of_weights, of_statistics, of_slots)
 
     def _carried(self, moving):
         """The tangents that go through a step, three lists; `None` where they are zero."""
