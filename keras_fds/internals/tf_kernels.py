@@ -13,7 +13,7 @@ def xla():
     """The name of the XLA compiler's device, once its kernels are registered."""
     with tf.init_scope():
         tf.function(lambda: tf.zeros([]), jit_compile=True)()
-    return "XLA_GPU_JIT" if tf.config.list_physical_devices("GPU") else "XLA_CPU_JIT"
+    return "XLA_GPU_JIT" if tf.config.get_visible_devices("GPU") else "XLA_CPU_JIT"
 
 
 def nodes(concrete_function):

@@ -175,7 +175,7 @@ def _windows(pfor_input, image):
         and windows["padding"] in (b"SAME", b"VALID")
         and all(windows[name][axis] == 1 for name in ("ksize", "strides") for axis in (0, 3))
         and not _control_flow.GraphOrParentsInXlaContext(_ops.get_default_graph())
-        and not tf.config.list_physical_devices("GPU")
+        and not tf.config.get_visible_devices("GPU")
     )
     return dict(windows, include_batch_in_index=True) if is_covered else None
 
