@@ -206,12 +206,13 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._hold(values)
 
     def values_at(self, inner_step: Any, horizon: Any, dtype: Any) -> dict[str, Any]:
-        """`{name: tensor}` at an inner step; both arguments int64 tensors."""
+        """`{name: tensor}` at an inner step; both arguments integer tensors."""
+        inner_step, horizon = (tf.cast(n, "int64") for n in (inner_step, horizon))
         return self.buckets.values_at(self._coordinates.value, inner_step, horizon, dtype)
 
     def present_values(self, dtype: Any) -> dict[str, Any]:
         """`{name: tensor}` at the number of batches that the optimizer has seen."""
-        elapsed = tf.cast(steps_taken(self.optimizer) - self._first_iteration, "int64")
+        elapsed = steps_taken(self.optimizer) - self._first_iteration
         return self.values_at(elapsed, self._horizon.value, dtype)
 
     # --------------------------------------------------------------- numbers of the model

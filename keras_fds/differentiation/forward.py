@@ -76,7 +76,7 @@ class Forward(Mode):
         self._products = tf_compilation.compiled(self._products_in_graph)
         self._push = self.step.compiled(self._pushed)
         self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
-        self._opening = tf.Variable(np.zeros(self.num_tangents, "int64"), trainable=False)
+        self._opening = tf.Variable(np.zeros(self.num_tangents, "int32"), trainable=False)
 
     def cost(self, horizon):
         # A tangent costs 1.3 to 2.2 plain steps; 1.6 with three tangents on a small network, where
@@ -143,7 +143,9 @@ class Forward(Mode):
     def _step(self, batch, inner_step, horizon):
         if not self.num_tangents:
             return super()._step(batch, inner_step, horizon)
-        moving = tf.where(self._opening <= inner_step)[:, 0]
+        # A sum of int32 is known to the host without a copy; `tf.where` is not.
+        is_open = tf.clip_by_value(inner_step - self._opening + 1, 0, 1)
+        moving = tf.range(tf.reduce_sum(is_open))
         after, loss, outputs, tangents = self._push(
             self.step.read(),
             self.step.hyperparameters(inner_step, horizon),
@@ -193,7 +195,8 @@ class Forward(Mode):
     def _hyperparameter_tangents(self, inner_step, horizon, moving):
         """`{name: [moving, *shape]}`, rows of the sharing matrix: one-hot in a step's bucket."""
         order, found = tf.gather(self._order, moving), {}
-        rows = self.buckets.shares(inner_step, horizon).values()
+        steps = tf.cast(inner_step, "int64"), tf.cast(horizon, "int64")
+        rows = self.buckets.shares(*steps).values()
         for h, row in zip(self.buckets.hyperparameters, rows):
             *neighbours, fraction = row
             lower, upper = (

@@ -156,7 +156,7 @@ class InnerStep:
                 told = at_batch is not None and at_once == size
                 with at_batch(first, first + size - 1) if told else contextlib.nullcontext():
                     count = min(at_once, num_batches - first)
-                    numbers = (tf.constant(number, "int64") for number in (first, count))
+                    numbers = map(tf.constant, (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
                 if at_batch is not None and self.model.model.stop_evaluating:
                     break
@@ -274,19 +274,19 @@ def _over_batches(count, one_batch, *carried):
     Returns `(losses, weights, *carried)`, the first two float64 `[count]`.
     """
     arrays = [
-        tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)
+        tf.TensorArray("float64", count, element_shape=[]) for _ in range(2)
     ]
 
     def body(i, arrays, *carried):
         loss, weight, *carried = one_batch(i, *carried)
-        position, values = tf.cast(i, "int32"), (loss, weight)
-        arrays = [a.write(position, tf.cast(v, "float64")) for a, v in zip(arrays, values)]
+        values = loss, weight
+        arrays = [a.write(i, tf.cast(v, "float64")) for a, v in zip(arrays, values)]
         return i + 1, arrays, *carried
 
     _, arrays, *carried = tf.while_loop(
         lambda i, *_: i < count,
         body,
-        [tf.constant(0, "int64"), arrays, *carried],
+        [tf.constant(0), arrays, *carried],
         parallel_iterations=1,
     )
     return *(array.stack() for array in arrays), *carried

@@ -98,7 +98,7 @@ class Mode:
         Returns:
             `(steps, ok)`: steps done, and whether the run was not given up.
         """
-        arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
+        arguments = map(tf.constant, (position, inner_step, count, self.horizon))
         with telling_of_the_end("`steps_per_epoch`"):
             steps, ok = self._run(in_graph(source), *arguments)
         return int(steps), bool(ok)

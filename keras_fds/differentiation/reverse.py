@@ -192,7 +192,7 @@ class Reverse(Mode):
         def one_step(i, arrays):
             state = self.step.read()
             kept = zip(arrays, tf.nest.flatten(state))
-            arrays = [array.write(tf.cast(i, "int32"), value) for array, value in kept]
+            arrays = [array.write(i, value) for array, value in kept]
             batch = get_batch(source, position + i)
             hyperparameters = self.step.hyperparameters(inner_step + i, horizon)
             is_last = inner_step + i + 1 >= horizon
@@ -203,7 +203,7 @@ class Reverse(Mode):
             return loss, arrays
 
         arrays = [
-            tf.TensorArray(v.dtype, tf.cast(count, "int32"), element_shape=v.shape)
+            tf.TensorArray(v.dtype, count, element_shape=v.shape)
             for v in (tf.nest.flatten(self.step.variables) if keeps_all else ())
         ]
         detector = None if again else self.step.detector
@@ -314,7 +314,7 @@ class Reverse(Mode):
             `(cotangents, of_vectors, derivatives)`, the last float64 `[count, hyperparameters]`.
         """
         names = self.hyper_optimizer.names
-        derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
+        derivatives = tf.TensorArray("float64", count, element_shape=[len(names)])
 
         def one_step(i, cotangents, of_vectors, derivatives):
             state = [stacked[i] for stacked in states]
@@ -329,7 +329,7 @@ class Reverse(Mode):
                 for name, of_name in of_names.items()
             ]
             of_numbers = tf.reshape(of_numbers, [len(names)])
-            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_numbers, "float64"))
+            derivatives = derivatives.write(i, tf.cast(of_numbers, "float64"))
             return i - 1, cotangents, of_vectors, derivatives
 
         _, cotangents, of_vectors, derivatives = tf.while_loop(
@@ -358,6 +358,7 @@ class Reverse(Mode):
 
     def _added(self, of_vectors, derivatives, inner_step, horizon):
         """Adds a step's derivatives by vectors to those of the buckets that it shares."""
+        inner_step, horizon = tf.cast(inner_step, "int64"), tf.cast(horizon, "int64")
         found = {}
         for h in self.buckets.hyperparameters:
             if h.is_vector:
@@ -381,4 +382,4 @@ class Reverse(Mode):
 
 
 def _constants(*numbers):
-    return [tf.constant(number, "int64") for number in numbers]
+    return [tf.constant(number, "int32") for number in numbers]

@@ -4,8 +4,10 @@ import functools
 
 import tensorflow as tf
 from tensorflow.python.framework import kernels as _kernels
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 _ARGUMENTS = ("Placeholder", "_Arg", "_Retval")
+_CALLS = ("If", "PartitionedCall", "StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While")
 
 
 @functools.cache
@@ -48,3 +50,64 @@ def _fits(node, kernel):
         for constraint in kernel.constraint
         if constraint.name in node.attr and node.attr[constraint.name].type
     )
+
+
+def reads_by_host(concrete_function):
+    """What a GPU would have to copy to the host while it runs a traced function.
+
+    These are the inputs that its kernels take from the host's memory, and that other kernels leave
+    in the GPU's. (int32 numbers stay on the host: TensorFlow takes them for shapes and positions.)
+
+    Returns:
+        Sorted texts, such as `"Where → StridedSlice.begin (int64)"`.
+    """
+    graph = concrete_function.graph
+    library = graph.as_graph_def().library.function
+    bodies = [function_def_to_graph(f, include_library_functions=True) for f in library]
+    found = set()
+    for operation in [op for each in (graph, *bodies) for op in each.get_operations()]:
+        inputs = _named(operation, operation.op_def.input_arg, operation.inputs)
+        for name, tensor in inputs:
+            if tensor.dtype in (tf.resource, tf.variant) or not _on_host(operation, name):
+                continue
+            if not (_is_constant(tensor.op) or _is_on_host(tensor)):
+                where = f"{operation.type}.{name} ({tensor.dtype.name})"
+                found.add(f"{tensor.op.type} → {where}")
+    return sorted(found)
+
+
+def _is_constant(operation):
+    """Whether an operation is computed once, before the graph runs."""
+    inputs = operation.inputs
+    return operation.type == "Const" or (
+        len(inputs) > 0 and all(_is_constant(each.op) for each in inputs)
+    )
+
+
+def _is_on_host(tensor):
+    """Whether a tensor of a graph on a GPU is in the host's memory."""
+    producer = tensor.op
+    if producer.type in (*_ARGUMENTS, *_CALLS, "ReadVariableOp"):
+        return tensor.dtype == tf.int32  # There is no such variable on a GPU.
+    outputs = _named(producer, producer.op_def.output_arg, producer.outputs)
+    return _on_host(producer, next(name for name, other in outputs if other is tensor))
+
+
+def _on_host(operation, name):
+    """Whether the GPU's kernel of an operation has an argument in the host's memory."""
+    node = operation.node_def
+    fitting = [kernel for kernel in _of(node.op, ("GPU", "DEFAULT")) if _fits(node, kernel)]
+    return not fitting or name in fitting[0].host_memory_arg
+
+
+def _named(operation, arguments, tensors):
+    """`(name, tensor)` of the inputs or outputs of an operation, from its definition."""
+    names = []
+    for argument in arguments:
+        count = 1
+        if argument.number_attr:
+            count = operation.get_attr(argument.number_attr)
+        elif argument.type_list_attr:
+            count = len(operation.get_attr(argument.type_list_attr))
+        names += [argument.name] * count
+    return list(zip(names, tensors, strict=True))
