@@ -200,9 +200,9 @@ class InnerStep:
                 loss, weight, _, counters = self._validation_loss(
                     source, first + i, training, state, counters
                 )
-                weighted = tf.cast(weight, loss.dtype) * loss
-            gradients = tape.gradient(weighted, state, unconnected_gradients="zero")
-            sums = [a + tf.convert_to_tensor(b) for a, b in zip(sums, gradients)]
+                weighted = self.hyper_optimizer.scale_loss(tf.cast(weight, loss.dtype) * loss)
+            gradients = self._unscaled(tape.gradient(weighted, state, None, "zero"))
+            sums = [a + b for a, b in zip(sums, gradients)]
             return loss, weight, sums, counters
 
         zeros = [tf.zeros_like(s) for s in state]
@@ -226,9 +226,15 @@ class InnerStep:
             losses, weights, total, _, counters = _over_batches(
                 count, one_batch, tf.zeros((), self.dtype), state[num_weights:], counters
             )
-        gradients = tape.gradient(total, state, unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
+            scaled = self.hyper_optimizer.scale_loss(total)
+        gradients = self._unscaled(tape.gradient(scaled, state, None, "zero"))
         return gradients, counters, losses, weights
+
+    def _unscaled(self, gradients):
+        """The gradients of a loss from those of the scaled one, dense."""
+        factor = self.hyper_optimizer.optimizer.loss_scale_factor
+        gradients = map(tf.convert_to_tensor, gradients)
+        return list(gradients) if factor is None else [g / factor for g in gradients]
 
     def _validation_loss(self, source, position, training, state, counters):
         """`(loss, weight, statistics, counters)` on a batch; also updates the metrics."""
