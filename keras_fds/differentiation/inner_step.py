@@ -279,9 +279,7 @@ def _over_batches(count, one_batch, *carried):
 
     Returns `(losses, weights, *carried)`, the first two float64 `[count]`.
     """
-    arrays = [
-        tf.TensorArray("float64", count, element_shape=[]) for _ in range(2)
-    ]
+    arrays = [tf.TensorArray("float64", count, element_shape=[]) for _ in range(2)]
 
     def body(i, arrays, *carried):
         loss, weight, *carried = one_batch(i, *carried)

@@ -7,7 +7,14 @@ from tensorflow.python.framework import kernels as _kernels
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 _ARGUMENTS = ("Placeholder", "_Arg", "_Retval")
-_CALLS = ("If", "PartitionedCall", "StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While")
+_CALLS = (
+    "If",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+    "StatelessIf",
+    "StatelessWhile",
+    "While",
+)
 
 
 @functools.cache
