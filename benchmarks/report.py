@@ -73,7 +73,8 @@ def _machine(machine):
     gpus = "".join(f"{name}, " for name in machine.get("gpus", ()))
     return (
         f"{gpus}{machine['cores']} cores of {machine['processor']}, "
-        f"TensorFlow {machine['tensorflow']}, Keras {machine['keras']}. Medians; ratios are to plain steps of the same round."
+        f"TensorFlow {machine['tensorflow']}, Keras {machine['keras']}. "
+        "Medians; ratios are to plain steps of the same round."
     )
 
 

@@ -141,7 +141,7 @@ def memory_tangents():
     }
 
 
-# Copies of the state that reverse mode may keep, by horizon: all, about 2 √T, fewer, and the fewest.
+# Copies of the state that reverse mode may keep, by horizon: all, 2 √T, fewer, and the fewest.
 STATES = {1000: (1000, 64, 24, 7)}
 
 

@@ -62,7 +62,7 @@ def test_hypergradients_are_the_same(mode):
         found.append(
             keras_fds.hypergradients(model, data.take(4), data.skip(4), differentiation=mode)
         )
-        bound = mode.bind(model, data.element_spec + (None,))  # The one that has just run.
+        bound = mode.bind(model, (*data.element_spec, None))  # The one that has just run.
         compiled = compiled_by_xla(bound._run)
         if mode.goes_back:
             compiled |= compiled_by_xla(bound._sweep)
