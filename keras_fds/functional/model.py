@@ -194,9 +194,10 @@ class StatelessModel:
             state = self._state(weights, statistics, counters)
             of_examples = {name: hyperparameters[name] for name in self.example_weights}
             called, loss, scope = self._computed(state, batch, True, tape, weights=of_examples)
+            scaled = self.model.optimizer.scale_loss(loss)  # The update divides by the factor.
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
-            gradients = tape.gradient(loss, weights)
+            gradients = tape.gradient(scaled, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [gradient for gradient in gradients if gradient is not None]
         slices = [g.indices if isinstance(g, tf.IndexedSlices) else None for g in gradients]

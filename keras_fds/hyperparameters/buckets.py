@@ -106,7 +106,7 @@ class Buckets:
         for h, row in zip(self.hyperparameters, self.shares(inner_step, horizon).values()):
             *neighbours, fraction = row
             lower, upper = (
-                h.values(tf.reshape(coordinates[position : position + h.size], h.shape))
+                h.values(tf.reshape(tf.gather(coordinates, position + np.arange(h.size)), h.shape))
                 for position in neighbours
             )
             found[h.name] = tf.cast(blend(lower, upper, fraction), dtype)
