@@ -59,6 +59,7 @@ def get_config():
     config.space = "decay"  # Of a black box. Or "values": all that a search learns.
     config.hyperband = False  # Whether a black box ends poor trials early.
     config.storage = config_dict.placeholder(str)  # URL of a database; None: a file.
+    config.seconds = config_dict.placeholder(float)  # After which learning ends; None: no limit.
 
     # Training with what was learned, on the whole training split.
     config.train_epochs = 30

@@ -236,9 +236,15 @@ def make_optimizer(config, schedules=None):
     ['learning_rate', 'momentum', 'weight_decay']
     """
     import keras_fds
+    from trainers import task
     from trainers.decay_grid import DecayGrid
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
+    groups = task.groups(config.task) if option(config, "task") else None
+    if groups is not None:
+        for each in hyperparameters:
+            if each.get("name") == "sample_weight":
+                each["groups"] = groups
     if schedules is not None:
         _begin_with(schedules, hyperparameters)
     elif is_online(config):
@@ -332,6 +338,30 @@ def make_model(config, arrays, schedules=None):
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model
+
+
+def example_weights(config, learned, examples):
+    """Learned weights of the training examples, as `model.fit` takes them, or `None`.
+
+    Args:
+        config: Its task may have groups, see `trainers.task`.
+        learned: `{name: BucketedSchedule}`.
+        examples: How many there are.
+    """
+    from trainers import task
+
+    if "sample_weight" not in learned:
+        return None
+    weights = learned["sample_weight"].values[-1]
+    groups = task.groups(config.task) if option(config, "task") else None
+    if groups is not None:
+        weights = weights[groups]
+    if len(weights) != examples:
+        raise ValueError(
+            f"The schedules hold weights of {len(weights)} examples, and there are {examples}. "
+            "Learn them with validation data of the task's own."
+        )
+    return weights
 
 
 def check_hypergradients(config, arrays):

@@ -4,8 +4,9 @@
 
 Any field of the config can be changed: --config.budget=4. The folder --workdir then holds
 config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
-(one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
-the optimizer with its schedules in programs without keras_fds; and report.html.
+(one row per outer step), seconds.json (when each ended), schedules.png, tensorboard/ and
+checkpoints/; schedules.py, which makes the optimizer with its schedules in programs without
+keras_fds; and report.html. `config.seconds` ends learning at the first outer step after so long.
 
 With --config.method=hd (or rtho, marthe) there is no search: see `trainers.online`. With
 --config.method=tpe (or random, gp, cma_es) Optuna searches: see `trainers.black_box`.
@@ -61,10 +62,12 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
     import keras_fds
     from keras_fds import callbacks, files
+    from trainers.stopwatch import Stopwatch
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
     workdir = workdirs.check_workdir(workdir, overwrite or going_on)
+    stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
@@ -94,6 +97,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),
+            stopwatch,
             checkpoint,
             callbacks.ScheduleExport(workdir),
             callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),

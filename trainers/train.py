@@ -58,13 +58,15 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         )
     arrays = experiment.load_arrays(config, "train")
     test = experiment.load_arrays(config, "test")
-    weights = _example_weights(learned, len(arrays.x))
+    weights = experiment.example_weights(config, learned, len(arrays.x))
     horizon = -(-len(arrays.x) // config.batch_size) * config.train_epochs
     stretched = {name: schedule.stretched(horizon) for name, schedule in learned.items()}
     results = []
     for seed in range(config.seed, config.seed + config.train_seeds):
         keras.utils.set_random_seed(seed)
         model = experiment.make_model(config, arrays, learned)
+        if model.built:  # Slots that start from the weights are zero where `fit` builds them.
+            model.optimizer.build(model.trainable_variables)
         if not results:
             workdirs.begin_workdir(workdir, config)
             keras_fds.save_schedules(workdir / "schedules.json", stretched)
@@ -88,19 +90,6 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     summary = experiment.summarise(results)
     workdirs.write_json(workdir / "test.json", summary)
     return summary
-
-
-def _example_weights(learned, examples):
-    """Learned weights of the training examples, as `model.fit` takes them, or `None`."""
-    if "sample_weight" not in learned:
-        return None
-    weights = learned["sample_weight"].values[-1]
-    if len(weights) != examples:
-        raise ValueError(
-            f"The schedules hold weights of {len(weights)} examples, and there are {examples}. "
-            "Learn them with validation data of the task's own."
-        )
-    return weights
 
 
 def write_report(config, schedules, summary, workdir):

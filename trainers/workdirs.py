@@ -14,6 +14,7 @@ _NOT_OF_THE_SEARCH = (
     "train_seeds",
     "cache_dir",
     "methods",
+    "seconds",
 )
 # Fields that configs of older versions lack, and what is then meant.
 OPTIONAL_FIELDS = {
@@ -28,8 +29,10 @@ OPTIONAL_FIELDS = {
     "space": "decay",
     "hyperband": False,
     "storage": None,
+    "seconds": None,
 }
 CHECKPOINTS = "checkpoints"
+SECONDS = "seconds.json"
 _RESULTS = (
     "config.json",
     "schedules.json",
@@ -39,6 +42,7 @@ _RESULTS = (
     "test.json",
     "schedules.py",
     "report.html",
+    SECONDS,
 )
 
 
