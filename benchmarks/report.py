@@ -5,7 +5,16 @@ import platform
 
 from matplotlib.figure import Figure
 
-STEPS = ("peers_lenet", "peers_wide_resnet", "tangents", "batches", "networks", "horizons")
+STEPS = (
+    "peers_lenet",
+    "peers_wide_resnet",
+    "tangents",
+    "batches",
+    "networks",
+    "horizons",
+    "trials",
+    "vectors",
+)
 TITLES = {
     "equality": "Greatest relative difference to forward mode's hypergradients, float64",
     "peers_lenet": "Every engine: LeNet, batch 128, nine tangents",
@@ -17,6 +26,8 @@ TITLES = {
     "start": "Seconds from the call of `fit` to the end of its first compiled call",
     "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
+    "trials": "A black box's trial: whole trainings, batch 128",
+    "vectors": "Against the number of learned weights of examples: LeNet, batch 128",
 }
 # The sections with a picture, and what their rows are drawn against.
 CURVES = {
@@ -25,6 +36,7 @@ CURVES = {
     "horizons": "horizon",
     "memory_horizons": "horizon",
     "memory_tangents": "number of tangents",
+    "vectors": "number of weights",
 }
 
 

@@ -96,6 +96,12 @@ def compare(config, workdir, methods=None, seeds=5, seconds=None, tasks=None, te
     return {name: each.records for name, each in found.items()}
 
 
+def task_name(config):
+    """The name of a config's task, or of its data set."""
+    task = experiment.option(config, "task")
+    return task.removesuffix(".py").replace("/", ".").split(".")[-1] if task else config.dataset
+
+
 def methods_of(config):
     """The methods of a config, `{name: {field: value}}`: its own, or all rivals."""
     return config.methods.to_dict() if config.get("methods") else rivals(config)
@@ -146,6 +152,7 @@ class _Comparison:
         """
         from keras_fds import files
 
+        experiment.load_arrays(self.config, "test")  # A wrong folder is told now.
         files.writable_directory(self.folder, "workdir")
         config = json.loads(json.dumps(self.config.to_dict()))
         path = self.folder / "results.json"
@@ -218,8 +225,7 @@ class _Comparison:
     def _write(self):
         workdirs.write_json(self.folder / "results.json", self.content)
         if self.records:
-            task = self.config.get("task") or self.config.dataset
-            records.write(self.folder, {pathlib.PurePath(task).stem: self.records})
+            records.write(self.folder, {task_name(self.config): self.records})
 
 
 def _timed(config):

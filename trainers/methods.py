@@ -117,7 +117,7 @@ def schedule_free(epochs, warmup_steps=50, **values):
 
 
 # What grids try: peaks of the learning rate for SGD and for others, and constants.
-_PEAKS = (0.01, 0.03, 0.1, 0.3), (3e-4, 1e-3, 3e-3, 1e-2)
+_PEAKS = (0.01, 0.03, 0.1, 0.3), (1e-3, 3e-3, 1e-2, 3e-2)
 _DECAYS = (0.0, 5e-4, 5e-3), (0.0, 0.01, 0.1)
 _TYPICAL = {"momentum": (0.9,), "beta_1": (0.9,), "beta_2": (0.99,)}
 _MOST_VALUES = 200  # Of vectors, that a black box chooses.
@@ -168,9 +168,7 @@ def rivals(config):
         }
     for shape in ("cosine", "linear"):
         found[shape] = decay_grid(epochs, shape, **grid)
-    found["schedule_free"] = schedule_free(
-        epochs, learning_rate=(1e-3, 3e-3, 1e-2, 3e-2), weight_decay=(0.0, 0.01, 0.1)
-    )
+    found["schedule_free"] = schedule_free(epochs, learning_rate=_PEAKS[1], weight_decay=_DECAYS[1])
     for method in ("random", "tpe", "gp", "cma_es"):
         options = {"hyperband": True} if method == "tpe" else {}
         mine = 2 * budget if method == "random" else budget

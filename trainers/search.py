@@ -195,6 +195,12 @@ def main():
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
     try:
+        experiment.check_config(config)
+        if config.outer_steps is not None and config.budget is not None:
+            print(
+                f"The search makes outer_steps={config.outer_steps}; its budget of "
+                f"{config.budget:g} plain trainings does not count."
+            )
         tell = learn(
             config,
             workdir,

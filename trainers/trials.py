@@ -132,28 +132,37 @@ class Trials:
         return {f"val_{name}": value for name, value in found.items()}
 
     def _batches(self, schedules, seed):
-        """The batches of all epochs, each in another order, a `tf.data.Dataset`."""
-        import tensorflow as tf
-
         weights = experiment.example_weights(self.config, schedules, len(self.training[0]))
         parts = self.training if weights is None else (*self.training, weights.astype("float32"))
-        tensors = [tf.convert_to_tensor(part) for part in parts]
-        examples, size = len(self.training[0]), self.config.batch_size
+        return shuffled_batches(parts, self.config.batch_size, self.epochs, seed)
 
-        def numbers(epoch):
-            order = tf.random.experimental.stateless_shuffle(
-                tf.range(examples, dtype=tf.int64),
-                seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
-            )
-            batches = tf.data.Dataset.range(self.steps, output_type=tf.int32)
-            return batches.map(lambda batch: order[batch * size : (batch + 1) * size])
 
-        epochs = tf.data.Dataset.range(self.epochs)
-        return (
-            epochs.flat_map(numbers)
-            .map(lambda batch: tuple(tf.gather(tensor, batch) for tensor in tensors))
-            .prefetch(tf.data.AUTOTUNE)
-        )
+def shuffled_batches(parts, batch_size, epochs, seed):
+    """The batches of several epochs, each in another order, a `tf.data.Dataset`.
+
+    Args:
+        parts: Arrays of equal length, a tuple.
+        batch_size: The last batch of an epoch may be smaller.
+        epochs: Their number.
+        seed: Of the orders.
+    """
+    import tensorflow as tf
+
+    tensors = [tf.convert_to_tensor(part) for part in parts]
+    examples = len(parts[0])
+
+    def numbers(epoch):
+        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(examples), seed=seeds)
+        batches = tf.data.Dataset.range(-(-examples // batch_size), output_type=tf.int32)
+        return batches.map(lambda k: order[k * batch_size : (k + 1) * batch_size])
+
+    return (
+        tf.data.Dataset.range(epochs)
+        .flat_map(numbers)
+        .map(lambda batch: tuple(tf.gather(tensor, batch) for tensor in tensors))
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
 def _AfterEpochs(trials, epochs, call):
