@@ -318,26 +318,31 @@ def make_model(config, arrays, schedules=None):
     """
     import keras
 
-    from trainers import augmentation, networks, task
+    from trainers import task
 
     optimizer = make_optimizer(config, schedules)
-    name = option(config, "augmentation")
-    loss = None
-    if option(config, "task"):
-        model, loss = task.make_model(config.task), task.make_loss(config.task)
-    else:
-        # A border is black, as if it had been drawn before the normalisation.
-        border = getattr(arrays, "black", None)
-        model = networks.build(
-            config.network,
-            arrays.input_shape,
-            arrays.num_classes,
-            augmentation=augmentation.make(name, arrays.input_shape, border),
-            initializer=option(config, "initializer"),
-        )
+    model = make_network(config, arrays)
+    loss = task.make_loss(config.task) if option(config, "task") else None
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     return model
+
+
+def make_network(config, arrays):
+    """The config's network with new weights, not compiled; see `make_model`."""
+    from trainers import augmentation, networks, task
+
+    if option(config, "task"):
+        return task.make_model(config.task)
+    # A border is black, as if it had been drawn before the normalisation.
+    border = getattr(arrays, "black", None)
+    return networks.build(
+        config.network,
+        arrays.input_shape,
+        arrays.num_classes,
+        augmentation=augmentation.make(option(config, "augmentation"), arrays.input_shape, border),
+        initializer=option(config, "initializer"),
+    )
 
 
 def example_weights(config, learned, examples):

@@ -1,16 +1,83 @@
 """Trials: trainings of an experiment with one schedule after the other, without hypergradients.
 
 What black boxes spend their budget on (`trainers.black_box`). A trial costs what the same training
-costs in a search of this library: stock `model.fit` runs all batches of an epoch in one compiled
-call, and the whole training as one epoch of Keras's, as each of these would cost a tenth of a
-second more.
+costs in a search of this library: an epoch of Keras's own training steps is one compiled call, and
+nothing is compiled again.
 """
 
+import random
 import time
+
+import numpy as np
 
 from trainers import experiment
 
 KNOTS = 20  # Of a decay's learning rate.
+
+
+class CompiledLoop:
+    """Epochs of a compiled Keras model's training steps, and validations, each in one call.
+
+    Args:
+        model: A compiled `keras.Model`, built.
+        training: Arrays `(x, y)` or `(x, y, sample_weight)`, all of the training data.
+        validation: Arrays `(x, y)`.
+        batch_size, validation_batch_size: The last batch may be smaller.
+
+    Example:
+
+    >>> loop = CompiledLoop(model, (x, y), (x_held_out, y_held_out), 128, 500)
+    >>> loop.epoch(np.random.permutation(len(x)))
+    >>> loop.validate()["val_loss"]
+    """
+
+    def __init__(self, model, training, validation, batch_size, validation_batch_size):
+        import tensorflow as tf
+
+        self.model = model
+        # It makes the metrics, and lets the model's steps use learned numbers.
+        model.evaluate(*(part[:1] for part in validation), verbose=0)
+        model.optimizer.build(model.trainable_variables)
+        self.parts = [tf.Variable(part, trainable=False) for part in training]
+        held_out = [tf.convert_to_tensor(part) for part in validation]
+        self._epoch = _passes(model.train_step, self.parts, batch_size)
+        self._validation = _passes(model.test_step, held_out, validation_batch_size)
+        self._in_order = np.arange(len(validation[0]), dtype="int32")
+
+    def weigh(self, sample_weight):
+        """Sets the weights of all training examples, where the loop was made with such."""
+        self.parts[2].assign(sample_weight)
+
+    def epoch(self, order):
+        """Trains with all examples in an order, and returns the mean loss."""
+        self.model.reset_metrics()
+        self._epoch(np.asarray(order, "int32"))
+        return float(self.model.get_metrics_result()["loss"])
+
+    def validate(self):
+        """`{"val_loss": …, …}`."""
+        self.model.reset_metrics()
+        self._validation(self._in_order)
+        found = self.model.get_metrics_result()
+        return {f"val_{name}": float(value) for name, value in found.items()}
+
+
+def _passes(step, parts, batch_size):
+    """A compiled function that makes a step with every batch of the examples in an order."""
+    import tensorflow as tf
+
+    def batch_from(start, order):
+        numbers = order[start : start + batch_size]
+        step(tuple(tf.gather(part, numbers) for part in parts))
+        return start + batch_size
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec(parts[0].shape[:1], tf.int32)])
+    def run(order):
+        tf.while_loop(
+            lambda start: start < tf.size(order), lambda start: [batch_from(start, order)], [0]
+        )
+
+    return run
 
 
 class Trials:
@@ -42,10 +109,8 @@ class Trials:
         self.config = config = with_knots(config) if self.space == "decay" else config
         self.arrays = experiment.load_arrays(config, "train")
         self.training, self.validation = self._split()
-        self.steps = -(-len(self.training[0]) // config.batch_size)
+        self.horizon = -(-len(self.training[0]) // config.batch_size) * self.epochs
         self.model = experiment.make_model(config, self.arrays)
-        self.model.steps_per_execution = self.steps
-        self.model.optimizer.build(self.model.trainable_variables)
         unknown = [each.name for each in self.hyperparameters if not each.is_settled]
         if unknown:
             raise ValueError(
@@ -53,11 +118,18 @@ class Trials:
                 "is known only in a search of this library: give `shape` or `groups`, or leave it "
                 "out."
             )
+        weighted = any(each.name == "sample_weight" for each in self.hyperparameters)
+        ones = [np.ones(len(self.training[0]), "float32")] if weighted else []
+        self.loop = CompiledLoop(
+            self.model,
+            (*self.training, *ones),
+            self.validation,
+            config.batch_size,
+            config.validation_batch_size,
+        )
 
     def _split(self):
         """Pairs `(x, y)` for training and for validation."""
-        import numpy as np
-
         config, x, y = self.config, self.arrays.x, self.arrays.y
         given = experiment.validation_of(config)
         if "validation_data" in given:
@@ -79,14 +151,13 @@ class Trials:
         """`{name: keras_fds.BucketedSchedule}` of bucket values."""
         import keras_fds
 
-        horizon = self.steps * self.epochs
         return {
-            h.name: keras_fds.BucketedSchedule(values[h.name], horizon, h.interpolation)
+            h.name: keras_fds.BucketedSchedule(values[h.name], self.horizon, h.interpolation)
             for h in self.hyperparameters
         }
 
     def train(self, values, seed, pruning=None):
-        """Trains, and returns the validation's logs and which part of the training was made.
+        """Trains from new weights.
 
         A training whose loss is not finite ends at the end of the epoch.
 
@@ -98,84 +169,34 @@ class Trials:
                 `None`.
 
         Returns:
-            `({"val_loss": …, "val_accuracy": …}, part)`.
+            `({"val_loss": …, "val_accuracy": …}, part)`: the validation's logs, and which part of
+            the training was made.
         """
-        import keras
+        self._begin(self.schedules(values), seed)
+        rng, epoch = np.random.default_rng(seed), 0
+        for epoch in range(1, self.epochs + 1):
+            loss = self.loop.epoch(rng.permutation(len(self.training[0])))
+            if not np.isfinite(loss):
+                break
+            if pruning and epoch in pruning["epochs"] and epoch < self.epochs:
+                pruning["call"](epoch, self.loop.validate())
+        return self.loop.validate(), epoch / self.epochs
 
-        keras.utils.set_random_seed(seed)
-        fresh = experiment.make_model(self.config, self.arrays)
-        schedules = self.schedules(values)
-        self.model.set_weights(fresh.get_weights())
-        self.model.optimizer.reset_slots()
-        self.model.optimizer.schedules = schedules
-        horizon = self.steps * self.epochs
-        self.model.fit(
-            self._batches(schedules, seed),
-            steps_per_epoch=horizon,
-            shuffle=False,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(),
-                *([_AfterEpochs(self, **pruning)] if pruning else []),
-            ],
-            verbose=0,
-        )
-        return self.validate(), int(self.model.optimizer.iterations) / horizon
-
-    def validate(self):
-        """The Keras logs of a validation."""
-        found = self.model.evaluate(
-            *self.validation,
-            batch_size=self.config.validation_batch_size,
-            verbose=0,
-            return_dict=True,
-        )
-        return {f"val_{name}": value for name, value in found.items()}
-
-    def _batches(self, schedules, seed):
+    def _begin(self, schedules, seed):
+        """New weights, slots at their start, and schedules."""
+        # Keras draws weights by these. Its `set_random_seed` would drop what is compiled.
+        random.seed(seed)
+        np.random.seed(seed)
+        fresh = experiment.make_network(self.config, self.arrays)
+        for mine, new in zip(self.model.variables, fresh.variables, strict=True):
+            mine.assign(new)
+        optimizer = self.model.optimizer
+        optimizer.reset_slots()
+        optimizer.schedules = schedules
+        optimizer.begin_schedules(self.horizon)
         weights = experiment.example_weights(self.config, schedules, len(self.training[0]))
-        parts = self.training if weights is None else (*self.training, weights.astype("float32"))
-        return shuffled_batches(parts, self.config.batch_size, self.epochs, seed)
-
-
-def shuffled_batches(parts, batch_size, epochs, seed):
-    """The batches of several epochs, each in another order, a `tf.data.Dataset`.
-
-    Args:
-        parts: Arrays of equal length, a tuple.
-        batch_size: The last batch of an epoch may be smaller.
-        epochs: Their number.
-        seed: Of the orders.
-    """
-    import tensorflow as tf
-
-    tensors = [tf.convert_to_tensor(part) for part in parts]
-    examples = len(parts[0])
-
-    def numbers(epoch):
-        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(examples), seed=seeds)
-        batches = tf.data.Dataset.range(-(-examples // batch_size), output_type=tf.int32)
-        return batches.map(lambda k: order[k * batch_size : (k + 1) * batch_size])
-
-    return (
-        tf.data.Dataset.range(epochs)
-        .flat_map(numbers)
-        .map(lambda batch: tuple(tf.gather(tensor, batch) for tensor in tensors))
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def _AfterEpochs(trials, epochs, call):
-    """A callback that validates after some numbers of epochs."""
-    import keras
-
-    class AfterEpochs(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            done = (batch + 1) // trials.steps
-            if done in epochs and done < trials.epochs:
-                call(done, trials.validate())
-
-    return AfterEpochs()
+        if weights is not None:
+            self.loop.weigh(weights)
 
 
 def with_knots(config):
@@ -202,8 +223,6 @@ def seconds_a_training(config):
     Args:
         config: See `Trials`; its method does not matter.
     """
-    import numpy as np
-
     trials = Trials(config)
     middle = {
         each.name: each.initial_values

@@ -1,6 +1,7 @@
 """A trial is the stock training with its schedules, in fewer calls."""
 
-import keras
+import random
+
 import numpy as np
 import pytest
 
@@ -28,34 +29,30 @@ def values_of(trials, rate=0.1):
     return {h.name: np.full(h.num_buckets, start[h.name]) for h in trials.hyperparameters}
 
 
-def test_every_epoch_has_every_example_once_in_another_order(trials):
-    values = trials.schedules(values_of(trials))
-    x = np.concatenate([batch[0] for batch in trials._batches(values, seed=3)])
-    examples = len(trials.training[0])
-    epochs = x.reshape(3, examples, -1)
-    assert len(x) == 3 * examples
-    for epoch in epochs:
-        np.testing.assert_array_equal(
-            np.unique(epoch, axis=0), np.unique(trials.training[0].reshape(examples, -1), axis=0)
-        )
-    assert (epochs[0] != epochs[1]).any()
-
-
-def test_it_is_stock_training_on_the_same_batches(trials):
-    """Batch by batch, with a model of its own, from the same weights."""
+def test_it_is_stock_training_with_its_schedules(trials):
+    """`train_on_batch` on the same batches, with a model of its own, from the same weights."""
     values = values_of(trials)
     logs, part = trials.train(values, seed=7)
-    keras.utils.set_random_seed(7)
+    random.seed(7)
     model = experiment.make_model(trials.config, trials.arrays)
-    schedules = trials.schedules(values)
-    model.optimizer.schedules = schedules
+    model.optimizer.schedules = trials.schedules(values)
     model.optimizer.build(model.trainable_variables)
-    for batch in trials._batches(schedules, seed=7):
-        model.train_on_batch(*batch)
+    (x, y), rng = trials.training, np.random.default_rng(7)
+    for _ in range(3):
+        order = rng.permutation(len(x))
+        for start in range(0, len(x), 128):
+            batch = order[start : start + 128]
+            model.train_on_batch(x[batch], y[batch])
     loss, accuracy = model.evaluate(*trials.validation, batch_size=24, verbose=0)
     assert part == 1.0
     assert logs["val_accuracy"] == pytest.approx(accuracy)
     assert logs["val_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_trial_does_not_depend_on_those_before(trials):
+    first = trials.train(values_of(trials), seed=1)
+    trials.train(values_of(trials, rate=0.3), seed=2)
+    assert trials.train(values_of(trials), seed=1) == first
 
 
 def test_pruning_is_asked_after_whole_epochs(trials):
@@ -93,11 +90,8 @@ def test_weights_of_groups_reach_the_examples(tmp_path):
     (weights,) = trials.hyperparameters
     assert weights.shape == (4,)
     values = {"sample_weight": np.array([[0.0, 1.0, 0.0, 0.5]])}
-    for x, _, batch in trials._batches(trials.schedules(values), 0):
-        numbers = np.argmax(x, axis=1) % 4
-        np.testing.assert_allclose(batch, values["sample_weight"][0][numbers])
     trials.train(values, seed=0)
-    keras.utils.set_random_seed(0)
+    random.seed(0)
     start = experiment.make_model(config, trials.arrays).get_weights()[0]
     moved = (trials.model.get_weights()[0] != start).any(axis=1)
     assert moved.tolist() == [number % 4 in (1, 3) for number in range(40)]
