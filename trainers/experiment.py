@@ -238,6 +238,7 @@ def make_optimizer(config, schedules=None):
     import keras_fds
     from trainers import task
     from trainers.decay_grid import DecayGrid
+    from trainers.in_time import InTime
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
     groups = task.groups(config.task) if option(config, "task") else None
@@ -252,10 +253,13 @@ def make_optimizer(config, schedules=None):
             each.update(num_buckets=1, interpolation="constant")
     rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
     outer_rules = {rule.__name__: rule for rule in rules}
+    outer, limit = _make("outer", outer_rules, config.outer), option(config, "seconds")
+    if limit and config.outer_steps is None and not isinstance(outer, DecayGrid):
+        outer = InTime(outer, limit, limit / config.budget)
     return keras_fds.HyperOptimizer(
         _make("optimizer", _optimizers(), config.optimizer),
         [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
-        outer=_make("outer", outer_rules, config.outer),
+        outer=outer,
     )
 
 

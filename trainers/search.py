@@ -33,7 +33,15 @@ CHECKPOINT_MINUTES = flags.DEFINE_float(
 flags.adopt_module_key_flags(experiment)
 
 
-def search(config, workdir, overwrite=False, verbose="auto", check=False, checkpoint_minutes=10.0):
+def search(
+    config,
+    workdir,
+    overwrite=False,
+    verbose="auto",
+    check=False,
+    checkpoint_minutes=10.0,
+    tensorboard=True,
+):
     """Learns schedules and writes the results into a folder.
 
     Args:
@@ -45,6 +53,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
+        tensorboard: Whether to write TensorBoard's files. Defaults to `True`.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -62,6 +71,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
     import keras_fds
     from keras_fds import callbacks, files
+    from trainers.in_time import InTime
     from trainers.stopwatch import Stopwatch
 
     experiment.check_config(config)
@@ -74,6 +84,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
+    outer = model.optimizer.outer
+    if isinstance(outer, InTime):  # It ends by itself, with its answer.
+        outer.clock, stopwatch.limit = stopwatch.elapsed, None
 
     def begin(logs):
         workdirs.begin_search(workdir, config, going_on)
@@ -82,6 +95,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         workdir / workdirs.CHECKPOINTS,
         workdirs.search_config(config),
         minutes=checkpoint_minutes,
+    )
+    boards = (
+        [callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())] if tensorboard else []
     )
     history = keras_fds.fit(
         model,
@@ -100,7 +116,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
             stopwatch,
             checkpoint,
             callbacks.ScheduleExport(workdir),
-            callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+            *([board] if tensorboard else []),
         ],
         seed=config.seed,
     )

@@ -28,15 +28,19 @@ class Stopwatch(keras.callbacks.Callback):
     def __init__(self, folder, limit=None):
         super().__init__()
         self.folder, self.limit = folder, limit
-        self.start, self.ends = time.monotonic(), None
+        self.start, self.ends, self.earlier = time.monotonic(), None, 0.0
+
+    def elapsed(self):
+        """The seconds so far, with those of the training that this one goes on with."""
+        return self.earlier + time.monotonic() - self.start
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.ends is None:
             self.ends = read_seconds(self.folder)[:epoch]
-            self.start -= self.ends[-1] if self.ends else 0.0
+            self.earlier = self.ends[-1] if self.ends else 0.0
 
     def on_epoch_end(self, epoch, logs=None):
-        self.ends.append(round(time.monotonic() - self.start, 3))
+        self.ends.append(round(self.elapsed(), 3))
         workdirs.write_json(self.folder / workdirs.SECONDS, self.ends)
         if self.limit is not None and self.ends[-1] >= self.limit:
             self.model.stop_training = True
