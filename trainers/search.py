@@ -96,9 +96,7 @@ def search(
         workdirs.search_config(config),
         minutes=checkpoint_minutes,
     )
-    boards = (
-        [callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())] if tensorboard else []
-    )
+    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
     history = keras_fds.fit(
         model,
         arrays.x,
