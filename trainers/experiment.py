@@ -254,7 +254,8 @@ def make_optimizer(config, schedules=None):
     rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
     outer_rules = {rule.__name__: rule for rule in rules}
     outer, limit = _make("outer", outer_rules, config.outer), option(config, "seconds")
-    if limit and config.outer_steps is None and not isinstance(outer, DecayGrid):
+    is_searching = config.outer_steps is None and not isinstance(outer, DecayGrid)
+    if limit and config.budget and is_searching:
         outer = InTime(outer, limit, limit / config.budget)
     return keras_fds.HyperOptimizer(
         _make("optimizer", _optimizers(), config.optimizer),

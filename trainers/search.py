@@ -72,12 +72,14 @@ def search(
     import keras_fds
     from keras_fds import callbacks, files
     from trainers.in_time import InTime
-    from trainers.stopwatch import Stopwatch
+    from trainers.stopwatch import Stopwatch, read_seconds
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
     workdir = workdirs.check_workdir(workdir, overwrite or going_on)
     stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
+    if going_on:
+        stopwatch.earlier = max(read_seconds(workdir), default=0.0)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
