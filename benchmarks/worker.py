@@ -96,6 +96,9 @@ def held_schedules():
                 return None
             return keras_fds.outer.Proposal(problem.start, problem.horizons[done])
 
+        def get_config(self):
+            return {}
+
     return Hold()
 
 

@@ -96,12 +96,6 @@ def compare(config, workdir, methods=None, seeds=5, seconds=None, tasks=None, te
     return {name: each.records for name, each in found.items()}
 
 
-def task_name(config):
-    """The name of a config's task, or of its data set."""
-    task = experiment.option(config, "task")
-    return task.removesuffix(".py").replace("/", ".").split(".")[-1] if task else config.dataset
-
-
 def methods_of(config):
     """The methods of a config, `{name: {field: value}}`: its own, or all rivals."""
     return config.methods.to_dict() if config.get("methods") else rivals(config)
@@ -225,7 +219,7 @@ class _Comparison:
     def _write(self):
         workdirs.write_json(self.folder / "results.json", self.content)
         if self.records:
-            records.write(self.folder, {task_name(self.config): self.records})
+            records.write(self.folder, {experiment.task_name(self.config): self.records})
 
 
 def _timed(config):

@@ -131,6 +131,21 @@ def option(config, name):
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
+def task_name(config):
+    """The name of a config's task, or of its data set."""
+    task = option(config, "task")
+    return (
+        pathlib.PurePath(task.removesuffix(".py")).name.split(".")[-1] if task else config.dataset
+    )
+
+
+def described(config):
+    """What is trained, for titles."""
+    if option(config, "task"):
+        return task_name(config)
+    return f"{config.network} on {config.dataset}"
+
+
 def is_online(config):
     """Whether hyperparameters move within one training, see `trainers.online`."""
     return option(config, "method") in _TANGENT_DECAYS

@@ -167,7 +167,7 @@ def write_report(config, workdir):
             workdirs.write_text(workdir / "schedules.py", code)
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
     page = report.search_page(
-        title=f"Search: {config.network} on {config.dataset}",
+        title=f"Search: {experiment.described(config)}",
         lead=workdirs.verdict_on(rows),
         rows=rows,
         origin=report.describe_origin(command, config.seed),

@@ -102,7 +102,7 @@ def write_report(config, schedules, summary, workdir):
         "trainers.train", f"--schedules={schedules}", f"--workdir={workdir}"
     )
     page = report.training_page(
-        title=f"Training: {config.network} on {config.dataset}",
+        title=f"Training: {experiment.described(config)}",
         lead=f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}.",
         summary=summary,
         rows=workdirs.read_history(workdir),
