@@ -21,7 +21,7 @@ def config_of(**changes):
 
 @pytest.fixture(scope="module")
 def trials():
-    return Trials(config_of())
+    return Trials(config_of(network="digits_cnn"))
 
 
 def values_of(trials, rate=0.1):
