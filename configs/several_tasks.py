@@ -1,8 +1,9 @@
 """Three tasks with a shared trunk: their weights in the loss, and rates of the trunk's layers.
 
 Images of two overlapping MNIST digits; the left one, the right one and their sum are told. Learned
-are five learning rates, momentum, weight decay, a weight for each task, and a factor on the rate of
-each of the trunk's three layers: 13 numbers. The validation loss counts all tasks alike.
+are AdamW's learning rate (five knots), beta_1 and weight decay, a weight for each task, and a
+factor on the rate of each of the trunk's three layers: 13 numbers. The validation loss counts all
+tasks alike.
 
     python -m trainers.prepare_data --dataset=mnist
     python -m trainers.search --config=configs/several_tasks.py --workdir=runs/several_tasks
@@ -27,10 +28,11 @@ def get_config():
     config.epochs = (5,)
     config.budget = 12.0
     config.validation_batch_size = 250
+    config.optimizer = {"name": "keras.optimizers.AdamW"}
     config.reverse_memory = 2**31
     config.hyperparameters = [
-        {"name": "learning_rate", "num_buckets": 5, "interpolation": "linear"},
-        {"name": "momentum"},
+        {"name": "learning_rate", "num_buckets": 5, "interpolation": "linear", "max_value": 0.1},
+        {"name": "beta_1"},
         {"name": "weight_decay"},
         *(
             {"name": f"loss.{task}", "initial": 1.0, "min_value": 0.05, "max_value": 20.0}
