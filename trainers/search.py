@@ -40,7 +40,7 @@ def search(
     verbose="auto",
     check=False,
     checkpoint_minutes=10.0,
-    tensorboard=True,
+    pictures=True,
 ):
     """Learns schedules and writes the results into a folder.
 
@@ -53,7 +53,9 @@ def search(
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
-        tensorboard: Whether to write TensorBoard's files. Defaults to `True`.
+        pictures: Whether to draw and to write TensorBoard's files after every outer step, which
+            takes longer than a short training. Defaults to `True`; otherwise the schedules are
+            drawn once, at the end.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -115,8 +117,8 @@ def search(
             keras.callbacks.LambdaCallback(on_train_begin=begin),
             stopwatch,
             checkpoint,
-            callbacks.ScheduleExport(workdir),
-            *([board] if tensorboard else []),
+            callbacks.ScheduleExport(workdir, every_picture=pictures),
+            *([board] if pictures else []),
         ],
         seed=config.seed,
     )
