@@ -4,8 +4,9 @@
 
 Any field of the config can be changed: --config.budget=4. The folder --workdir then holds
 config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
-(one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
-the optimizer with its schedules in programs without keras_fds; and report.html.
+(one row per outer step), seconds.json (when each ended), schedules.png, tensorboard/ and
+checkpoints/; schedules.py, which makes the optimizer with its schedules in programs without
+keras_fds; and report.html. `config.seconds` ends learning at the first outer step after so long.
 
 With --config.method=hd (or rtho, marthe) there is no search: see `trainers.online`. With
 --config.method=tpe (or random, gp, cma_es) Optuna searches: see `trainers.black_box`.
@@ -32,7 +33,15 @@ CHECKPOINT_MINUTES = flags.DEFINE_float(
 flags.adopt_module_key_flags(experiment)
 
 
-def search(config, workdir, overwrite=False, verbose="auto", check=False, checkpoint_minutes=10.0):
+def search(
+    config,
+    workdir,
+    overwrite=False,
+    verbose="auto",
+    check=False,
+    checkpoint_minutes=10.0,
+    pictures=True,
+):
     """Learns schedules and writes the results into a folder.
 
     Args:
@@ -44,6 +53,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
+        pictures: Whether to draw and to write TensorBoard's files after every outer step, which
+            takes longer than a short training. Defaults to `True`; otherwise the schedules are
+            drawn once, at the end.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -61,16 +73,24 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
     import keras_fds
     from keras_fds import callbacks, files
+    from trainers.in_time import InTime
+    from trainers.stopwatch import Stopwatch, read_seconds
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
     workdir = workdirs.check_workdir(workdir, overwrite or going_on)
+    stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
+    if going_on:
+        stopwatch.earlier = max(read_seconds(workdir), default=0.0)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
+    outer = model.optimizer.outer
+    if isinstance(outer, InTime):  # It ends by itself, with its answer.
+        outer.clock, stopwatch.limit = stopwatch.elapsed, None
 
     def begin(logs):
         workdirs.begin_search(workdir, config, going_on)
@@ -80,6 +100,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         workdirs.search_config(config),
         minutes=checkpoint_minutes,
     )
+    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
     history = keras_fds.fit(
         model,
         arrays.x,
@@ -94,9 +115,10 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),
+            stopwatch,
             checkpoint,
-            callbacks.ScheduleExport(workdir),
-            callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+            callbacks.ScheduleExport(workdir, every_picture=pictures),
+            *([board] if pictures else []),
         ],
         seed=config.seed,
     )
@@ -147,7 +169,7 @@ def write_report(config, workdir):
             workdirs.write_text(workdir / "schedules.py", code)
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
     page = report.search_page(
-        title=f"Search: {config.network} on {config.dataset}",
+        title=f"Search: {experiment.described(config)}",
         lead=workdirs.verdict_on(rows),
         rows=rows,
         origin=report.describe_origin(command, config.seed),
@@ -191,6 +213,12 @@ def main():
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
     try:
+        experiment.check_config(config)
+        if config.outer_steps is not None and config.budget is not None:
+            print(
+                f"The search makes outer_steps={config.outer_steps}; its budget of "
+                f"{config.budget:g} plain trainings does not count."
+            )
         tell = learn(
             config,
             workdir,
