@@ -159,8 +159,9 @@ class Forward(Mode):
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
-        (gradients, statistics), extra, products = jacobian_vector_products(
-            self.step.gradient_stage(state, batch),
+        (gradients, statistics), extra, products = self.step.gradient_products(
+            state,
+            batch,
             (state.weights, state.statistics, of_model),
             (of_weights, of_statistics, model_rates),
             self.tangent_chunk_size,

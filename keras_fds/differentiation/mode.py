@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import InnerStep
+from keras_fds.differentiation.replicas import Replicas
 from keras_fds.functional import kept_with
 from keras_fds.internals import tf_compilation
 
@@ -32,20 +33,30 @@ class Mode:
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        step = _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
+        replicas = Replicas.of(model)
+        shared = self.shared_by(replicas)
+
+        def make():
+            return InnerStep(model, spec, shared)
+
+        step = _kept(model, ("step", str(spec), shared.count), make)
         if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
-            return self._bound(model, InnerStep(model, spec))
-        key = type(self), self.compiled_options, str(spec)
-        return _kept(model, key, lambda: self._bound(model, step))
+            return self._bound(model, make(), replicas)
+        key = type(self), self.compiled_options, str(spec), replicas.count
+        return _kept(model, key, lambda: self._bound(model, step, replicas))
+
+    def shared_by(self, replicas):
+        """The `Replicas` that share the rows of a batch, all or one."""
+        return replicas
 
     @property
     def compiled_options(self):
         """The options that the compiled functions depend on, a tuple."""
         return ()
 
-    def _bound(self, model, step):
+    def _bound(self, model, step, replicas):
         bound = copy.copy(self)
-        bound.step = step
+        bound.step, bound.replicas = step, replicas
         bound.hyper_optimizer, bound.buckets = model.optimizer, model.optimizer.buckets
         bound.build()
         return bound

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.data import ArrayBatches, num_examples, numbers
+from keras_fds.differentiation import Replicas
 from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
@@ -45,13 +46,23 @@ def check_compiled(model):
             f"The model {model.name!r} is compiled with run_eagerly=True, and keras_fds trains in "
             "compiled loops only. Call compile() without it."
         )
+    _check_steps(model)
+
+
+def replicas_of(model):
+    """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
+    Replicas.check(model.distribute_strategy)
+    return Replicas.of(model)
+
+
+def check_one_replica(model, what):
+    """Raises a `ValueError` when a model is distributed."""
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(
-            "keras_fds trains on one device. Build the model outside of the scope of its "
+            f"keras_fds.{what} computes on one device. Build the model outside of the scope of its "
             f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
         )
-    _check_steps(model)
 
 
 def _check_steps(model):

@@ -1,0 +1,26 @@
+"""Internals of Keras's variables under tf.distribute."""
+
+import contextlib
+
+import tensorflow as tf
+
+from keras_fds.internals import keras_layers
+
+
+@contextlib.contextmanager
+def on_first_device(model, strategy, variables):
+    """While open, Keras variables stand for their copy on the first device of this process.
+
+    Afterwards all copies have its value. The strategy is the model's own for as long.
+    """
+    copied = [(v, v.value) for v in variables if isinstance(v.value, tf.distribute.DistributedValues)]
+    for variable, copies in copied:
+        variable._value = strategy.experimental_local_results(copies)[0]
+    try:
+        with keras_layers.replaced(model, _distribute_strategy=strategy):
+            yield
+    finally:
+        for variable, copies in copied:
+            value = variable._value.read_value()
+            variable._value = copies
+            copies.assign(value)

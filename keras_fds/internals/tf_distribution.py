@@ -1,0 +1,28 @@
+"""Internals of tf.distribute: scopes of strategies, and sums over replicas."""
+
+import contextlib
+
+import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib, values
+from tensorflow.python.framework import ops
+
+
+@contextlib.contextmanager
+def outside_of_scopes():
+    """While open, code runs as if no strategy's scope were open."""
+    graph = ops.get_default_graph()
+    creators = graph._variable_creator_stack
+    graph._variable_creator_stack = []
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
+        graph._variable_creator_stack = creators
+
+
+def sum_over_replicas(strategy, tensors):
+    """The sum of all replicas' tensors, of which this process has some; in a graph."""
+    with strategy.scope():
+        parts = values.PerReplica(tuple(tf.identity(tensor) for tensor in tensors))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
