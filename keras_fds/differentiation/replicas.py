@@ -31,6 +31,8 @@ _LOST = (
     tf.errors.DeadlineExceededError,
     tf.errors.UnavailableError,
 )
+# A transfer between processes is known by a number that only transfers of its length have.
+_GROUP, _FIRST_KEY, _MOST_KEYS = 1_900_000_000, 1_000_000_000, 400_000_000
 _GOLDEN = 0x9E3779B9  # Multiples of it are far from each other, modulo 2³².
 
 
@@ -129,10 +131,8 @@ class Replicas:
         self.devices, self.first = [None], 0
         if self.count > 1:
             self.devices = list(strategy.extended.worker_devices)
-            number = strategy.run(
-                lambda: tf.identity(tf.distribute.get_replica_context().replica_id_in_sync_group)
-            )
-            self.first = int(strategy.experimental_local_results(number)[0])
+            numbers = tf_compilation.compiled(lambda: strategy.run(_number_of_replica))()
+            self.first = int(strategy.experimental_local_results(numbers)[0])
         self.is_chief = self.first == 0
         self.is_one_process = len(self.devices) == self.count
         self._sum_of_parts = tf_compilation.compiled(self._sum)
@@ -262,11 +262,26 @@ class Replicas:
 
         return stage
 
-    def _sum(self, tensors):
-        """The sum of a tensor that each replica has; in a graph."""
+    def _sum(self, vectors):
+        """The sum of a vector that each replica has, on the first device here; in a graph."""
         if self.is_one_process:
-            return tf.add_n(tensors)
-        return tf_distribution.sum_over_replicas(self.strategy, tensors)
+            return tf.add_n(vectors)
+        sums = []
+        for device, vector in zip(self.devices, vectors):
+            # Not `strategy.reduce`: within a loop its transfers must all have one length.
+            key = _FIRST_KEY + tf.size(vector) % _MOST_KEYS
+            with tf.device(device):
+                reduced = tf.raw_ops.CollectiveReduceV2(
+                    input=vector,
+                    group_size=self.count,
+                    group_key=_GROUP,
+                    instance_key=key + _MOST_KEYS * (vector.dtype == tf.float64),
+                    ordering_token=[],
+                    merge_op="Add",
+                    final_op="Id",
+                )
+                sums.append(tf.ensure_shape(reduced, vector.shape))
+        return sums[0]
 
     # --------------------------------------------------------------------- between the steps
     def sum_over_processes(self, array):
@@ -332,6 +347,10 @@ class Replicas:
 
 ONE = Replicas()
 _of_strategies = weakref.WeakKeyDictionary()  # type: ignore[var-annotated]
+
+
+def _number_of_replica():
+    return tf.identity(tf.distribute.get_replica_context().replica_id_in_sync_group)
 
 
 def _kind_and_number(device):

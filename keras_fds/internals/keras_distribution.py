@@ -23,4 +23,9 @@ def on_first_device(model, strategy, variables):
         for variable, copies in copied:
             value = variable._value.read_value()
             variable._value = copies
-            copies.assign(value)
+            if copies.synchronization == tf.VariableSynchronization.ON_READ:
+                # A metric's: what is read is the sum of all replicas' copies.
+                value = tf.cast(value / strategy.num_replicas_in_sync, value.dtype)
+            # One by one: an assignment to all would end with a transfer.
+            for copy in strategy.experimental_local_results(copies):
+                copy.assign(value)

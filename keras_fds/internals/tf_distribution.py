@@ -1,9 +1,8 @@
-"""Internals of tf.distribute: scopes of strategies, and sums over replicas."""
+"""Internals of tf.distribute: the scopes of strategies."""
 
 import contextlib
 
-import tensorflow as tf
-from tensorflow.python.distribute import distribute_lib, values
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework import ops
 
 
@@ -20,9 +19,3 @@ def outside_of_scopes():
         distribute_lib._pop_per_thread_mode()
         graph._variable_creator_stack = creators
 
-
-def sum_over_replicas(strategy, tensors):
-    """The sum of all replicas' tensors, of which this process has some; in a graph."""
-    with strategy.scope():
-        parts = values.PerReplica(tuple(tf.identity(tensor) for tensor in tensors))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
