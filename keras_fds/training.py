@@ -166,7 +166,7 @@ def fit(
         )
         arguments.check_horizons(model, data, horizons)
         mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
-        plain = None if budget is None else Plain().bind(model, data.train.spec)
+        plain = None if budget is None else Plain(mode.parallel).bind(model, data.train.spec)
         initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
         settings = {
             "divergence_factor": divergence_factor,

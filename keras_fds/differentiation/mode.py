@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import InnerStep
-from keras_fds.differentiation.replicas import Replicas
+from keras_fds.differentiation.replicas import ONE, Replicas
 from keras_fds.functional import kept_with
 from keras_fds.internals import tf_compilation
 
@@ -26,15 +26,18 @@ class Mode:
         name: The mode's name in messages and checkpoints.
         goes_back: Whether `hypergradients` goes back over all steps of a run.
         horizon: Number of inner steps of the present run.
+        parallel: What replicas share: the examples of a `"batch"`, or `"tangents"`.
+        replicas: The `Replicas` of a bound mode.
     """
 
     name: str
     goes_back = False
+    parallel = "batch"
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
         replicas = Replicas.of(model)
-        shared = self.shared_by(replicas)
+        shared = ONE if self.parallel == "tangents" else replicas
 
         def make():
             return InnerStep(model, spec, shared)
@@ -42,12 +45,9 @@ class Mode:
         step = _kept(model, ("step", str(spec), shared.count), make)
         if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
             return self._bound(model, make(), replicas)
-        key = type(self), self.compiled_options, str(spec), replicas.count
+        key = type(self), self.compiled_options, str(spec), replicas.count, shared.count
         return _kept(model, key, lambda: self._bound(model, step, replicas))
 
-    def shared_by(self, replicas):
-        """The `Replicas` that share the rows of a batch, all or one."""
-        return replicas
 
     @property
     def compiled_options(self):
