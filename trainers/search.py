@@ -12,6 +12,10 @@ With --config.method=hd (or rtho, marthe) there is no search: see `trainers.onli
 
 To resume a search that was interrupted or killed, start the same command again. It ends as if it
 had not been interrupted. A finished search continues with a greater --config.budget.
+
+With --strategy=mirrored all devices of the machine share the work, with --strategy=multi_worker the
+workers that the environment variable TF_CONFIG names: start the same command on all of them, with a
+folder --workdir that all see. The first worker writes the files.
 """
 
 import contextlib
@@ -20,7 +24,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import black_box, experiment, online, report, workdirs
+from trainers import black_box, experiment, online, report, strategies, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -30,9 +34,18 @@ CHECKPOINT_MINUTES = flags.DEFINE_float(
     0.0,
 )
 flags.adopt_module_key_flags(experiment)
+flags.adopt_module_key_flags(strategies)
 
 
-def search(config, workdir, overwrite=False, verbose="auto", check=False, checkpoint_minutes=10.0):
+def search(
+    config,
+    workdir,
+    overwrite=False,
+    verbose="auto",
+    check=False,
+    checkpoint_minutes=10.0,
+    strategy=None,
+):
     """Learns schedules and writes the results into a folder.
 
     Args:
@@ -44,6 +57,7 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
+        strategy: The `tf.distribute.Strategy` to train under. Defaults to `None`, none.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -64,16 +78,22 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
-    workdir = workdirs.check_workdir(workdir, overwrite or going_on)
+    is_chief = strategies.is_chief(strategy)
+    workdir = pathlib.Path(workdir)
+    if is_chief:
+        workdirs.check_workdir(workdir, overwrite or going_on)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
-    model = experiment.make_model(config, arrays)
+    with strategies.scope(strategy):
+        model = experiment.make_model(config, arrays)
 
     def begin(logs):
-        workdirs.begin_search(workdir, config, going_on)
+        if is_chief:
+            workdirs.begin_search(workdir, config, going_on)
+        strategies.wait_for_all(strategy)  # No worker must find older results.
 
     checkpoint = callbacks.Checkpoint(
         workdir / workdirs.CHECKPOINTS,
@@ -100,8 +120,9 @@ def search(config, workdir, overwrite=False, verbose="auto", check=False, checkp
         ],
         seed=config.seed,
     )
-    with files.replacement(workdir / "model.keras") as path:
-        model.save(path)
+    if is_chief:
+        with files.replacement(workdir / "model.keras") as path:
+            model.save(path)
     return history
 
 
@@ -118,6 +139,11 @@ def learn(config, workdir, overwrite=False, verbose="auto", **options):
         ValueError: See `search`, `trainers.online.learn` and `trainers.black_box.search`.
     """
     experiment.check_config(config)
+    if options.get("strategy") is not None and experiment.option(config, "method") != "search":
+        raise ValueError(
+            "--strategy is for method='search'. Leave it out. "
+            f"Received: method={config.method!r}"
+        )
     if experiment.is_online(config):
         online.learn(config, workdir, overwrite, verbose)
         return online.conclusion
@@ -190,6 +216,7 @@ def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
+    strategy = strategies.make(strategies.STRATEGY.value, strategies.WORKER_TIMEOUT.value)
     try:
         tell = learn(
             config,
@@ -197,14 +224,17 @@ def main():
             overwrite=experiment.OVERWRITE.value,
             check=CHECK.value,
             checkpoint_minutes=CHECKPOINT_MINUTES.value,
+            strategy=strategy,
         )
     except ImportError as error:
         raise ValueError(f'{error}. Type: pip install "keras-fds[baselines]"') from error
     except BaseException:
-        if _holds_results_of(config, workdir):
+        if strategies.is_chief(strategy) and _holds_results_of(config, workdir):
             with contextlib.suppress(OSError):  # The first error is the one to report.
                 write_report(config, workdir)
         raise
+    if not strategies.is_chief(strategy):
+        return
     if tell is conclusion:
         write_report(config, workdir)
     if not (workdir / "schedules.json").exists():

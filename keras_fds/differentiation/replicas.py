@@ -338,10 +338,10 @@ class Replicas:
             except _LOST as error:
                 if self.is_one_process:
                     raise
-                raise RuntimeError(
+                raise ConnectionError(
                     "Another worker has stopped or cannot be reached, so this one stops too. Start "
-                    "all workers again; with keras_fds.callbacks.Checkpoint and the same folder "
-                    "the search resumes."
+                    "all workers again: with keras_fds.callbacks.Checkpoint and the same folder "
+                    "the search resumes"
                 ) from error
 
 
