@@ -1,6 +1,5 @@
 """`fit`, a search for schedules; `fit_online`, one training; `hypergradients`, one unroll."""
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +185,7 @@ def fit(
                 validation_batch_size or batch_size,
             ),
         }
-        replicas.check_alike("what they search", json.dumps([settings, bool(verbose)], default=str))
+        arguments.check_same_on_all_workers(replicas, data.train, [settings, bool(verbose)])
         if seed is None:
             seed = int(replicas.agreed(np.random.randint(2**31)))
         first = model.optimizer.coordinates
@@ -434,6 +433,11 @@ def _hypergradients(
     model, train, validation, replicas, validation_training, differentiation, memory, per_step
 ):
     with replicas.holding(model, train.spec):
+        arguments.check_same_on_all_workers(
+            replicas,
+            train,
+            [search_fingerprint(model, train, validation, "same", None), differentiation],
+        )
         arguments.settle(model, train)
         horizon, buckets = train.num_batches, model.optimizer.buckets
         arguments.check_buckets(model.optimizer, horizon)

@@ -17,7 +17,7 @@ from keras_fds.differentiation.jacobian_products import (
     jacobian_vector_products,
     with_fixed_rng,
 )
-from keras_fds.differentiation.replicas import WholeBatch
+from keras_fds.differentiation.replicas import WholeBatch, check_divisible, check_unmasked
 from keras_fds.functional import StatelessModel, StatelessOptimizer, build_compiled
 from keras_fds.internals import keras_models, tf_compilation
 
@@ -49,6 +49,8 @@ class InnerStep:
     def __init__(self, model, batch, replicas):
         self.hyper_optimizer, self.replicas = model.optimizer, replicas
         build_compiled(model, batch)
+        if replicas.count > 1:
+            check_divisible(model)
         self.model = StatelessModel(
             model, batch, self.hyper_optimizer.model_names, self.hyper_optimizer.each_names
         )
@@ -107,6 +109,7 @@ class InnerStep:
                 rows.batch,
                 rows.share if self._sums_losses else None,
             )
+            check_unmasked(rows, outputs, self._sums_losses)
             part = rows.part_of_sum if loss.shape.rank or self._sums_losses else rows.part_of_mean
             gradients = [
                 part(g) if indices is None else rows.in_place(part(g))
@@ -243,6 +246,7 @@ class InnerStep:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(state)
                     loss, outputs, _, after = self._validation_loss(rows, training, state, counters)
+                    check_unmasked(rows, outputs, self._sums_losses)
                     is_sum = self._sums_losses and not loss.shape.rank
                     part = rows.part_of_sum if is_sum else rows.part_of_mean
                     mean = part(tf.reduce_mean(loss))

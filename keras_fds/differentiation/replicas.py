@@ -8,6 +8,7 @@ import contextlib
 import weakref
 import zlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ from keras_fds.data import ArrayBatches, map_structure
 from keras_fds.functional import build_compiled
 from keras_fds.internals import (
     keras_distribution,
+    keras_layers,
     keras_models,
     tf_compilation,
     tf_distribution,
@@ -111,6 +113,54 @@ class Rows:
         rank = tensor.shape.rank
         taken = tf.split(tensor, [own, tf.shape(tensor)[axis] - own], axis)[0]
         return tf.pad(taken, [[before, after] if i == axis else [0, 0] for i in range(rank)])
+
+
+_OTHERWISE = (
+    "Use one device, or differentiation=keras_fds.differentiation.Forward(parallel='tangents'), "
+    "whose replicas train on whole batches."
+)
+
+
+def check_divisible(model):
+    """Raises a `ValueError` for a model whose batches replicas cannot share."""
+    for layer in keras_layers.layers_of(model):
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"The {keras_layers.named(layer)} has synchronized=True, and keras_fds makes one "
+                "transfer a step, after the layers. Leave it out: each replica then normalizes by "
+                f"its own rows. {_OTHERWISE}"
+            )
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                f"The {keras_layers.named(layer)} has stateful=True: its states belong to the rows "
+                f"of a whole batch, which replicas share. {_OTHERWISE}"
+            )
+    reductions = keras_models.reductions(model)
+    means = reductions & {"sum_over_batch_size", "mean"}
+    if len(reductions - means) + bool(means) > 1 or "mean_with_sample_weight" in reductions:
+        raise ValueError(
+            "Replicas that share a batch need losses which are all means over the examples, or all "
+            f"sums. Received: reductions {sorted(reductions)}. {_OTHERWISE}"
+        )
+    over_batch = (keras.losses.Dice, keras.losses.Tversky)
+    for loss in keras.tree.flatten(model.loss):
+        axis = getattr(loss, "axis", None)
+        if isinstance(loss, over_batch) and (axis is None or 0 in np.atleast_1d(axis)):
+            raise ValueError(
+                f"The loss {type(loss).__name__} is one number for all rows of a batch, not a mean "
+                f"over them. Pass `axis` without 0. {_OTHERWISE}"
+            )
+
+
+def check_unmasked(rows, outputs, sums):
+    """Raises a `ValueError` for outputs whose mean over the batch leaves out masked places."""
+    masked = any(hasattr(each, "_keras_mask") for each in tf.nest.flatten(outputs))
+    if rows.share is not None and masked and not sums:
+        raise ValueError(
+            "The outputs of the model are masked, so its loss is the mean over the places that are "
+            "not, and replicas have different numbers of them. Use reduction='sum' in the loss. "
+            f"{_OTHERWISE}"
+        )
 
 
 class Replicas:
@@ -302,12 +352,12 @@ class Replicas:
         """Whether a flag is set in any process."""
         return bool(flag) if self.is_one_process else self.sum_over_processes(bool(flag)) > 0
 
-    def check_alike(self, what, described):
-        """Raises a `ValueError` unless a text is the same in all processes."""
+    def check_alike(self, what, describe):
+        """Raises a `ValueError` unless the text `describe()` is the same in all processes."""
         if self.is_one_process:
             return
         of_each = np.zeros(self.count // len(self.devices))
-        of_each[self.first // len(self.devices)] = zlib.crc32(described.encode())
+        of_each[self.first // len(self.devices)] = zlib.crc32(describe().encode())
         if np.ptp(self.sum_over_processes(of_each)):
             raise ValueError(
                 f"The workers do not agree on {what}. Start the same program with the same "

@@ -1,6 +1,7 @@
 """Arguments of `fit` and `hypergradients`, checked before any computation."""
 
 import functools
+import json
 import sys
 import warnings
 
@@ -14,6 +15,7 @@ from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number
+from keras_fds.search.fingerprint import checksum
 
 _BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
 
@@ -53,6 +55,13 @@ def replicas_of(model):
     """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
     Replicas.check(model.distribute_strategy)
     return Replicas.of(model)
+
+
+def check_same_on_all_workers(replicas, train, settings):
+    """Raises a `ValueError` unless all processes have the same settings and first batch."""
+    replicas.check_alike("what they compute", lambda: json.dumps(settings, default=repr))
+    if not isinstance(train, ArrayBatches):
+        replicas.check_alike("the first batch", lambda: checksum(tf.nest.flatten(train.first)))
 
 
 def check_one_replica(model, what):

@@ -109,11 +109,13 @@ class OuterLoop:
 
     def check_same_on_all_workers(self, first):
         """Raises a `ValueError` unless all processes go on from the same point."""
-        inner_step = self.search.position.inner_step if self.going_on else 0
-        start = self.search.start or ()
-        checksums = [zlib.crc32(np.ascontiguousarray(array)) for array in start]
-        place = [first, inner_step, self.search.seed, self.pace.steps, checksums]
-        self.replicas.check_alike("where the search begins", repr(place))
+        search, inner_step = self.search, self.search.position.inner_step if self.going_on else 0
+
+        def describe():
+            checksums = [zlib.crc32(np.ascontiguousarray(array)) for array in search.start or ()]
+            return repr([first, inner_step, search.seed, self.pace.steps, checksums])
+
+        self.replicas.check_alike("where the search begins", describe)
 
     def restored(self):
         """The search that a callback has restored, else the one that begins now."""
