@@ -227,7 +227,12 @@ def fit(
             data,
             initializer,
             arguments.callback_list(
-                callbacks, model, verbose if replicas.is_chief else 0, problem.about_outer_steps, horizons[0], progress
+                callbacks,
+                model,
+                verbose if replicas.is_chief else 0,
+                problem.about_outer_steps,
+                horizons[0],
+                progress,
             ),
             problem,
             validation_training,

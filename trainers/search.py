@@ -141,8 +141,7 @@ def learn(config, workdir, overwrite=False, verbose="auto", **options):
     experiment.check_config(config)
     if options.get("strategy") is not None and experiment.option(config, "method") != "search":
         raise ValueError(
-            "--strategy is for method='search'. Leave it out. "
-            f"Received: method={config.method!r}"
+            f"--strategy is for method='search'. Leave it out. Received: method={config.method!r}"
         )
     if experiment.is_online(config):
         online.learn(config, workdir, overwrite, verbose)

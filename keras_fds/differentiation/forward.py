@@ -170,9 +170,7 @@ class Forward(Mode):
         if not part.number:
             return self.step(state, hyperparameters, batch)
         moving = part.moving(inner_step)
-        rates = part.of_hyperparameters(
-            self.buckets, inner_step, horizon, moving, self.step.dtype
-        )
+        rates = part.of_hyperparameters(self.buckets, inner_step, horizon, moving, self.step.dtype)
         of_weights, of_statistics, of_slots = self._carried(part, moving)
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)

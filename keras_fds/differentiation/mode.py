@@ -48,7 +48,6 @@ class Mode:
         key = type(self), self.compiled_options, str(spec), replicas.count, shared.count
         return _kept(model, key, lambda: self._bound(model, step, replicas))
 
-
     @property
     def compiled_options(self):
         """The options that the compiled functions depend on, a tuple."""

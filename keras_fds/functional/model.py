@@ -203,7 +203,9 @@ class StatelessModel:
             tape.watch(weights)
             state = self._state(weights, statistics, counters)
             of_examples = {name: hyperparameters[name] for name in self.example_weights}
-            called, loss, scope = self._computed(state, batch, True, tape, weights=of_examples, share=share)
+            called, loss, scope = self._computed(
+                state, batch, True, tape, weights=of_examples, share=share
+            )
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
             gradients = tape.gradient(loss, weights)
@@ -216,9 +218,7 @@ class StatelessModel:
         statistics, counters = self._after(scope)
         return (gradients, statistics), (loss, called.outputs, counters, slices)
 
-    def validation_loss(
-        self, weights, statistics, counters, batch, training=False, share=None
-    ):
+    def validation_loss(self, weights, statistics, counters, batch, training=False, share=None):
         """`(loss, outputs, statistics, counters)`: as `model.evaluate`, without penalties.
 
         The penalties of weight and activity regularizers are left out; what layers add by
@@ -226,9 +226,7 @@ class StatelessModel:
         compiled with, so the objective does not change during a search. `share` as in `gradients`.
         """
         state = self._state(weights, statistics, counters)
-        called, loss, scope = self._computed(
-            state, batch, training, penalties=False, share=share
-        )
+        called, loss, scope = self._computed(state, batch, training, penalties=False, share=share)
         return loss, called.outputs, *self._after(scope)
 
     def keep_metrics(self, counters):

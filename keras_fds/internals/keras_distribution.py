@@ -13,7 +13,9 @@ def on_first_device(model, strategy, variables):
 
     Afterwards all copies have its value. The strategy is the model's own for as long.
     """
-    copied = [(v, v.value) for v in variables if isinstance(v.value, tf.distribute.DistributedValues)]
+    copied = [
+        (v, v.value) for v in variables if isinstance(v.value, tf.distribute.DistributedValues)
+    ]
     for variable, copies in copied:
         variable._value = strategy.experimental_local_results(copies)[0]
     try:

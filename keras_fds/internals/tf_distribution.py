@@ -18,4 +18,3 @@ def outside_of_scopes():
     finally:
         distribute_lib._pop_per_thread_mode()
         graph._variable_creator_stack = creators
-

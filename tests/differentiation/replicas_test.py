@@ -256,10 +256,7 @@ def test_what_does_not_divide_is_refused(layers, arguments, match):
         hypergradients(made(layers, two_devices(), **arguments), "forward", data)
 
 
-def test_online_training_and_checks_are_for_one_device():
-    x, y = small_problem.arrays()
+def test_checks_are_for_one_device():
     model = made(list, two_devices())
-    with pytest.raises(ValueError, match="fit_online computes on one device.*2 replicas"):
-        keras_fds.fit_online(model, x, y, verbose=0)
     with pytest.raises(ValueError, match="check_hypergradients computes on one device"):
         keras_fds.check_hypergradients(model, batches(), batches())
