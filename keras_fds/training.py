@@ -185,7 +185,7 @@ def fit(
                 validation_batch_size or batch_size,
             ),
         }
-        arguments.check_same_on_all_workers(replicas, data.train, [settings, bool(verbose)])
+        arguments.check_same_on_all_workers(replicas, data.train, lambda: [settings, bool(verbose)])
         if seed is None:
             seed = int(replicas.agreed(np.random.randint(2**31)))
         first = model.optimizer.coordinates
@@ -441,7 +441,7 @@ def _hypergradients(
         arguments.check_same_on_all_workers(
             replicas,
             train,
-            [search_fingerprint(model, train, validation, "same", None), differentiation],
+            lambda: [search_fingerprint(model, train, validation, "same", None), differentiation],
         )
         arguments.settle(model, train)
         horizon, buckets = train.num_batches, model.optimizer.buckets

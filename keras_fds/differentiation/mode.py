@@ -33,6 +33,7 @@ class Mode:
     name: str
     goes_back = False
     parallel = "batch"
+    replicas = ONE
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
@@ -42,10 +43,10 @@ class Mode:
         def make():
             return InnerStep(model, spec, shared)
 
-        step = _kept(model, ("step", str(spec), shared.count), make)
+        step = _kept(model, ("step", str(spec), *shared.devices), make)
         if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
             return self._bound(model, make(), replicas)
-        key = type(self), self.compiled_options, str(spec), replicas.count, shared.count
+        key = type(self), self.compiled_options, str(spec), *replicas.devices, self.parallel
         return _kept(model, key, lambda: self._bound(model, step, replicas))
 
     @property
@@ -67,6 +68,11 @@ class Mode:
     def supports(self, batches):
         """Why the mode cannot be used with batches: a sentence, or an empty string."""
         return ""
+
+    def check_batches(self, batches):
+        """Raises a `ValueError` when the replicas cannot share batches."""
+        if self.parallel == "batch":
+            self.replicas.check_batches(batches)
 
     def check_memory(self, batches, horizon):
         """Raises a `ValueError` when a run would need more memory than the mode may use."""

@@ -58,8 +58,8 @@ def replicas_of(model):
 
 
 def check_same_on_all_workers(replicas, train, settings):
-    """Raises a `ValueError` unless all processes have the same settings and first batch."""
-    replicas.check_alike("what they compute", lambda: json.dumps(settings, default=repr))
+    """Raises a `ValueError` unless all processes have the same `settings()` and first batch."""
+    replicas.check_alike("what they compute", lambda: json.dumps(settings(), default=repr))
     if not isinstance(train, ArrayBatches):
         replicas.check_alike("the first batch", lambda: checksum(tf.nest.flatten(train.first)))
 
