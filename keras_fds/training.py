@@ -357,17 +357,18 @@ def fit_online(
         shuffle=shuffle,
     )
     arguments.check_data_online(model, data, epochs, objective)
-    arguments.begin_online(optimizer)
-    loop = OnlineLoop(
-        mode.bind(model, data.train.spec),
-        data,
-        objective,
-        arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
-        arguments.validation_freq_of(validation_freq),
-        factor,
-    )
-    with raising_errors_of(data.train, data.validation):
-        return loop.run(initial_epoch, epochs, seed)
+    with arguments.replicas_of(model).holding(model, data.train.spec):
+        arguments.begin_online(optimizer)
+        loop = OnlineLoop(
+            mode.bind(model, data.train.spec),
+            data,
+            objective,
+            arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
+            arguments.validation_freq_of(validation_freq),
+            factor,
+        )
+        with raising_errors_of(data.train, data.validation):
+            return loop.run(initial_epoch, epochs, seed)
 
 
 def hypergradients(
