@@ -57,7 +57,9 @@ class Tangents:
 
     def moving(self, inner_step):
         """The numbers of those that are open at a step, at least one: TensorFlow needs it."""
-        return tf.where(self.opening <= tf.maximum(inner_step, self.opening[0]))[:, 0]
+        if self._chosen.start > 0:  # The very first one is open from the start.
+            inner_step = tf.maximum(inner_step, self.opening[0])
+        return tf.where(self.opening <= inner_step)[:, 0]
 
     def carried(self, moving):
         """Some of them, three lists of tensors."""
