@@ -1,9 +1,9 @@
 """Learned schedules against a tuned cosine decay: `python -m benchmarks.quality`.
 
-    python -m benchmarks.quality --dataset=fashion_mnist --part=search --seeds=0,1,2,3,4
-    python -m benchmarks.quality --dataset=fashion_mnist --part=cosine --seeds=0,1,2,3,4
-    python -m benchmarks.quality --dataset=fashion_mnist --part=one_epoch --seeds=0,1,2
-    python -m benchmarks.quality --dataset=digits --part=good_start --seeds=0,1,2,3,4
+    python -m benchmarks.quality --dataset=fashion_mnist --part=search --seeds=10
+    python -m benchmarks.quality --dataset=fashion_mnist --part=cosine --seeds=10
+    python -m benchmarks.quality --dataset=fashion_mnist --part=one_epoch --seeds=3
+    python -m benchmarks.quality --dataset=digits --part=good_start --seeds=5
     python -m benchmarks.quality
 
 `search` searches with a config and a seed, trains with the learned schedules on the whole training
@@ -22,12 +22,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.report import machine
+from trainers import experiment
 
 _DATASET = flags.DEFINE_enum("dataset", None, ["digits", "mnist", "fashion_mnist"], "Which data.")
 _PART = flags.DEFINE_enum(
     "part", None, ["search", "cosine", "one_epoch", "good_start"], "What to run; None: compare."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/quality", "Folder for the results.")
 _SEARCHES = flags.DEFINE_string("searches", "runs/quality", "Folder for the searches.")
 
@@ -186,10 +186,10 @@ def write(path, content):
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def run(dataset, part, seeds):
-    """Runs the missing seeds."""
+def run(dataset, part, num_seeds):
+    """Runs the missing ones of the first seeds."""
     path = pathlib.Path(_OUTPUT.value) / f"{dataset}_{part}.json"
-    for seed in seeds:
+    for seed in map(str, range(num_seeds)):
         results = json.loads(path.read_text()) if path.exists() else {"machine": machine()}
         if seed not in results:
             results[seed] = PARTS[part](dataset, int(seed))
@@ -267,7 +267,7 @@ def told_of_one_epoch(dataset):
 
 def main(_):
     if _PART.value:
-        run(_DATASET.value, _PART.value, _SEEDS.value)
+        run(_DATASET.value, _PART.value, experiment.SEEDS.value or 5)
         return
     print(
         "| data | learned | tuned cosine | difference (95%) | seeds x trainings | diverged "

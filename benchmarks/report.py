@@ -5,7 +5,16 @@ import platform
 
 from matplotlib.figure import Figure
 
-STEPS = ("peers_lenet", "peers_wide_resnet", "tangents", "batches", "networks", "horizons")
+STEPS = (
+    "peers_lenet",
+    "peers_wide_resnet",
+    "tangents",
+    "batches",
+    "networks",
+    "horizons",
+    "compilers",
+    "states",
+)
 TITLES = {
     "equality": "Greatest relative difference to forward mode's hypergradients, float64",
     "peers_lenet": "Every engine: LeNet, batch 128, nine tangents",
@@ -17,6 +26,8 @@ TITLES = {
     "start": "Seconds from the call of `fit` to the end of its first compiled call",
     "memory_horizons": "Peak megabytes against the horizon: LeNet, batch 32, nine tangents",
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
+    "states": "Reverse mode against the states it keeps: LeNet, batch 32, nine tangents",
+    "compilers": "With XLA and without, in float32 and in bfloat16: nine tangents",
 }
 # The sections with a picture, and what their rows are drawn against.
 CURVES = {
@@ -47,7 +58,10 @@ def machine():
 
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     cpu = [line for line in lines if line.startswith("model name")]
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
     return {
+        **({"gpus": names} if gpus else {}),
         "processor": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
         "cores": len(cpu),
         "tensorflow": tf.__version__,
@@ -56,9 +70,11 @@ def machine():
 
 
 def _machine(machine):
+    gpus = "".join(f"{name}, " for name in machine.get("gpus", ()))
     return (
-        f"{machine['cores']} cores of {machine['processor']}, TensorFlow {machine['tensorflow']}, "
-        f"Keras {machine['keras']}. Medians; ratios are to plain steps of the same round."
+        f"{gpus}{machine['cores']} cores of {machine['processor']}, "
+        f"TensorFlow {machine['tensorflow']}, Keras {machine['keras']}. "
+        "Medians; ratios are to plain steps of the same round."
     )
 
 
@@ -66,6 +82,12 @@ def _table(section, rows):
     if section == "equality":
         lines = [f"| {name} | {value:.1e} |" for name, value in rows.items()]
         return ["| | |", "|---|---|", *lines]
+    if section == "states":
+        lines = [
+            f"| {name} | {_cell(section, row)} | {row['megabytes']:.0f} |"
+            for name, row in rows.items()
+        ]
+        return ["| | plain steps | peak megabytes |", "|---|---|---|", *lines]
     if section.startswith("peers"):
         rows = {"plain steps": rows}
     engines = list(dict.fromkeys(engine for row in rows.values() for engine in row))

@@ -141,6 +141,44 @@ def memory_tangents():
     }
 
 
+# Copies of the state that reverse mode may keep, by horizon: all, 2 √T, fewer, and the fewest.
+STATES = {1000: (1000, 64, 24, 7)}
+
+
+def states():
+    """Reverse mode against the states it keeps, LeNet with batches of 32: time and peak memory."""
+    rows = {}
+    for horizon, numbers in STATES.items():
+        problem = {**LENET, "batch": 32, "horizon": 100, "passes": horizon // 100}
+        kinds = {"plain": {**problem, "engine": "plain", "whole": True}}
+        for number in numbers:
+            kinds[f"{number} states"] = {**problem, "engine": "checkpoints", "states": number}
+        times = timed(kinds, rounds=2)
+        for name, arguments in kinds.items():
+            peak = turns.ask(**arguments, measure="peak")
+            rows[f"{horizon} steps, {name}"] = {**times[name], "megabytes": peak}
+    return rows
+
+
+def compilers():
+    """With XLA and without, in float32 and in bfloat16; nine tangents, on whatever device there is.
+
+    Ratios are to plain steps without XLA in float32.
+    """
+    rows = {}
+    for problem in (LENET, WIDE_RESNET):
+        kinds = {}
+        for policy in ("float32", "mixed_bfloat16"):
+            for jit_compile in (False, True):
+                for engine in ("plain", *KERAS_FDS):
+                    label = engine + (", XLA" if jit_compile else "")
+                    label += ", bfloat16" if policy == "mixed_bfloat16" else ""
+                    options = {"jit_compile": jit_compile, "dtype_policy": policy}
+                    kinds[label] = {**problem, **options, "engine": engine}
+        rows[problem["network"]] = timed(kinds, rounds=3)
+    return rows
+
+
 SECTIONS = {
     "equality": equality,
     "peers_lenet": peers_lenet,
@@ -152,6 +190,8 @@ SECTIONS = {
     "start": start,
     "memory_horizons": memory_horizons,
     "memory_tangents": memory_tangents,
+    "states": states,
+    "compilers": compilers,
 }
 _SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "Which sections to measure.")
 

@@ -37,6 +37,9 @@ _HORIZON = flags.DEFINE_integer("horizon", 140, "Inner steps in an outer step.")
 _NUM_RATE_BUCKETS = flags.DEFINE_integer("num_rate_buckets", 7, "Buckets of the learning rate.")
 _CHUNK_SIZE = flags.DEFINE_integer("tangent_chunk_size", None, "Of forward mode.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
+_JIT_COMPILE = flags.DEFINE_boolean("jit_compile", False, "Whether XLA compiles the steps.")
+_DTYPE_POLICY = flags.DEFINE_string("dtype_policy", "float32", "Keras's policy for the network.")
+_STATES = flags.DEFINE_integer("states", None, "Copies of the state that `checkpoints` may keep.")
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
 _WHOLE = flags.DEFINE_boolean("whole", False, "Time whole outer steps, whatever the engine.")
 _MEASURE = flags.DEFINE_enum(
@@ -74,7 +77,12 @@ def compiled(problem, learning=True):
         )
     model = problems.keras_model(problem)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss=loss, steps_per_execution=_STEPS_A_CALL.value)
+    model.compile(
+        optimizer,
+        loss=loss,
+        steps_per_execution=_STEPS_A_CALL.value,
+        jit_compile=_JIT_COMPILE.value,
+    )
     return model
 
 
@@ -89,6 +97,9 @@ def held_schedules():
                 return None
             return keras_fds.outer.Proposal(problem.start, problem.horizons[done])
 
+        def get_config(self):
+            return {}
+
     return Hold()
 
 
@@ -99,9 +110,10 @@ def mode(problem, engine, bytes_of_batches=0):
     if engine == "reverse":
         return {"differentiation": "reverse"}
     if engine == "checkpoints":
-        # 2.5 √T copies of the state: weights and velocities, moving statistics, counters.
+        # A copy of the state: weights and velocities, moving statistics, counters.
         state = 2.1 * sum(w.nbytes for w in problems.keras_model(problem).get_weights())
-        memory = 2.5 * state * (problem.horizon * _PASSES.value) ** 0.5
+        states = _STATES.value or 2.5 * (problem.horizon * _PASSES.value) ** 0.5
+        memory = states * state
         return {"differentiation": keras_fds.differentiation.Reverse(memory + bytes_of_batches)}
     return {"differentiation": keras_fds.differentiation.Forward(_CHUNK_SIZE.value)}
 
@@ -256,6 +268,10 @@ def main(_):
         _NETWORK.value, _BATCH.value, _HORIZON.value, _NUM_RATE_BUCKETS.value
     )
     engine, measure = _ENGINE.value, _MEASURE.value
+    if _DTYPE_POLICY.value != "float32":
+        import keras
+
+        keras.config.set_dtype_policy(_DTYPE_POLICY.value)
     if measure == "hypergradients":
         say(hypergradients(problem, engine))
     elif measure == "start":

@@ -29,6 +29,7 @@ def get_config():
     config.augmentation = "none"  # Or "crop_flip", "crop_flip_cutout".
     config.network = "digits_cnn"
     config.initializer = "glorot_normal"
+    config.dtype_policy = "float32"  # Or "mixed_bfloat16", "mixed_float16".
 
     # The search. In place of a budget there may be `outer_steps`, and a number of epochs for each
     # of them; the last number is for all that follow.

@@ -20,6 +20,7 @@ from keras_fds.functional import (
     multipliers_of,
     replace_variable,
     scalars_of,
+    steps_taken,
     with_hyperparameters,
 )
 from keras_fds.hyperparameters import Buckets, Hyperparameter
@@ -120,7 +121,7 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         >>> optimizer.begin_schedules(horizon=steps_per_epoch * epochs)
         """
         self._horizon.assign(horizon)
-        self._first_iteration.assign(self.iterations - elapsed)
+        self._first_iteration.assign(steps_taken(self.optimizer) - elapsed)
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -205,12 +206,13 @@ class HyperOptimizer(keras.optimizers.Optimizer):
         self._hold(values)
 
     def values_at(self, inner_step: Any, horizon: Any, dtype: Any) -> dict[str, Any]:
-        """`{name: tensor}` at an inner step; both arguments int64 tensors."""
+        """`{name: tensor}` at an inner step; both arguments integer tensors."""
+        inner_step, horizon = (tf.cast(n, "int64") for n in (inner_step, horizon))
         return self.buckets.values_at(self._coordinates.value, inner_step, horizon, dtype)
 
     def present_values(self, dtype: Any) -> dict[str, Any]:
-        """`{name: tensor}` at the optimizer's own iteration."""
-        elapsed = tf.cast(self.iterations - self._first_iteration, "int64")
+        """`{name: tensor}` at the number of batches that the optimizer has seen."""
+        elapsed = steps_taken(self.optimizer) - self._first_iteration
         return self.values_at(elapsed, self._horizon.value, dtype)
 
     # --------------------------------------------------------------- numbers of the model
@@ -328,6 +330,9 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 "Set `optimizer.schedules`, or do not learn 'learning_rate'."
             )
         self.optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss):
+        return self.optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         self.optimizer.exclude_from_weight_decay(var_list, var_names)

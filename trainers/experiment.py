@@ -4,6 +4,7 @@ TensorFlow is imported inside functions: the import takes seconds and logs, and 
 be reported at once.
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ import threading
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trainers import quiet_tensorflow, workdirs
+from trainers import devices, quiet_tensorflow, workdirs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", lock_config=True, help_string="The experiment, a file like those of configs/."
@@ -24,6 +25,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
 # Of programs that repeat a run; each has its own default.
 SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds.", 1)
+flags.adopt_module_key_flags(devices)
 REQUIRED = ("config", "workdir")
 
 # The fields of a config, and those of them that count something.
@@ -54,6 +56,8 @@ _TANGENT_DECAYS = {"hd": 0.0, "rtho": 1.0, "marthe": None}
 SAMPLERS = ("random", "tpe", "gp", "cma_es")  # See `trainers.black_box`.
 METHODS = ("search", *_TANGENT_DECAYS, *SAMPLERS)
 SPACES = ("values", "decay")
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+_LOSS_SCALE = 1024.0  # Of mixed_float16, whose least positive number is 6e-8.
 _COUNTS = ("batch_size", "validation_batch_size", "train_epochs", "train_seeds")
 
 
@@ -98,7 +102,11 @@ def check_config(config):
             "`normalisation` must be 'channel' or 'none'. "
             f"Received: normalisation={option(config, 'normalisation')!r}"
         )
-    for name, known in (("method", METHODS), ("space", SPACES)):
+    for name, known in (
+        ("method", METHODS),
+        ("space", SPACES),
+        ("dtype_policy", DTYPE_POLICIES),
+    ):
         if option(config, name) not in known:
             raise ValueError(
                 f"`{name}` must be one of {', '.join(map(repr, known))}. "
@@ -244,10 +252,13 @@ def make_optimizer(config, schedules=None):
     elif is_online(config):
         for each in hyperparameters:
             each.update(num_buckets=1, interpolation="constant")
+    optimizer = dict(config.optimizer)
+    if option(config, "dtype_policy") == "mixed_float16":
+        optimizer.setdefault("loss_scale_factor", _LOSS_SCALE)
     rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
     outer_rules = {rule.__name__: rule for rule in rules}
     return keras_fds.HyperOptimizer(
-        _make("optimizer", _optimizers(), config.optimizer),
+        _make("optimizer", _optimizers(), optimizer),
         [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
         outer=_make("outer", outer_rules, config.outer),
     )
@@ -317,21 +328,40 @@ def make_model(config, arrays, schedules=None):
     optimizer = make_optimizer(config, schedules)
     name = option(config, "augmentation")
     loss = None
-    if option(config, "task"):
-        model, loss = task.make_model(config.task), task.make_loss(config.task)
-    else:
-        # A border is black, as if it had been drawn before the normalisation.
-        border = getattr(arrays, "black", None)
-        model = networks.build(
-            config.network,
-            arrays.input_shape,
-            arrays.num_classes,
-            augmentation=augmentation.make(name, arrays.input_shape, border),
-            initializer=option(config, "initializer"),
-        )
-    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    with _dtype_policy(option(config, "dtype_policy")):
+        if option(config, "task"):
+            model, loss = task.make_model(config.task), task.make_loss(config.task)
+        else:
+            # A border is black, as if it had been drawn before the normalisation.
+            border = getattr(arrays, "black", None)
+            model = networks.build(
+                config.network,
+                arrays.input_shape,
+                arrays.num_classes,
+                augmentation=augmentation.make(name, arrays.input_shape, border),
+                initializer=option(config, "initializer"),
+            )
+    model.compile(
+        optimizer=optimizer,
+        loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=config.get("jit_compile", "auto"),
+        auto_scale_loss=False,  # The wrapped optimizer has a `loss_scale_factor`.
+    )
     return model
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    """While open, new layers have a dtype policy."""
+    import keras
+
+    stock = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name if name != "float32" else stock)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(stock)
 
 
 def check_hypergradients(config, arrays):
@@ -459,6 +489,9 @@ def trainer_command(module, *arguments):
         f"--config.{field}={value}"
         for field, value in config_flags.get_override_values(flag).items()
     ]
+    for each in (devices.DEVICE, devices.JIT_COMPILE):
+        if each.present:
+            arguments = *arguments, f"--{each.name}={each.value}"
     return command("python", "-m", module, config, *overrides, *arguments)
 
 
@@ -482,6 +515,7 @@ def run(main, required=REQUIRED):
         sys.unraisablehook = _interrupt_again
         try:
             quiet_tensorflow.import_tensorflow_quietly()
+            _use_device(CONFIG.value)
             return main()
         except ValueError as error:
             print(error, file=sys.stderr)
@@ -494,6 +528,14 @@ def run(main, required=REQUIRED):
             return 130
 
     app.run(tell_errors, flags_parser=_parse_flags)
+
+
+def _use_device(config):
+    """Chooses the device that is asked for, and lets the config say what compiles."""
+    device = devices.choose(devices.DEVICE.value)
+    if config is not None:
+        with contextlib.suppress(OSError), config.unlocked():  # `check_config` reports the error.
+            config.jit_compile = devices.jit_compile(devices.JIT_COMPILE.value, device)
 
 
 def _interrupt_again(unraisable):

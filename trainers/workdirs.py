@@ -14,6 +14,7 @@ _NOT_OF_THE_SEARCH = (
     "train_seeds",
     "cache_dir",
     "methods",
+    "jit_compile",
 )
 # Fields that configs of older versions lack, and what is then meant.
 OPTIONAL_FIELDS = {
@@ -28,6 +29,7 @@ OPTIONAL_FIELDS = {
     "space": "decay",
     "hyperband": False,
     "storage": None,
+    "dtype_policy": "float32",
 }
 CHECKPOINTS = "checkpoints"
 _RESULTS = (

@@ -57,7 +57,7 @@ class ArrayBatches:
     def start(self):
         """A source for one pass."""
         return ArraySource(
-            self.data, tf.constant(self._order(), "int64"), tf.constant(self.batch_size, "int64")
+            self.data, tf.constant(self._order(), "int64"), tf.constant(self.batch_size, "int32")
         )
 
     def _order(self):

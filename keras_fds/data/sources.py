@@ -60,7 +60,8 @@ def is_streamed(source):
 def get_batch(source, position):
     """Batch number `position` of a source, a tuple `(x, y, sample_weight)`; in a graph.
 
-    A `tf.data.Iterator` gives its next batch, whatever the position.
+    A `tf.data.Iterator` gives its next batch, whatever the position. Positions are int32: on a GPU
+    these stay on the host, where slices need them.
     """
     if isinstance(source, LookedInto):
         return unpack(next(source))
@@ -69,7 +70,7 @@ def get_batch(source, position):
     if isinstance(source, MaterializedSource):
         first, end = source.begins[position], source.begins[position + 1]
         return map_structure(lambda array: array[first:end], source.data)
-    first = position * source.batch_size
+    first = tf.cast(position, "int32") * source.batch_size
     chosen = source.order[first : first + source.batch_size]
     return map_structure(lambda array: tf.gather(array, chosen), source.data)
 
@@ -89,7 +90,7 @@ def materialize(iterator, count):
         )
     joined = [None if t[0] is None else tf.concat(t, 0) for t in zip(*flat)]
     sizes = [next(len(t) for t in tensors if t is not None) for tensors in flat]
-    begins = tf.constant(np.cumsum([0, *sizes]), "int64")
+    begins = tf.constant(np.cumsum([0, *sizes]), "int32")
     return MaterializedSource(tf.nest.pack_sequence_as(batches[0], joined), begins)
 
 

@@ -76,8 +76,10 @@ class DivergenceDetector:
 def steps_while_ok(count, one_step, *carried, detector=None):
     """Runs `one_step(i, *carried) → (loss, *carried)` `count` times, or until a run is given up.
 
-    Returns `(steps, ok, *carried)`. Without a detector the losses were checked before.
+    Returns `(steps, ok, *carried)`. Without a detector the losses were checked before. The counter
+    is int32: on a GPU such numbers, and what slices with them, stay on the host.
     """
+    count = tf.cast(count, "int32")
 
     def body(i, _, seen, *carried):
         loss, *carried = one_step(i, *carried)
@@ -87,7 +89,7 @@ def steps_while_ok(count, one_step, *carried, detector=None):
     steps, ok, seen, *carried = tf.while_loop(
         lambda i, ok, *_: (i < count) & ok,
         body,
-        [tf.constant(0, "int64"), tf.constant(True), detector.read() if detector else (), *carried],
+        [tf.constant(0), tf.constant(True), detector.read() if detector else (), *carried],
         parallel_iterations=1,
     )
     if detector:

@@ -92,6 +92,7 @@ class Forward(Mode):
                 for number, device in enumerate(self.replicas.devices, self.replicas.first)
             ]
         self._products = tf_compilation.compiled(self._products_in_graph)
+        self._push = self.step.compiled(self._pushed)
 
     @property
     def shares_tangents(self):
@@ -167,11 +168,28 @@ class Forward(Mode):
 
     def _step_with(self, part, state, hyperparameters, batch, inner_step, horizon):
         """A step that also moves the tangents of a device: `(state, loss, outputs)` after it."""
+        is_last = inner_step + 1 >= horizon
         if not part.number:
-            return self.step(state, hyperparameters, batch)
+            return self._pure_step(state, hyperparameters, batch, is_last)
         moving = part.moving(inner_step)
-        rates = part.of_hyperparameters(self.buckets, inner_step, horizon, moving, self.step.dtype)
-        of_weights, of_statistics, of_slots = self._carried(part, moving)
+        after, loss, outputs, tangents = self._push(
+            state,
+            hyperparameters,
+            batch,
+            is_last,
+            self._carried(part, moving),
+            part.of_hyperparameters(self.buckets, inner_step, horizon, moving, self.step.dtype),
+        )
+        part.keep(moving, tangents)
+        return after, loss, outputs
+
+    def _pushed(self, state, hyperparameters, batch, is_last, carried, rates):
+        """A step and its Jacobian-vector products: `(state, loss, outputs, tangents)` after it.
+
+        The tangents `carried` into it are three lists, or `None` where they are zero; `rates` are
+        those of the hyperparameters.
+        """
+        of_weights, of_statistics, of_slots = carried
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
@@ -185,13 +203,13 @@ class Forward(Mode):
         loss, outputs, counters, slices = extra
         of_gradients, of_statistics = products or (None, None)
         (weights, slots), optimizer_counters, (of_weights, of_slots) = jacobian_vector_products(
-            self.step.update_stage(state, slices),
+            self.step.update_stage(state, slices, is_last),
             (state.weights, state.slots, of_optimizer, gradients),
             (of_weights, of_slots, optimizer_rates, self._clipped(of_gradients)),
             self.tangent_chunk_size,
         )
-        part.keep(moving, (of_weights, of_statistics, of_slots))
-        return State(weights, statistics, slots, counters, optimizer_counters), loss, outputs
+        after = State(weights, statistics, slots, counters, optimizer_counters)
+        return after, loss, outputs, (of_weights, of_statistics, of_slots)
 
     def _carried(self, part, moving):
         """The tangents that go through a step, three lists; `None` where they are zero."""

@@ -6,6 +6,7 @@ of the batch; the update stage once.
 """
 
 import contextlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,20 @@ class InnerStep:
         self._gradients = with_fixed_rng(self.model.gradients)
         self._sums_losses = "sum" in keras_models.reductions(model)
         self._validate_batches = tf_compilation.compiled(self._validate_in_graph)
+        self._by_xla = bool(model.jit_compile)
+
+    def compiled(self, function):
+        """A pure function as loops call it: compiled by XLA if the model is (`jit_compile`)."""
+        if self._by_xla and self.replicas.count > 1:
+            warnings.warn(
+                "A step that several replicas share is not compiled by XLA, which has no transfers "
+                "between them. Pass jit_compile=False to compile() to silence this.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if not self._by_xla or self.replicas.count > 1:
+            return function
+        return tf_compilation.by_xla(function, f"the training step of {self.model.model.name!r}")
 
     def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run of that many inner steps; see `Mode`."""
@@ -151,8 +166,11 @@ class InnerStep:
 
         return self.replicas.run_and_sum(products, batch)
 
-    def update_stage(self, state, slices):
-        """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`."""
+    def update_stage(self, state, slices, is_last):
+        """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`.
+
+        A boolean tensor tells whether it is the last step of a training.
+        """
 
         def stage(weights, slots, hyperparameters, gradients):
             return self.optimizer.update(
@@ -163,18 +181,19 @@ class InnerStep:
                 gradients,
                 slices,
                 self.model.connected,
+                is_last,
             )
 
         return stage
 
-    def __call__(self, state, hyperparameters, batch):
+    def __call__(self, state, hyperparameters, batch, is_last):
         """Both stages: `(state, loss, outputs)` after the step."""
         of_model, of_optimizer = self.by_stage(hyperparameters)
         stage = self.gradients(state, batch)
         (gradients, statistics), (loss, outputs, counters, slices) = stage(
             state.weights, state.statistics, of_model
         )
-        (weights, slots), optimizer_counters = self.update_stage(state, slices)(
+        (weights, slots), optimizer_counters = self.update_stage(state, slices, is_last)(
             state.weights, state.slots, of_optimizer, gradients
         )
         after = State(weights, statistics, slots, counters, optimizer_counters)
@@ -200,7 +219,7 @@ class InnerStep:
                 told = at_batch is not None and at_once == size
                 with at_batch(first, first + size - 1) if told else contextlib.nullcontext():
                     count = min(at_once, num_batches - first)
-                    numbers = (tf.constant(number, "int64") for number in (first, count))
+                    numbers = map(tf.constant, (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
                 if at_batch is not None and self.replicas.any(self.model.model.stop_evaluating):
                     break
@@ -250,9 +269,8 @@ class InnerStep:
                     is_sum = self._sums_losses and not loss.shape.rank
                     part = rows.part_of_sum if is_sum else rows.part_of_mean
                     mean = part(tf.reduce_mean(loss))
-                    weighted = tf.cast(weight, loss.dtype) * mean
-                gradients = tape.gradient(weighted, state, unconnected_gradients="zero")
-                gradients = [tf.convert_to_tensor(g) for g in gradients]
+                    weighted = self.hyper_optimizer.scale_loss(tf.cast(weight, loss.dtype) * mean)
+                gradients = self._unscaled(tape.gradient(weighted, state, None, "zero"))
                 told = rows.in_place(loss) if loss.shape.rank else mean
                 outputs = tf.nest.map_structure(rows.in_place, outputs)
                 return mean, told, outputs, gradients, self._counters_after(rows, counters, after)
@@ -287,9 +305,15 @@ class InnerStep:
             losses, weights, total, _, counters = _over_batches(
                 count, one_batch, tf.zeros((), self.dtype), state[num_weights:], counters
             )
-        gradients = tape.gradient(total, state, unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
+            scaled = self.hyper_optimizer.scale_loss(total)
+        gradients = self._unscaled(tape.gradient(scaled, state, None, "zero"))
         return gradients, counters, losses, weights
+
+    def _unscaled(self, gradients):
+        """The gradients of a loss from those of the scaled one, dense."""
+        factor = self.hyper_optimizer.optimizer.loss_scale_factor
+        gradients = map(tf.convert_to_tensor, gradients)
+        return list(gradients) if factor is None else [g / factor for g in gradients]
 
     def _validation_loss(self, rows, training, state, counters):
         """`(loss, outputs, statistics, counters)` on the rows of a replica."""
@@ -335,20 +359,18 @@ def _over_batches(count, one_batch, *carried):
 
     Returns `(losses, weights, *carried)`, the first two float64 `[count]`.
     """
-    arrays = [
-        tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[]) for _ in range(2)
-    ]
+    arrays = [tf.TensorArray("float64", count, element_shape=[]) for _ in range(2)]
 
     def body(i, arrays, *carried):
         loss, weight, *carried = one_batch(i, *carried)
-        position, values = tf.cast(i, "int32"), (loss, weight)
-        arrays = [a.write(position, tf.cast(v, "float64")) for a, v in zip(arrays, values)]
+        values = loss, weight
+        arrays = [a.write(i, tf.cast(v, "float64")) for a, v in zip(arrays, values)]
         return i + 1, arrays, *carried
 
     _, arrays, *carried = tf.while_loop(
         lambda i, *_: i < count,
         body,
-        [tf.constant(0, "int64"), arrays, *carried],
+        [tf.constant(0), arrays, *carried],
         parallel_iterations=1,
     )
     return *(array.stack() for array in arrays), *carried

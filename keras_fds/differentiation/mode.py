@@ -64,6 +64,7 @@ class Mode:
     def build(self):
         """Makes variables and functions, once `step`, `hyper_optimizer` and `buckets` are there."""
         self._run = tf_compilation.compiled(self._run_in_graph)
+        self._pure_step = self.step.compiled(self.step.__call__)
 
     def supports(self, batches):
         """Why the mode cannot be used with batches: a sentence, or an empty string."""
@@ -113,7 +114,7 @@ class Mode:
         Returns:
             `(steps, ok)`: steps done, and whether the run was not given up.
         """
-        arguments = (tf.constant(n, "int64") for n in (position, inner_step, count, self.horizon))
+        arguments = map(tf.constant, (position, inner_step, count, self.horizon))
         with telling_of_the_end("`steps_per_epoch`"):
             steps, ok = self._run(in_graph(source), *arguments)
         return int(steps), bool(ok)
@@ -127,7 +128,9 @@ class Mode:
     def _step(self, batch, inner_step, horizon):
         """One inner step; returns the training loss."""
         hyperparameters = self.step.hyperparameters(inner_step, horizon)
-        after, loss, outputs = self.step(self.step.read(), hyperparameters, batch)
+        after, loss, outputs = self._pure_step(
+            self.step.read(), hyperparameters, batch, inner_step + 1 >= horizon
+        )
         self.step.assign(after)
         self.step.model.update_metrics(batch, loss, outputs)
         return loss

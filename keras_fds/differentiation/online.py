@@ -26,7 +26,7 @@ class OnlineSource(NamedTuple):
     @classmethod
     def of(cls, train, held_out=None, num_held_out=0):
         """The source as compiled functions take it."""
-        return cls(in_graph(train), held_out, tf.constant(num_held_out, "int64"))
+        return cls(in_graph(train), held_out, tf.constant(num_held_out, "int32"))
 
 
 class Online(Forward):

@@ -81,10 +81,11 @@ class Reverse(Mode):
         return {"memory": self.allowed}
 
     def build(self):
+        super().build()
         self.pieces, self.checkpoints, self.found = [], {}, None
-        self._run = tf_compilation.compiled(self._run_in_graph)
         self._sweep = tf_compilation.compiled(self._sweep_in_graph)
         self._run_again = tf_compilation.compiled(self._run_in_graph)
+        self._pull_back = self.step.compiled(self._pulled_back)
 
     def supports(self, batches):
         specs = [spec for spec in tf.nest.flatten(batches.spec) if spec is not None]
@@ -190,17 +191,18 @@ class Reverse(Mode):
         def one_step(i, arrays):
             state = self.step.read()
             kept = zip(arrays, tf.nest.flatten(state))
-            arrays = [array.write(tf.cast(i, "int32"), value) for array, value in kept]
+            arrays = [array.write(i, value) for array, value in kept]
             batch = get_batch(source, position + i)
             hyperparameters = self.step.hyperparameters(inner_step + i, horizon)
-            after, loss, outputs = self.step(state, hyperparameters, batch)
+            is_last = inner_step + i + 1 >= horizon
+            after, loss, outputs = self._pure_step(state, hyperparameters, batch, is_last)
             self.step.assign(after)
             if not again:
                 self.step.model.update_metrics(batch, loss, outputs)
             return loss, arrays
 
         arrays = [
-            tf.TensorArray(v.dtype, tf.cast(count, "int32"), element_shape=v.shape)
+            tf.TensorArray(v.dtype, count, element_shape=v.shape)
             for v in (tf.nest.flatten(self.step.variables) if keeps_all else ())
         ]
         detector = None if again else self.step.detector
@@ -311,33 +313,23 @@ class Reverse(Mode):
             `(cotangents, of_vectors, derivatives)`, the last float64 `[count, hyperparameters]`.
         """
         names = self.hyper_optimizer.names
-        derivatives = tf.TensorArray("float64", tf.cast(count, "int32"), element_shape=[len(names)])
+        derivatives = tf.TensorArray("float64", count, element_shape=[len(names)])
 
         def one_step(i, cotangents, of_vectors, derivatives):
             state = [stacked[i] for stacked in states]
             state = tf.nest.pack_sequence_as(self.step.variables, state)
             batch = get_batch(source, position + i)
             values = self.step.hyperparameters(inner_step + i, horizon)
-            inputs = [*tf.nest.flatten(state.differentiable), *(values[name] for name in names)]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(inputs)
-                after, _, _ = self.step(state, values, batch)
-            outputs = tf.nest.flatten(after.differentiable)
-            try:
-                gradients = tape.gradient(outputs, inputs, cotangents, "zero")
-            except LookupError:
-                self._name_the_layer(state, values, batch)
-                raise
-            gradients = [tf.convert_to_tensor(g) for g in gradients]
-            of_names = dict(zip(names, gradients[len(cotangents) :]))
+            is_last = inner_step + i + 1 >= horizon
+            cotangents, of_names = self._pull_back(state, values, batch, is_last, cotangents)
             of_vectors = self._added(of_vectors, of_names, inner_step + i, horizon)
             of_numbers = [
                 0.0 if name in of_vectors else tf.cast(of_name, "float64")
                 for name, of_name in of_names.items()
             ]
             of_numbers = tf.reshape(of_numbers, [len(names)])
-            derivatives = derivatives.write(tf.cast(i, "int32"), tf.cast(of_numbers, "float64"))
-            return i - 1, gradients[: len(cotangents)], of_vectors, derivatives
+            derivatives = derivatives.write(i, tf.cast(of_numbers, "float64"))
+            return i - 1, cotangents, of_vectors, derivatives
 
         _, cotangents, of_vectors, derivatives = tf.while_loop(
             lambda i, *_: i >= 0,
@@ -347,8 +339,25 @@ class Reverse(Mode):
         )
         return cotangents, of_vectors, derivatives.stack()
 
+    def _pulled_back(self, state, values, batch, is_last, cotangents):
+        """The vector-Jacobian product of a step: `(cotangents, {name: derivative})` before it."""
+        names = self.hyper_optimizer.names
+        inputs = [*tf.nest.flatten(state.differentiable), *(values[name] for name in names)]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(inputs)
+            after, _, _ = self.step(state, values, batch, is_last)
+        outputs = tf.nest.flatten(after.differentiable)
+        try:
+            gradients = tape.gradient(outputs, inputs, cotangents, "zero")
+        except LookupError:
+            self._name_the_layer(state, values, batch)
+            raise
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        return gradients[: len(cotangents)], dict(zip(names, gradients[len(cotangents) :]))
+
     def _added(self, of_vectors, derivatives, inner_step, horizon):
         """Adds a step's derivatives by vectors to those of the buckets that it shares."""
+        inner_step, horizon = tf.cast(inner_step, "int64"), tf.cast(horizon, "int64")
         found = {}
         for h in self.buckets.hyperparameters:
             if h.is_vector:
@@ -372,4 +381,4 @@ class Reverse(Mode):
 
 
 def _constants(*numbers):
-    return [tf.constant(number, "int64") for number in numbers]
+    return [tf.constant(number, "int32") for number in numbers]

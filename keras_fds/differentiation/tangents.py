@@ -30,9 +30,8 @@ class Tangents:
         self._chosen = slice(first, None, count)
         self.number = len(np.arange(total)[self._chosen])
         with tf.device(device):
-            self.order, self.opening = (
-                tf.Variable(np.arange(self.number), trainable=False) for _ in range(2)
-            )
+            self.order = tf.Variable(np.arange(self.number), trainable=False)
+            self.opening = tf.Variable(np.zeros(self.number, "int32"), trainable=False)
 
     @property
     def variables(self):
@@ -53,13 +52,15 @@ class Tangents:
             tangent.assign(tf.zeros_like(tangent))
         order = np.argsort(opening_steps, kind="stable")
         self.order.assign(order[self._chosen])
-        self.opening.assign(opening_steps[order][self._chosen])
+        self.opening.assign(opening_steps[order][self._chosen].astype("int32"))
 
     def moving(self, inner_step):
         """The numbers of those that are open at a step, at least one: TensorFlow needs it."""
         if self._chosen.start > 0:  # The very first one is open from the start.
             inner_step = tf.maximum(inner_step, self.opening[0])
-        return tf.where(self.opening <= inner_step)[:, 0]
+        # A sum of int32 is known to the host without a copy; `tf.where` is not.
+        is_open = tf.clip_by_value(inner_step - self.opening + 1, 0, 1)
+        return tf.range(tf.reduce_sum(is_open))
 
     def carried(self, moving):
         """Some of them, three lists of tensors."""
@@ -74,7 +75,8 @@ class Tangents:
     def of_hyperparameters(self, buckets, inner_step, horizon, moving, dtype):
         """`{name: [moving, *shape]}`, rows of the sharing matrix: one-hot in a step's bucket."""
         order, found = tf.gather(self.order, moving), {}
-        rows = buckets.shares(inner_step, horizon).values()
+        steps = tf.cast(inner_step, "int64"), tf.cast(horizon, "int64")
+        rows = buckets.shares(*steps).values()
         for h, row in zip(buckets.hyperparameters, rows):
             *neighbours, fraction = row
             lower, upper = (

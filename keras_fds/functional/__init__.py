@@ -16,6 +16,7 @@ from keras_fds.functional.optimizer import (
     multipliers_of,
     replace_variable,
     scalars_of,
+    steps_taken,
     with_hyperparameters,
 )
 from keras_fds.functional.rebuild import (

@@ -85,7 +85,7 @@ def _new_twin(model, make_model, batches):
             f"{type(model).__name__} overrides `compile`, so its twin cannot be compiled. Use "
             "check_hypergradients with `make_model=`, a function that returns a compiled model."
         )
-    keras.Model.compile(twin, optimizer=twin_optimizer, **arguments)
+    keras.Model.compile(twin, optimizer=twin_optimizer, jit_compile=model.jit_compile, **arguments)
     problem = (
         f"The model {twin.name!r} was rebuilt in float64 from its config, but cannot be built."
     )

@@ -7,19 +7,23 @@ from keras_fds.functional.learned_numbers import EXAMPLE_WEIGHTS, is_multiplier,
 from keras_fds.internals import keras_optimizers
 
 _NO_UPDATE = ("HyperOptimizer", "LossScaleOptimizer", "MultiOptimizer")
-_UNSUPPORTED = ("gradient_accumulation_steps", "use_ema", "loss_scale_factor")
 
 _START = "it only sets the start of the optimizer's slots, which no training step computes"
 _COUNT = "it is a number of iterations, and no derivative passes through a whole number"
 _SIGN = "only the sign of the averaged gradient enters the update, whose derivative is zero"
 _CANCELS = "it cancels out of the update as Keras computes it with TensorFlow"
-_SETTING = "HyperOptimizer does not support what it belongs to"
+_WHOLE = "it is a whole number"
+_SCALES = "it cancels out: it scales the loss, and the gradients back"
+_NO_AVERAGE = "the optimizer averages no weights: make it with `use_ema=True`"
 
 # By class, subclasses included: numbers that cannot be learned.
 _REFUSED = {
-    "Optimizer": dict.fromkeys(
-        (*_UNSUPPORTED, "ema_momentum", "ema_overwrite_frequency"), _SETTING
-    ),
+    "Optimizer": {
+        **dict.fromkeys(("gradient_accumulation_steps", "ema_overwrite_frequency"), _WHOLE),
+        "loss_scale_factor": _SCALES,
+        "use_ema": "it is a switch",
+        "ema_momentum": _NO_AVERAGE,
+    },
     "Adagrad": {"initial_accumulator_value": _START},
     "Ftrl": {"initial_accumulator_value": _START},
     "Lion": dict.fromkeys(("beta_1", "beta_2", "clipnorm", "clipvalue", "global_clipnorm"), _SIGN),
@@ -54,9 +58,17 @@ def _by_class(table, optimizer):
     }
 
 
+def _refused(optimizer):
+    """Names of the numbers of a Keras optimizer that cannot be learned, and why."""
+    found = _by_class(_REFUSED, optimizer)
+    if optimizer.use_ema:
+        del found["ema_momentum"]
+    return found
+
+
 def numeric_attributes(optimizer):
     """Names of the numbers of a Keras optimizer that can be learned."""
-    refused = _by_class(_REFUSED, optimizer)
+    refused = _refused(optimizer)
     return [
         name
         for name, value in keras_optimizers.config_of(optimizer).items()
@@ -75,12 +87,6 @@ def check_optimizer(optimizer):
             "another rate of some layers learn '<layer>.learning_rate_multiplier'. "
             f"Received: optimizer={optimizer}"
         )
-    for argument in _UNSUPPORTED:
-        if getattr(optimizer, argument, None):
-            raise ValueError(
-                f"HyperOptimizer does not support `{argument}` of the wrapped optimizer. "
-                f"Received: {argument}={getattr(optimizer, argument)!r}"
-            )
 
 
 def check_hyperparameter(optimizer, hyperparameter):
@@ -98,7 +104,7 @@ def check_hyperparameter(optimizer, hyperparameter):
             f"out. Received: shape={hyperparameter.shape}"
         )
     known = numeric_attributes(optimizer)
-    _check_known(kind, name, known, _by_class(_REFUSED, optimizer), optimizer)
+    _check_known(kind, name, known, _refused(optimizer), optimizer)
     if name == "learning_rate" and keras_optimizers.has_learning_rate_schedule(optimizer):
         raise ValueError(
             "The wrapped optimizer's `learning_rate` is a schedule already; pass a float "

@@ -206,9 +206,10 @@ class StatelessModel:
             called, loss, scope = self._computed(
                 state, batch, True, tape, weights=of_examples, share=share
             )
+            scaled = self.model.optimizer.scale_loss(loss)  # The update divides by the factor.
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
-            gradients = tape.gradient(loss, weights)
+            gradients = tape.gradient(scaled, weights)
         self.connected = [gradient is not None for gradient in gradients]
         gradients = [gradient for gradient in gradients if gradient is not None]
         slices = [g.indices if isinstance(g, tf.IndexedSlices) else None for g in gradients]

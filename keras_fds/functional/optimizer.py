@@ -114,12 +114,24 @@ class StatelessOptimizer:
             type(optimizer).__name__, (type(optimizer), keras_optimizers.PureMixin), {}
         )
 
-    def update(self, weights, slots, counters, hyperparameters, gradients, slices, connected):
+    def update(
+        self,
+        weights,
+        slots,
+        counters,
+        hyperparameters,
+        gradients,
+        slices,
+        connected,
+        is_last=False,
+    ):
         """The update stage of a training step: `((weights, slots), counters)`, the new values.
 
         `connected` marks, by a bool each, the weights that have one of the `gradients`; see
         `StatelessModel.gradients`. Keras's optimizers count a row that is looked up twice by the
         squares of both gradients, not of their sum, so they get slices where stock Keras has them.
+        With `use_ema` the weights become their averages in the last step, as at the end of
+        `model.fit`.
         """
         optimizer = self.optimizer
         scalars = scalars_of(hyperparameters)
@@ -139,11 +151,20 @@ class StatelessOptimizer:
         value = keras_optimizers.apply_purely(view, state, gradients)
         check_used(scalars)
         weights, slots, counters = ([value(v) for v in group] for group in groups)
+        averages = keras_optimizers.averages_of(optimizer)
+        if averages is not None:
+            ends = zip(weights, averages, strict=True)
+            weights = [tf.where(is_last, value(average), weight) for weight, average in ends]
         return (weights, slots), counters
 
 
 def _as_keras_has_it(weight, gradient, rows):
     return gradient if rows is None else tf.IndexedSlices(gradient, rows, tf.shape(weight))
+
+
+def steps_taken(optimizer):
+    """How many batches a Keras optimizer was applied to; a Keras variable."""
+    return keras_optimizers.steps_taken(optimizer)
 
 
 def replace_variable(optimizer, old, new):

@@ -134,6 +134,7 @@ def compilation(model):
     parts = [*keras_layers.layers_of(model), getattr(model.optimizer, "optimizer", None)]
     parts += [each.loss for each in compiled_losses(model)] + keras.tree.flatten(model.loss)
     found = [model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker]
+    found.append(model.jit_compile)
     seen = set()
     for part in parts:
         if part is None or id(part) in seen or not hasattr(part, "__dict__"):

@@ -5,7 +5,9 @@ import contextlib
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import Variable as CommonVariable
+from keras.src.backend.tensorflow import core as keras_core
 from keras.src.backend.tensorflow import linalg as keras_linalg
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
@@ -132,11 +134,50 @@ def _differentiable_at_zero():
         yield
 
 
+def _selected(predicate, if_true, if_false):
+    """`keras.ops.cond` of assignments in a stateless scope: both are made, one is selected.
+
+    In the branch of a condition of TensorFlow's the new values would be lost, and no forward mode
+    passes it.
+    """
+    outer, ends = get_stateless_scope(), []
+    for branch in (if_true, if_false):
+        with keras.StatelessScope() as inner:
+            inner.state_mapping.update(outer.state_mapping)
+            branch()
+        ends.append(inner.state_mapping)
+    for key, one in ends[0].items():
+        other = ends[1][key]
+        if one is not other:
+            outer.state_mapping[key] = tf.where(predicate, one, other)
+
+
 def apply_purely(optimizer, state, gradients):
-    """`value(variable)` after `apply` of an optimizer with `PureMixin` on `(variable, tensor)`s."""
-    with _differentiable_at_zero(), _read_when_used(), keras.StatelessScope(state) as scope:
+    """`value(variable)` after `apply` of an optimizer with `PureMixin` on `(variable, tensor)`s.
+
+    The state holds every variable that `apply` may assign.
+    """
+    with (
+        _differentiable_at_zero(),
+        _read_when_used(),
+        keras_layers.replaced(keras_core, cond=_selected),
+        keras.StatelessScope(state) as scope,
+    ):
         optimizer.apply(gradients)
     return scope.get_current_value
+
+
+def steps_taken(optimizer):
+    """How many batches an optimizer was applied to; a Keras variable.
+
+    `iterations` counts updates, of which `gradient_accumulation_steps` make fewer.
+    """
+    return optimizer._iterations
+
+
+def averages_of(optimizer):
+    """The variables that hold the averages of a built optimizer's weights (`use_ema`), or None."""
+    return optimizer._model_variables_moving_average if optimizer.use_ema else None
 
 
 def variable_key(optimizer, variable):

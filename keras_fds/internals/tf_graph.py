@@ -55,4 +55,4 @@ def lacks_onednn():
     """Whether TensorFlow computes on an x86 CPU without oneDNN."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     lacks = is_x86 and not _pywrap_util_port.IsMklEnabled()
-    return lacks and not tf.config.list_physical_devices("GPU")
+    return lacks and not tf.config.get_visible_devices("GPU")

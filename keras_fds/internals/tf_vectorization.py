@@ -175,7 +175,7 @@ def _windows(pfor_input, image):
         and windows["padding"] in (b"SAME", b"VALID")
         and all(windows[name][axis] == 1 for name in ("ksize", "strides") for axis in (0, 3))
         and not _control_flow.GraphOrParentsInXlaContext(_ops.get_default_graph())
-        and not tf.config.list_physical_devices("GPU")
+        and not tf.config.get_visible_devices("GPU")
     )
     return dict(windows, include_batch_in_index=True) if is_covered else None
 
@@ -280,7 +280,11 @@ def _sum_to_bias(pfor_input, stacked):
 @_rule("Sum", "Mean", when=[[True, False]])
 def _sum_over_axes(pfor_input, stacked, axes):
     """Sums over at least two axes, all before the ones kept; axes of length one do not count."""
-    axes, output_shape = tf.get_static_value(axes), pfor_input.outputs[0].shape
+    known, output_shape = tf.get_static_value(axes), pfor_input.outputs[0].shape
+    if known is None and axes.dtype == tf.int32:
+        # The stock rule casts whether an axis is negative, which a GPU copies there and back.
+        return _same_operation(pfor_input, stacked, axes + tf.clip_by_value(axes + 1, 0, 1))
+    axes = known
     if axes is None or not stacked.shape.rank or not output_shape.is_fully_defined():
         return None
     rank = stacked.shape.rank - 1

@@ -32,7 +32,11 @@ def check_compiled(model):
     if not isinstance(model.optimizer, HyperOptimizer):
         hint = ""
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-            hint = " Keras wraps it under 'mixed_float16'; use 'mixed_bfloat16'."
+            hint = (
+                " Keras wraps it under 'mixed_float16', in a loss scale that moves and skips "
+                "steps, whose hypergradients would be wrong: pass auto_scale_loss=False to "
+                "compile(), and loss_scale_factor=1024.0 to the wrapped optimizer."
+            )
         raise ValueError(
             f"The model {model.name!r} must be compiled with a keras_fds.HyperOptimizer."
             f"{hint} Received: optimizer={model.optimizer}"

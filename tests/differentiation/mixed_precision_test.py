@@ -1,4 +1,4 @@
-"""Under `mixed_bfloat16` models train and learn; what is kept stays float32."""
+"""Under `mixed_bfloat16` and `mixed_float16` models learn; what is kept stays float32."""
 
 import keras
 import numpy as np
@@ -50,13 +50,14 @@ def make_model():
     )
     model.compile(
         keras_fds.HyperOptimizer(
-            keras_fds.optimizers.SGD(),
+            keras_fds.optimizers.SGD(loss_scale_factor=1024.0),
             [
                 keras_fds.Hyperparameter("learning_rate", 3, 0.05),
                 keras_fds.Hyperparameter("momentum", 1, 0.5),
             ],
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        auto_scale_loss=False,
     )
     return model
 
@@ -82,7 +83,7 @@ def make_unroll():
 def test_hypergradients_are_those_of_float32_to_bfloat16s_precision(policy):
     policy("float64")
     _, (loss, exact) = make_unroll()
-    for name, bound in (("float32", 1e-4), ("mixed_bfloat16", 0.1)):
+    for name, bound in (("float32", 1e-4), ("mixed_bfloat16", 0.1), ("mixed_float16", 0.02)):
         policy(name)
         unroll, (rounded_loss, rounded) = make_unroll()
         assert rounded_loss == pytest.approx(loss, rel=bound)
@@ -97,11 +98,12 @@ def test_hypergradients_are_those_of_float32_to_bfloat16s_precision(policy):
         assert rounded.dtype == "float64"
 
 
-def test_search_and_stock_training_run_in_bfloat16(policy):
-    policy("mixed_bfloat16")
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_search_and_stock_training_run_in(policy, name):
+    policy(f"mixed_{name}")
     unroll, _ = make_unroll()
     model = unroll.step.model.model
-    assert model.layers[0].compute_dtype == "bfloat16"
+    assert model.layers[0].compute_dtype == name
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 6, 6, 1)), rng.integers(0, 3, 60)
     history = keras_fds.fit(
@@ -109,6 +111,35 @@ def test_search_and_stock_training_run_in_bfloat16(policy):
     )
     assert np.isfinite(history.history["val_loss"]).all()
     model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("differentiation", ["forward", "reverse"])
+def test_a_loss_scale_keeps_what_float16_would_lose(policy, differentiation):
+    """Gradients of 1e-9 are zero in float16; 2^20 times as many are not."""
+    found = {}
+    for scale in (None, 2.0**20):
+        policy("mixed_float16")
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, use_bias=False)])
+        optimizer = keras_fds.HyperOptimizer(
+            keras.optimizers.SGD(loss_scale_factor=scale),
+            [keras_fds.Hyperparameter("learning_rate", initial=1.0)],
+        )
+        model.compile(
+            optimizer, loss=lambda y, prediction: 1e-9 * prediction, auto_scale_loss=False
+        )
+        data = tf.data.Dataset.from_tensors((tf.ones([3, 4]), tf.zeros([3, 1]))).repeat(4)
+        found[scale] = keras_fds.hypergradients(model, data, data, differentiation=differentiation)
+    # Every step moves all four weights by -1e-9, and the loss goes by 1e-9 times their sum.
+    assert found[None]["learning_rate"] == 0.0
+    np.testing.assert_allclose(found[2.0**20]["learning_rate"], -4e-18, rtol=1e-2)
+
+
+def test_a_loss_scale_that_keras_moves_is_refused(policy):
+    policy("mixed_float16")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.SGD(), []), loss="mse")
+    with pytest.raises(ValueError, match="auto_scale_loss=False.*loss_scale_factor=1024.0"):
+        keras_fds.fit(model, np.zeros((8, 4)), np.zeros((8, 1)), validation_split=0.5)
 
 
 @pytest.mark.sweep("mixed_bfloat16")

@@ -1,4 +1,4 @@
-"""Hyperparameters, and the vector of their values in the buckets of a horizon.
+"""Hyperparameters: names, ranges and scales of what is learned, and how steps share its values.
 
 Source: Micaelli & Storkey, "Gradient-based Hyperparameter Optimization Over Long
 Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
@@ -6,48 +6,26 @@ Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from keras_fds.functional import EXAMPLE_WEIGHTS, is_multiplier
+from keras_fds.hyperparameters.scales import (
+    ABOVE_ZERO,
+    DECAYS,
+    LARGEST_DECAY,
+    SCALES,
+    SEARCHED,
+    SEARCHED_ELSEWHERE,
+)
 from keras_fds.numbers import number
-from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, Interpolation, blend, shares
+from keras_fds.schedules import INTERPOLATIONS, BucketedSchedule, Interpolation, shares
 
-# The upper end of the range of exponential averages; all other ranges are unbounded.
-_LARGEST_DECAY = 0.999
-_DECAYS = ("momentum", "beta_1", "beta_2", "rho", "ema_momentum", "adam_beta_1", "adam_beta_2")
-# Where values are searched when no range is given: scale and range, by the last part of the name.
-_SEARCHED = {
-    "learning_rate": ("log", 1e-5, 10.0),
-    "weight_decay": ("log", 1e-6, 10.0),
-    **dict.fromkeys(_DECAYS, ("complement", 0.0, 0.995)),
-    **dict.fromkeys(("momentum", "beta_1", "adam_beta_1"), ("complement", 0.0, 0.98)),
-    **dict.fromkeys(("beta_2", "adam_beta_2"), ("complement", 0.5, 0.999)),
-    "epsilon": ("log", 1e-9, 1e-1),
-    "clip_threshold": ("log", 0.1, 10.0),
-    **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), ("log", 1e-2, 1e2)),
-    "l1": ("log", 1e-7, 1e-1),
-    "l2": ("log", 1e-7, 1e-1),
-    "learning_rate_multiplier": ("log", 1e-2, 1e2),
-    "label_smoothing": ("linear", 0.0, 0.5),
-    "rate": ("linear", 0.0, 0.9),  # Of dropout.
-}
-_ABOVE_ZERO = ("epsilon", "clipnorm", "global_clipnorm", "clipvalue", "clip_threshold")
-_SEARCHED_ELSEWHERE = "log", 1e-4, 1e2
 _NAME = re.compile(r"[^\W\d]\w*|[\w*?\[\]-]+(\.[\w*?\[\]-]+)+")
-
-# scale: coordinate of a value, value at a coordinate, derivative of the value by its coordinate
-_SCALES: dict[str, tuple[Callable, Callable, Callable]] = {
-    "linear": (lambda x: x, lambda u: u, np.ones_like),
-    "log": (np.log, tf.exp, lambda x: x),
-    "logit": (lambda x: np.log(x) - np.log1p(-x), tf.sigmoid, lambda x: x * (1 - x)),
-    "complement": (lambda x: -np.log1p(-x), lambda u: -tf.math.expm1(-u), lambda x: 1 - x),
-}
 
 
 @keras.saving.register_keras_serializable("keras_fds")
@@ -148,7 +126,7 @@ class Hyperparameter:
                 "'learning_rate', or of a number of the model, such as "
                 f"'dense.kernel_regularizer.l2'. Received: name={name!r}"
             )
-        if scale not in _SCALES:
+        if scale not in SCALES:
             raise ValueError(
                 f"`scale` of {name!r} must be 'linear', 'log', 'logit' or 'complement'. "
                 f"Received: scale={scale!r}"
@@ -174,10 +152,10 @@ class Hyperparameter:
         self.num_buckets = number(f"`num_buckets` of {name!r}", num_buckets, least=1, whole=True)
         self.step_size = number(f"`step_size` of {name!r}", step_size, above=0)
         largest = 1.0 if scale in ("logit", "complement") else np.inf
-        self._default_maximum = _LARGEST_DECAY if name in _DECAYS else largest
+        self._default_maximum = LARGEST_DECAY if name in DECAYS else largest
         self.min_value = 0.0 if min_value is None else self._end("min_value", min_value)
-        if min_value is None and initial is None and self._last_name in _ABOVE_ZERO:
-            self.min_value = _SEARCHED[self._last_name][1]
+        if min_value is None and initial is None and self._last_name in ABOVE_ZERO:
+            self.min_value = SEARCHED[self._last_name][1]
         self.max_value = (
             self._default_maximum if max_value is None else self._end("max_value", max_value)
         )
@@ -328,15 +306,15 @@ class Hyperparameter:
 
     def coordinates(self, values: Any) -> Any:
         """The coordinates of values (float64 arrays) on the scale."""
-        return _SCALES[self.scale][0](values)
+        return SCALES[self.scale][0](values)
 
     def values(self, coordinates: Any) -> Any:
         """The values at coordinates, float64 arrays or tensors; the inverse of `coordinates`."""
-        return _SCALES[self.scale][1](coordinates)
+        return SCALES[self.scale][1](coordinates)
 
     def derivatives(self, values: Any) -> Any:
         """dλ/du of values λ (float64 arrays) by their coordinates u."""
-        return _SCALES[self.scale][2](values)
+        return SCALES[self.scale][2](values)
 
     # --------------------------------------------------------------------------- searching
     @property
@@ -347,7 +325,7 @@ class Hyperparameter:
         last part of the name. Where that is a logarithm, it reaches from a hundredth of the start
         value to a hundred times it at least.
         """
-        scale, low, high = _SEARCHED.get(self._last_name, _SEARCHED_ELSEWHERE)
+        scale, low, high = SEARCHED.get(self._last_name, SEARCHED_ELSEWHERE)
         reach = 100.0 if scale == "log" else 1.0  # Other ranges are whole already.
         if self.scale != "linear":
             scale = self.scale
@@ -370,20 +348,20 @@ class Hyperparameter:
         if not low < high:  # Only one end was given, beyond the other one.
             low = min(low, high * 1e-4)
         low, high = np.clip([low, high], -1e6, 1e6)
-        coordinate = _SCALES[scale][0]
+        coordinate = SCALES[scale][0]
         return scale, float(coordinate(low)), float(coordinate(high))
 
     def to_searched(self, values: Any) -> Any:
         """Values (float64 arrays) on the scale on which they are searched."""
-        return _SCALES[self.searched[0]][0](values)
+        return SCALES[self.searched[0]][0](values)
 
     def from_searched(self, coordinates: Any) -> np.ndarray:
         """The inverse of `to_searched`."""
-        return np.array(_SCALES[self.searched[0]][1](coordinates))
+        return np.array(SCALES[self.searched[0]][1](coordinates))
 
     def derivatives_by_searched(self, values: Any) -> Any:
         """dλ/dφ of values λ by their coordinates φ on the scale on which they are searched."""
-        return _SCALES[self.searched[0]][2](values)
+        return SCALES[self.searched[0]][2](values)
 
     @property
     def initial_values(self) -> np.ndarray:
@@ -493,154 +471,3 @@ def _told(shape):
     if not shape:
         return "one value"
     return f"{' x '.join(map(str, shape))} value{'s' if np.prod(shape) > 1 else ''}"
-
-
-class Buckets:
-    """The vector of all bucket values of all hyperparameters.
-
-    Each bucket of the vector belongs to one hyperparameter; a knot counts as a bucket. The sharing
-    matrix B of a horizon tells which values an inner step shares: λ(t) = Σ_k B_k(t) λ_k. The outer
-    rule moves coordinates u of the values, see `Hyperparameter`. Where a hyperparameter is a
-    vector, its values `[num_buckets, *shape]` stand one after the other, bucket by bucket.
-
-    Args:
-        hyperparameters: List of `Hyperparameter`, in the order of the vector.
-
-    Attributes:
-        names: The names of the hyperparameters.
-        size: The length of the vector, total_buckets.
-        owners: The number of the hyperparameter that each bucket belongs to, `[total_buckets]`.
-        in_vectors: Which values belong to vectors, bool `[total_buckets]`.
-
-    Example:
-
-    >>> buckets = Buckets([Hyperparameter("learning_rate", 2), Hyperparameter("momentum")])
-    >>> buckets.split(np.array([0.3, 0.1, 0.9]))
-    {'learning_rate': array([0.3, 0.1]), 'momentum': array([0.9])}
-    """
-
-    def __init__(self, hyperparameters):
-        self.hyperparameters = list(hyperparameters)
-        self.names = [hyperparameter.name for hyperparameter in self.hyperparameters]
-        numbers = [h.num_buckets * h.size for h in self.hyperparameters]
-        self.size = sum(numbers)
-        self.owners = np.repeat(np.arange(len(numbers)), np.array(numbers, "int64"))
-        self.in_vectors = np.array([h.is_vector for h in self.hyperparameters], bool)[self.owners]
-        self._firsts = np.cumsum([0, *numbers])
-
-    def split(self, vector):
-        """`{name: part of the vector}`, each `[num_buckets, *shape]`."""
-        parts = zip(self.hyperparameters, np.split(vector, self._firsts[1:-1]))
-        return {h.name: part.reshape(h.num_buckets, *h.shape) for h, part in parts}
-
-    def join(self, parts):
-        """The vector of parts, one per hyperparameter, in their order or by name."""
-        if isinstance(parts, dict):
-            parts = [parts[name] for name in self.names]
-        return np.concatenate([np.zeros(0), *map(np.ravel, parts)])
-
-    def initial_coordinates(self):
-        """The coordinates of the start values."""
-        return self.join(h.coordinates(h.initial_values) for h in self.hyperparameters)
-
-    def first_steps(self):
-        """The `step_size` of every bucket."""
-        return self._for_each_bucket(lambda h: h.step_size)
-
-    def _for_each_bucket(self, of_hyperparameter):
-        """What each hyperparameter has, at all its buckets; float64 `[total_buckets]`."""
-        return np.array(list(map(of_hyperparameter, self.hyperparameters)), float)[self.owners]
-
-    def coordinates(self, values):
-        """The coordinates of values, `{name: float64 [num_buckets, *shape]}`."""
-        return self.join(h.coordinates(values[h.name]) for h in self.hyperparameters)
-
-    def values(self, coordinates):
-        """`{name: float64 [num_buckets, *shape]}`, the values at coordinates."""
-        parts = self.split(coordinates)
-        return {h.name: np.array(h.values(parts[h.name])) for h in self.hyperparameters}
-
-    def derivatives(self, coordinates):
-        """dλ/du of every value λ by its coordinate u, float64 `[total_buckets]`."""
-        values = self.values(coordinates)
-        return self.join(h.derivatives(values[h.name]) for h in self.hyperparameters)
-
-    def opening_steps(self, horizon):
-        """The first inner step that shares each value, int64 `[total_buckets]`."""
-        opening = [np.repeat(h.opening_steps(horizon), h.size) for h in self.hyperparameters]
-        return self.join(opening).astype("int64")
-
-    def lengths(self, horizon):
-        """How many inner steps share each value, `[total_buckets]`."""
-        return self.join(np.repeat(h.bucket_lengths(horizon), h.size) for h in self.hyperparameters)
-
-    def shares(self, inner_step, horizon):
-        """`{name: (lower, upper, fraction)}` at an inner step; arguments are int64 tensors.
-
-        The first two are positions in the vector, those of a vector's first element; see
-        `keras_fds.schedules.shares`.
-        """
-        found = {}
-        for first, h in zip(self._firsts, self.hyperparameters):
-            lower, upper, fraction = h.shares(inner_step, horizon)
-            found[h.name] = first + h.size * lower, first + h.size * upper, fraction
-        return found
-
-    def values_at(self, coordinates, inner_step, horizon, dtype):
-        """`{name: tensor}` at an inner step, scalars or vectors; all but `dtype` are tensors."""
-        found = {}
-        for h, row in zip(self.hyperparameters, self.shares(inner_step, horizon).values()):
-            *neighbours, fraction = row
-            lower, upper = (
-                h.values(tf.reshape(coordinates[position : position + h.size], h.shape))
-                for position in neighbours
-            )
-            found[h.name] = tf.cast(blend(lower, upper, fraction), dtype)
-        return found
-
-    def sums(self, per_step):
-        """Bᵀ times values of single steps, float64 `[horizon, hyperparameters]`; of numbers."""
-        return self.join(h.sums(of_steps) for h, of_steps in zip(self.hyperparameters, per_step.T))
-
-    def at_steps(self, vector, horizon):
-        """B times a vector, `{name: [horizon]}`."""
-        found, parts = {}, self.split(vector)
-        for h in self.hyperparameters:
-            lower, upper, fraction = h.shares(np.arange(horizon), horizon)
-            found[h.name] = blend(parts[h.name][lower], parts[h.name][upper], fraction)
-        return found
-
-    def means(self, derivatives, horizon):
-        """Derivatives by buckets as means over steps, `{name: float64 [num_buckets, *shape]}`.
-
-        The paper reports hypergradients in this way: their size does not depend on the horizon.
-        """
-        return self.split(derivatives / self.lengths(horizon))
-
-    def in_own_units(self, vector):
-        """A vector in units of its root mean square over each hyperparameter.
-
-        What is not finite counts as zero.
-        """
-        vector = np.where(np.isfinite(vector), vector, 0.0)
-        found = []
-        for part in self.split(vector).values():
-            largest = np.abs(part).max(initial=0.0)
-            scaled = part / largest if largest > 0 else part  # Squares neither over- nor underflow.
-            size = np.sqrt(np.mean(np.square(scaled))) if part.size else 0.0
-            found.append(scaled / size if size > 0 else scaled)
-        return self.join(found)
-
-    def part(self, chosen):
-        """The `Buckets` of the hyperparameters of some values, a bool `[total_buckets]`."""
-        kept = np.unique(self.owners[chosen])
-        return Buckets([self.hyperparameters[i] for i in kept])
-
-    @property
-    def ranges(self):
-        """`(minimum, maximum)` of the coordinates, float64 `[total_buckets]`, maybe infinite."""
-        with np.errstate(divide="ignore"):
-            return (
-                self._for_each_bucket(lambda h: h.coordinates(h.min_value)),
-                self._for_each_bucket(lambda h: h.coordinates(h.max_value)),
-            )
