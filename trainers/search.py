@@ -24,7 +24,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import black_box, experiment, online, report, strategies, workdirs
+from trainers import black_box, devices, experiment, online, report, strategies, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -216,6 +216,10 @@ def main():
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
     strategy = strategies.make(strategies.STRATEGY.value, strategies.WORKER_TIMEOUT.value)
+    shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    if shared and devices.JIT_COMPILE.value == "auto":
+        with config.unlocked():
+            config.jit_compile = False  # XLA has no transfers between replicas.
     try:
         tell = learn(
             config,

@@ -41,7 +41,7 @@ def make(name, timeout=120.0):
         check_workers(os.environ.get("TF_CONFIG"), timeout)
     import tensorflow as tf
 
-    kinds = [device.device_type for device in tf.config.list_physical_devices()]
+    kinds = [device.device_type for device in tf.config.get_visible_devices()]
     kind = "GPU" if "GPU" in kinds else "CPU"
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(f"{kind}:0")
