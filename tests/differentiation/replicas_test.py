@@ -1,6 +1,7 @@
 """Two devices share the work of a step, and find what one device finds."""
 
 import contextlib
+import zlib
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 import keras_fds
 from keras_fds.differentiation import Forward
-from keras_fds.differentiation.replicas import Rows
+from keras_fds.differentiation.replicas import Replicas, Rows
 from keras_fds.differentiation.tangents import Tangents
 from tests import small_problem
 
@@ -254,6 +255,16 @@ def test_what_does_not_divide_is_refused(layers, arguments, match):
     with pytest.raises(ValueError, match=match):
         data = batches(shape=(2,)) if "masked" in match else None
         hypergradients(made(layers, two_devices(), **arguments), "forward", data)
+
+
+def test_workers_that_differ_are_told(monkeypatch):
+    workers = Replicas()
+    workers.is_one_process, workers.count = False, 2
+    checksum = zlib.crc32(b"seed=0")
+    monkeypatch.setattr(workers, "sum_over_processes", lambda own: np.add(own, [0, checksum]))
+    workers.check_alike("what they compute", lambda: "seed=0")
+    with pytest.raises(ValueError, match="do not agree on what they compute. Start the same"):
+        workers.check_alike("what they compute", lambda: "seed=1")
 
 
 def test_checks_are_for_one_device():

@@ -5,9 +5,12 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_fds
+from configs import digits
 from trainers import experiment, search, strategies
 
 
@@ -98,6 +101,26 @@ def test_a_port_that_is_taken_is_told():
         own = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ValueError, match="cannot be used: Address already in use"):
             strategies.check_workers(tf_config([own, free_address()]), 0.1)
+
+
+def test_a_search_under_a_strategy_learns_the_same(digits_dir, tmp_path):
+    config = digits.get_config()
+    config.update(
+        {
+            "network": "mlp",
+            "epochs": (1,),
+            "outer_steps": 2,
+            "differentiation": "reverse",
+            "data_dir": str(digits_dir),
+        }
+    )
+    learned = []
+    for name in ("default", "mirrored"):
+        workdir = tmp_path / name
+        search.search(config, workdir, verbose=0, strategy=strategies.make(name))
+        learned.append(keras_fds.load_schedules(workdir / "schedules.json"))
+    for name, schedule in learned[0].items():
+        np.testing.assert_allclose(learned[1][name].values, schedule.values, rtol=1e-3)
 
 
 def test_the_program_tells_of_a_missing_cluster(run_program, monkeypatch, tmp_path):
