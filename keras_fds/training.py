@@ -66,7 +66,9 @@ def fit(
     slots. The outer rule decides which outer step is best.
 
     Args:
-        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`. If it is built in the
+            scope of a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, replicas
+            share the work.
         x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
             steps_per_epoch, validation_split, validation_data, validation_steps,
             validation_batch_size: As in `model.fit`. `x` is arrays (or a nest of them), a
@@ -127,6 +129,7 @@ def fit(
 
     Raises:
         ValueError: Before any training, when model, data or horizon do not fit together.
+        ConnectionError: Another worker of the strategy has stopped or cannot be reached.
 
     Example:
 
@@ -388,7 +391,7 @@ def hypergradients(
     their order; their number is the horizon. Then weights, optimizer and schedules are restored.
 
     Args:
-        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`; a strategy as in `fit`.
         train_data: A finite `tf.data.Dataset` or `keras.utils.PyDataset` of batches.
         validation_data: Another one. The validation loss is that of `model.evaluate` without the
             penalties of regularizers.
@@ -411,6 +414,7 @@ def hypergradients(
 
     Raises:
         ValueError: When model and data do not fit together.
+        ConnectionError: Another worker of the strategy has stopped or cannot be reached.
 
     Example:
 

@@ -375,7 +375,7 @@ class Replicas:
         if strategy is None:
             yield
             return
-        with strategy.scope():
+        with keras_distribution.scope_of(model):
             build_compiled(model, batch)
         variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
         distinct = {id(variable): variable for variable in variables}.values()

@@ -4,7 +4,13 @@ import contextlib
 
 import tensorflow as tf
 
-from keras_fds.internals import keras_layers
+from keras_fds.internals import keras_layers, tf_distribution
+
+
+def scope_of(model):
+    """The scope of the strategy that a model was made in, or of none."""
+    strategy = model._distribute_strategy
+    return tf_distribution.outside_of_scopes() if strategy is None else strategy.scope()
 
 
 @contextlib.contextmanager

@@ -210,10 +210,21 @@ def test_one_replica_computes_the_same_to_the_bit(strategy):
 
 
 def test_a_model_built_outside_of_the_scope_trains_within_it(float64):
-    model = made(lambda: [L.Dense(4, "tanh")])
-    expected = hypergradients(model, "reverse")
+    def fresh():
+        return made(lambda: [L.Dense(4, "tanh")], optimizer=keras.optimizers.Adam)
+
+    expected, model = hypergradients(fresh(), "reverse"), fresh()
     with two_devices().scope():
         assert_close(hypergradients(model, "reverse"), expected)
+
+
+def test_a_float64_twin_is_shared_too():
+    def found(strategy):
+        model = made(lambda: [L.Dense(4, "tanh")], strategy)
+        data = batches()
+        return keras_fds.hypergradients(model, data, data, dtype="float64")
+
+    assert_close(found(two_devices()), found(None))
 
 
 # ------------------------------------------------------------------------------- what is refused
