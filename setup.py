@@ -59,7 +59,7 @@ setuptools.setup(
     ],
     extras_require={
         "trainers": TRAINERS,
-        "baselines": [OPTUNA, *TRAINERS],
+        "baselines": ["cmaes>=0.12", OPTUNA, *TRAINERS],
         "test": TEST + TRAINERS,
         "docs": DOCS,
         "gpu": ["tensorflow[and-cuda]" + TENSORFLOW],

@@ -14,6 +14,8 @@ STEPS = (
     "horizons",
     "compilers",
     "states",
+    "trials",
+    "vectors",
 )
 TITLES = {
     "equality": "Greatest relative difference to forward mode's hypergradients, float64",
@@ -28,6 +30,8 @@ TITLES = {
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
     "states": "Reverse mode against the states it keeps: LeNet, batch 32, nine tangents",
     "compilers": "With XLA and without, in float32 and in bfloat16: nine tangents",
+    "trials": "A black box's trial: whole trainings, batch 128",
+    "vectors": "Against the number of learned weights of examples: LeNet, batch 128",
 }
 # The sections with a picture, and what their rows are drawn against.
 CURVES = {
@@ -36,6 +40,7 @@ CURVES = {
     "horizons": "horizon",
     "memory_horizons": "horizon",
     "memory_tangents": "number of tangents",
+    "vectors": "number of weights",
 }
 
 

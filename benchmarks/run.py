@@ -179,6 +179,24 @@ def compilers():
     return rows
 
 
+def trials():
+    """A black box's whole training against one of `keras_fds.fit`, ten epochs."""
+    whole = {"passes": 10, "whole": True}
+    small = {"network": "digits_cnn", "batch": 128, "horizon": 12, "steps_a_call": 12}
+    problems = {"lenet": {**LENET, **whole}, "digits_cnn": {**small, **whole, "passes": 30}}
+    return compared({name: (each, ("trial",)) for name, each in problems.items()}, _ROUNDS.value)
+
+
+def vectors():
+    """Reverse mode against the number of learned weights; LeNet."""
+    return compared(
+        {
+            number: ({**LENET, "num_weights": number, "whole": True}, ("reverse",))
+            for number in (1, 100, 10**4, 10**5)
+        }
+    )
+
+
 SECTIONS = {
     "equality": equality,
     "peers_lenet": peers_lenet,
@@ -192,6 +210,8 @@ SECTIONS = {
     "memory_tangents": memory_tangents,
     "states": states,
     "compilers": compilers,
+    "trials": trials,
+    "vectors": vectors,
 }
 _SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "Which sections to measure.")
 

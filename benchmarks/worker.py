@@ -3,11 +3,11 @@
     python -m benchmarks.worker --engine=reverse --network=lenet --batch=128 --num_rate_buckets=7
 
 Engines: `stock` (`model.fit` with keras_fds' SGD), `plain` (`keras_fds.fit` with nothing to
-learn), `forward`, `reverse`, `checkpoints` (reverse mode from √T checkpoints), and the peers
-`pytorch` and `jax`. Measurements:
+learn), `trial` (a black box's training, `trainers.trials`), `forward`, `reverse`, `checkpoints`
+(reverse mode from √T checkpoints), and the peers `pytorch` and `jax`. Measurements:
 
 - `turns`: for every line on standard input, the seconds per step (in forward mode with all tangents
-  open, in reverse mode over a whole outer step);
+  open, in reverse mode over a whole outer step, of a trial all of it but its validation);
 - `hypergradients`: in float64;
 - `start`: the seconds to the end of the first compiled call;
 - `again`: the time of a second call of `hypergradients`, relative to the compiled calls in it;
@@ -35,6 +35,9 @@ _NETWORK = flags.DEFINE_enum("network", "lenet", list(problems.IMAGES), "Which n
 _BATCH = flags.DEFINE_integer("batch", 128, "Examples in a batch.")
 _HORIZON = flags.DEFINE_integer("horizon", 140, "Inner steps in an outer step.")
 _NUM_RATE_BUCKETS = flags.DEFINE_integer("num_rate_buckets", 7, "Buckets of the learning rate.")
+_NUM_WEIGHTS = flags.DEFINE_integer(
+    "num_weights", None, "Weights of groups of examples, learned in place of the schedules."
+)
 _CHUNK_SIZE = flags.DEFINE_integer("tangent_chunk_size", None, "Of forward mode.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
 _JIT_COMPILE = flags.DEFINE_boolean("jit_compile", False, "Whether XLA compiles the steps.")
@@ -70,6 +73,10 @@ def compiled(problem, learning=True):
             keras_fds.Hyperparameter(name, len(values), values)
             for name, values in schedules.items()
         ]
+        if _NUM_WEIGHTS.value:
+            examples = problem.horizon * problem.batch
+            groups = np.linspace(0, _NUM_WEIGHTS.value - 1, examples).astype("int64")
+            hyperparameters = [keras_fds.Hyperparameter("sample_weight", groups=groups)]
         optimizer = keras_fds.HyperOptimizer(
             optimizer,
             hyperparameters if learning else [],
@@ -173,6 +180,31 @@ def fit(problem, engine, outer_steps, callback):
         **mode(problem, engine),
         **arguments,
     )
+
+
+def take_trials(problem):
+    """Trains anew in every turn, as `trainers.trials` does."""
+    from trainers.trials import CompiledLoop
+
+    x, y, *held_out = problem.data()
+    x, y = x.astype("float32").reshape(-1, *x.shape[2:]), y.reshape(-1)
+    model, steps = compiled(problem), problem.horizon * _PASSES.value
+    loop = CompiledLoop(model, (x, y), held_out, problem.batch, problem.batch)
+    start, rng = model.get_weights(), np.random.default_rng(0)
+
+    def trial():
+        began = time.perf_counter()
+        model.set_weights(start)
+        model.optimizer.reset_slots()
+        model.optimizer.begin_schedules(steps)
+        for _ in range(_PASSES.value):
+            loop.epoch(rng.permutation(len(x)))
+        return (time.perf_counter() - began) / steps
+
+    trial()
+    say("ready")
+    for _ in sys.stdin:
+        say(trial())
 
 
 def take_turns(problem, engine):
@@ -282,6 +314,8 @@ def main(_):
         measure_peak(problem, engine)
     elif engine in PEERS:
         take_turns_with_peer(problem, engine)
+    elif engine == "trial":
+        take_trials(problem)
     else:
         take_turns(problem, engine)
 

@@ -1,7 +1,7 @@
 """Characters of a text by a small transformer with AdamW: schedules and a factor for every part.
 
 Learning rate, weight decay and beta_2 in buckets, beta_1, and factors on the learning rates of the
-embeddings, of either block's attention and of either block's layers: 20 numbers.
+embeddings, of either block's attention and of either block's layers: 19 numbers.
 
     python -m trainers.search --config=configs/characters.py --config.data_dir=TEXT.txt \
         --workdir=runs/characters
@@ -15,7 +15,6 @@ Measured: no comparison yet.
 """
 
 from configs import digits
-from trainers import methods
 
 PARTS = ("characters", "attention_1", "wide_1", "narrow_1", "attention_2", "wide_2", "narrow_2")
 
@@ -30,28 +29,12 @@ def get_config():
     config.validation_batch_size = 200
     config.optimizer = {"name": "keras.optimizers.AdamW"}
     config.reverse_memory = 2**32
-    schedules = [
+    config.hyperparameters = [
         {"name": "learning_rate", "num_buckets": 7, "interpolation": "linear", "max_value": 0.1},
         {"name": "weight_decay", "num_buckets": 2},
         {"name": "beta_2", "num_buckets": 2},
         {"name": "beta_1"},
-    ]
-    config.hyperparameters = [
-        *schedules,
         *({"name": f"{part}.learning_rate_multiplier"} for part in PARTS),
     ]
     config.train_epochs = 2
-    config.methods = {
-        "learned": {},
-        "tpe_values": methods.black_box(epochs=2, budget=12.0, space="values"),
-        "tpe_decay": methods.black_box(epochs=2, budget=12.0, hyperparameters=tuple(schedules)),
-        "learned_schedules": {"hyperparameters": tuple(schedules)},
-        "cosine": methods.decay_grid(
-            epochs=2,
-            learning_rate=(1e-3, 3e-3, 1e-2, 3e-2),
-            weight_decay=(0.0, 0.01, 0.1),
-            beta_1=(0.9,),
-            beta_2=(0.99,),
-        ),
-    }
     return config

@@ -1,4 +1,4 @@
-"""Low data: 24 numbers of a small convolutional network on 1,000 images of Fashion-MNIST.
+"""Low data: 20 numbers of a small convolutional network on 1,000 images of Fashion-MNIST.
 
 Seven learning rates, momentum, weight decay; for each of four layers an L2 penalty and a factor on
 its learning rate; the strength of two noises, and label smoothing.
@@ -14,7 +14,6 @@ Measured: no comparison yet.
 """
 
 from configs import digits
-from trainers import methods
 
 LAYERS = ("conv_1", "conv_2", "hidden", "logits")
 
@@ -29,9 +28,8 @@ def get_config():
     config.validation_batch_size = 200
     config.optimizer = {"name": "keras_fds.optimizers.SGD", "clipvalue": 1.0}
     config.reverse_memory = 2**31
-    rate = {"name": "learning_rate", "num_buckets": 7, "interpolation": "linear"}
     config.hyperparameters = [
-        rate,
+        {"name": "learning_rate", "num_buckets": 7, "interpolation": "linear"},
         {"name": "momentum"},
         {"name": "weight_decay"},
         *({"name": f"{layer}.kernel_regularizer.l2"} for layer in LAYERS),
@@ -41,20 +39,4 @@ def get_config():
         {"name": "loss.label_smoothing"},
     ]
     config.train_epochs = 30
-    config.methods = {
-        "learned": {},
-        "tpe_values": methods.black_box(epochs=30, budget=12.0, space="values"),
-        "tpe_decay": methods.black_box(
-            epochs=30,
-            budget=12.0,
-            hyperparameters=(rate, {"name": "momentum"}, {"name": "weight_decay"}),
-        ),
-        "learned_schedules": methods.default_rule(epochs=30, budget=12.0),
-        "cosine": methods.decay_grid(
-            epochs=30,
-            learning_rate=(0.01, 0.03, 0.1, 0.3),
-            momentum=(0.9,),
-            weight_decay=(0.0, 1e-3, 1e-2),
-        ),
-    }
     return config

@@ -7,39 +7,46 @@
         --config.hyperband
 
 `config.method` is the sampler: "random", "tpe" (multivariate), "gp" (Optuna needs torch for it) or
-"cma_es" (and cmaes for this one). Every trial is a plain training over the config's horizon with
-stock `model.fit`, from new weights, in one compiled step; its value is the validation loss at the
-end. With `config.space="values"` the sampler chooses every value that a search learns, with "decay"
-what an expert tunes: peak, warm-up and end of a cosine decay, and one number for everything else.
-Ranges are those that the default rule searches. `config.hyperband` ends poor trials early, after
-whole epochs.
+"cma_es" (and cmaes for this one). Every trial is a plain training over the config's horizon from
+new weights (`trainers.trials`); its value is the validation loss at the end. With
+`config.space="values"` the sampler chooses every value that a search learns, with "decay" what an
+expert tunes: peak, warm-up and end of a cosine decay, and one number for everything else. Ranges
+are those that the default rule searches; a vector's elements are chosen one by one.
+`config.hyperband` ends poor trials early, after 1, 3, 9, … epochs.
 
 The folder --workdir then holds config.json, trials.log (Optuna's journal), history.csv (a row for
 every trial) and schedules.json (of the best trial), for `trainers.train`. The same command after
 an interrupt goes on. Several processes may run it at once: they share the trials. `config.storage`
-is the URL of a database in place of the journal.
+is the URL of a database in place of the journal, for processes on several machines.
 """
 
 import csv
+import hashlib
+import importlib
 import itertools
+import json
+import math
 import pathlib
+import time
 
 from trainers import experiment, workdirs
+from trainers.trials import Trials
 
 JOURNAL = "trials.log"
-_KNOTS = 20  # Of a decay's learning rate.
+_PACKAGES = {"gp": "torch", "cma_es": "cmaes"}  # What Optuna's samplers need.
+_REDUCTION = 3  # Of Hyperband: a trial may end after so many times as many epochs as before.
 _LONGEST_WARMUP = 0.3
 _HIGHEST_END = 0.5  # In parts of the peak.
 _BROKEN_DOWN = 1e6  # The loss that a sampler gets for a training that broke down.
 
 
 def suggest(trial, hyperparameters, space):
-    """The values that a trial is to be trained with, `{name: float64 [num_buckets]}`.
+    """The values that a trial is to be trained with, `{name: float64 [num_buckets, *shape]}`.
 
     Args:
         trial: An `optuna.Trial`.
         hyperparameters: List of `keras_fds.Hyperparameter`. With the space `"decay"` the learning
-            rate must have knots.
+            rate must have knots, and vectors stay at their start.
         space: `"values"` or `"decay"`.
     """
     import numpy as np
@@ -53,8 +60,11 @@ def suggest(trial, hyperparameters, space):
 
         count = each.num_buckets
         if space == "values":
-            names = [f"{each.name}[{k}]" for k in range(count)]
-            found[each.name] = np.array([number(name) for name in names])
+            shape = (count, *each.shape)
+            names = ["".join([each.name, *(f"[{i}]" for i in at)]) for at in np.ndindex(shape)]
+            found[each.name] = np.reshape([number(name) for name in names], shape)
+        elif each.is_vector:
+            found[each.name] = each.initial_values
         elif each.name == "learning_rate":
             peak = number("peak")
             warmup = trial.suggest_float("warmup", 0.0, _LONGEST_WARMUP)
@@ -82,103 +92,6 @@ def decay(times, warmup, end):
     return np.where(times < warmup, rise, fall)
 
 
-class Trials:
-    """The inner loop of a config, to be run with one schedule after the other.
-
-    Args:
-        config: A `ml_collections.ConfigDict` like those of `configs/`; its lengths are `epochs` and
-            `budget`.
-
-    Raises:
-        ValueError: Something in the config is unknown or does not fit.
-    """
-
-    def __init__(self, config):
-        experiment.check_config(config)
-        lengths = experiment.lengths(config)
-        if "budget" not in lengths:
-            raise ValueError(
-                "A black box searches within a `budget`, over one number of `epochs`. "
-                f"Received: outer_steps={config.outer_steps}, epochs={config.epochs}"
-            )
-        self.epochs, self.budget = lengths["epochs"], lengths["budget"]
-        if self.epochs != int(self.epochs):
-            raise ValueError(f"A black box trains for whole epochs. Received: epochs={self.epochs}")
-        self.space = experiment.option(config, "space")
-        if self.space == "decay":
-            config = _with_knots(config)
-        self.config, self.arrays = config, experiment.load_arrays(config, "train")
-        self.training, self.validation = self._split()
-        self.horizon = -(-len(self.training[0]) // config.batch_size) * int(self.epochs)
-        self.model = experiment.make_model(config, self.arrays)
-        self.model.optimizer.build(self.model.trainable_variables)
-
-    def _split(self):
-        """Pairs `(x, y)` for training and for validation."""
-        import numpy as np
-
-        config, x, y = self.config, self.arrays.x, self.arrays.y
-        given = experiment.validation_of(config)
-        if "validation_data" in given:
-            return (x, y), given["validation_data"]
-        order = np.random.default_rng(config.seed).permutation(len(x))
-        held_out, rest = np.split(order, [int(config.validation_split * len(order))])
-        if not len(held_out):
-            raise ValueError(
-                "A black box chooses by held-out examples. "
-                f"Received: validation_split={config.validation_split}"
-            )
-        return (x[rest], y[rest]), (x[held_out], y[held_out])
-
-    @property
-    def hyperparameters(self):
-        return self.model.optimizer.hyperparameters
-
-    def schedules(self, values):
-        """`{name: keras_fds.BucketedSchedule}` of bucket values."""
-        import keras_fds
-
-        return {
-            h.name: keras_fds.BucketedSchedule(values[h.name], self.horizon, h.interpolation)
-            for h in self.hyperparameters
-        }
-
-    def train(self, values, seed, at_epoch_end=None):
-        """The Keras logs of a training: losses and metrics after its last epoch.
-
-        Args:
-            values: `{name: float64 [num_buckets]}`.
-            seed: Of initial weights and orders.
-            at_epoch_end: Called with the number of epochs and the logs after each; with it, every
-                epoch is validated. It may raise to end the training. Defaults to `None`.
-        """
-        import keras
-
-        keras.utils.set_random_seed(seed)
-        fresh = experiment.make_model(self.config, self.arrays)
-        self.model.set_weights(fresh.get_weights())
-        self.model.optimizer.reset_slots()
-        self.model.optimizer.schedules = self.schedules(values)
-        called = []
-        if at_epoch_end:
-            called = [
-                keras.callbacks.LambdaCallback(
-                    on_epoch_end=lambda epoch, logs: at_epoch_end(epoch + 1, logs)
-                )
-            ]
-        history = self.model.fit(
-            *self.training,
-            batch_size=self.config.batch_size,
-            epochs=int(self.epochs),
-            validation_data=self.validation,
-            validation_batch_size=self.config.validation_batch_size,
-            validation_freq=1 if at_epoch_end else int(self.epochs),
-            callbacks=called,
-            verbose=0,
-        )
-        return {name: each[-1] for name, each in history.history.items()}
-
-
 def search(config, workdir, overwrite=False, tell=print):
     """Runs trials until the budget is spent, and writes the results into a folder.
 
@@ -203,36 +116,36 @@ def search(config, workdir, overwrite=False, tell=print):
     >>> config.method = "tpe"
     >>> search(config, "runs/tpe").best_value
     """
-    import math
-
     import optuna
 
+    check_package(config.method)
     trials = Trials(config)
+    limit = experiment.option(config, "seconds") or math.inf
     hyperband = experiment.option(config, "hyperband")
     workdir = _begun(workdir, config, overwrite)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=f"{config.method}, {trials.space}",
-        storage=_storage(experiment.option(config, "storage"), workdir),
-        load_if_exists=True,
-        pruner=optuna.pruners.HyperbandPruner(max_resource=int(trials.epochs))
-        if hyperband
-        else optuna.pruners.NopPruner(),
-    )
-    while spent(study) + 1 <= trials.budget + 1e-9:
+    study = _study(config, trials, workdir, overwrite)
+    while spent(study) + 1 <= trials.budget + 1e-9 and _seconds(study.trials) < limit:
+        start = time.monotonic()
         # Anew for every trial: what is random depends on the trials there are alone.
         study.sampler = _sampler(config.method, config.seed + 1000 * len(study.trials))
         trial = study.ask()
         values = suggest(trial, trials.hyperparameters, trials.space)
-        pruning = _Pruning(trial) if hyperband else None
+        pruning = _Pruning(trial, trials.epochs) if hyperband else None
         try:
-            logs = trials.train(values, config.seed + 1000 + trial.number, pruning)
+            logs, part = trials.train(
+                values,
+                config.seed + 1000 + trial.number,
+                {"epochs": pruning.rungs, "call": pruning} if pruning else None,
+            )
         except optuna.TrialPruned:
-            trial.set_user_attr("spent", pruning.epochs / trials.epochs)
+            logs, part = None, pruning.epochs / trials.epochs
+        trial.set_user_attr("spent", part)
+        trial.set_user_attr("seconds", round(time.monotonic() - start, 3))
+        if logs is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             loss = logs["val_loss"]
-            trial.set_user_attr("spent", 1.0)
             trial.set_user_attr("val_accuracy", logs.get("val_accuracy"))
             study.tell(trial, loss if math.isfinite(loss) else _BROKEN_DOWN)
         _write(workdir, study, trials)
@@ -245,9 +158,56 @@ def search(config, workdir, overwrite=False, tell=print):
     return study
 
 
+def check_package(method):
+    """Checks that there is what a sampler needs.
+
+    Raises:
+        ImportError: A package is missing.
+    """
+    for name in ("optuna", _PACKAGES.get(method)):
+        if name is not None:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise ImportError(
+                    f"The method {method!r} needs {name}: pip install {name}", name=name
+                ) from error
+
+
+def _study(config, trials, workdir, overwrite):
+    import optuna
+
+    url = experiment.option(config, "storage")
+    digest = hashlib.sha256(json.dumps(_of_study(config), sort_keys=True).encode()).hexdigest()
+    name = f"{config.method}, {trials.space}, seed {config.seed}, {digest[:16]}"
+    storage = optuna.storages.get_storage(_storage(url, workdir))
+    if overwrite and name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=name, storage=storage)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        load_if_exists=True,
+        pruner=optuna.pruners.HyperbandPruner(
+            max_resource=trials.epochs, reduction_factor=_REDUCTION
+        )
+        if experiment.option(config, "hyperband")
+        else optuna.pruners.NopPruner(),
+    )
+
+
+def _of_study(config):
+    """What the trials of a study share; a database may hold many studies."""
+    fields = workdirs.search_config(config)
+    return {name: value for name, value in fields.items() if name not in ("storage", "data_dir")}
+
+
 def spent(study):
     """What the trials of a study cost so far, in plain trainings."""
     return sum(each.user_attrs.get("spent", 0.0) for each in study.trials)
+
+
+def _seconds(trials):
+    return sum(each.user_attrs.get("seconds", 0.0) for each in trials)
 
 
 def _is_complete(trial):
@@ -257,10 +217,11 @@ def _is_complete(trial):
 
 
 class _Pruning:
-    """Reports the validation loss after every epoch, and ends poor trials."""
+    """Reports the validation loss at the rungs of Hyperband, and ends poor trials."""
 
-    def __init__(self, trial):
+    def __init__(self, trial, most):
         self.trial, self.epochs = trial, 0
+        self.rungs = [_REDUCTION**k for k in range(most) if _REDUCTION**k < most]
 
     def __call__(self, epochs, logs):
         import optuna
@@ -297,26 +258,12 @@ def _storage(url, workdir):
     return JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
 
 
-def _with_knots(config):
-    """The config with knots of the learning rate and one number of everything else."""
-    config = config.copy_and_resolve_references()
-    keep = ("name", "min_value", "max_value", "scale")
-    found = []
-    for each in config.hyperparameters:
-        own = {name: each[name] for name in keep if name in each}
-        if own["name"] == "learning_rate":
-            own |= {"num_buckets": _KNOTS, "interpolation": "linear"}
-        found.append(own)
-    with config.unlocked():
-        config.hyperparameters = found
-    return config
-
-
 def _begun(workdir, config, overwrite):
     """The folder as a path; it holds nothing, or earlier trials of the same search."""
     path = pathlib.Path(workdir)
     content = workdirs.search_config(config)
-    goes_on = not overwrite and (path / JOURNAL).exists() and (path / "config.json").exists()
+    shared = (path / JOURNAL).exists() or experiment.option(config, "storage") is not None
+    goes_on = not overwrite and shared and (path / "config.json").exists()
     if goes_on and workdirs.search_config_of(path) != content:
         raise ValueError(
             "The workdir holds trials of another config. Choose another one, or pass --overwrite. "
@@ -334,6 +281,7 @@ def _begun(workdir, config, overwrite):
 
 def _write(workdir, study, trials):
     """Writes history.csv and schedules.json; any process writes what all have done."""
+    import numpy as np
     import optuna
 
     import keras_fds
@@ -345,17 +293,24 @@ def _write(workdir, study, trials):
 
     done = [each for each in study.trials if each.state.is_finished()]
     costs = itertools.accumulate(each.user_attrs.get("spent", 0.0) for each in done)
-    rows = [
-        {
+    times = itertools.accumulate(each.user_attrs.get("seconds", 0.0) for each in done)
+    rows, lowest = [], _BROKEN_DOWN
+    for each, cost, seconds in zip(done, costs, times):
+        best = _is_complete(each) and each.value < lowest
+        lowest = each.value if best else lowest
+        row = {
             "trial": each.number,
             "complete": int(_is_complete(each)),
+            "best": int(best),
             "val_loss": each.value,
             "val_accuracy": each.user_attrs.get("val_accuracy"),
             "spent": cost,
-            **{f"{n}[{k}]": v for n, of_one in values(each).items() for k, v in enumerate(of_one)},
+            "seconds": round(seconds, 3),
         }
-        for each, cost in zip(done, costs)
-    ]
+        for name, chosen in values(each).items():
+            for at, number in np.ndenumerate(chosen):
+                row["".join([name, *(f"[{i}]" for i in at)])] = number
+        rows.append(row)
     with files.replacement(workdir / "history.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

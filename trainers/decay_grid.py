@@ -7,19 +7,24 @@ import numpy as np
 
 from keras_fds.outer import Proposal, Rule
 
-_SHAPES = {"cosine": lambda time: (1 + np.cos(np.pi * time)) / 2, "linear": lambda time: 1 - time}
+_SHAPES = {
+    "cosine": lambda time: (1 + np.cos(np.pi * time)) / 2,
+    "linear": lambda time: 1 - time,
+    "constant": np.ones_like,
+}
 
 
 @keras.saving.register_keras_serializable("trainers")
 class DecayGrid(Rule):
     """Trains over the whole horizon with every point of a grid, and keeps the best.
 
-    The learning rate decays from a peak to zero; every other hyperparameter is constant. The best
-    point has the lowest validation loss. As a rule, the grid runs in the same compiled loop as
-    searches, and is resumed, recorded and drawn as they are. Its budget is the number of points.
+    The learning rate decays from a peak to zero, or not at all; every other hyperparameter is
+    constant. The best point has the lowest validation loss. As a rule, the grid runs in the same
+    compiled loop as searches, and is resumed, recorded and drawn as they are. Its budget is the
+    number of points.
 
     Args:
-        shape: `"cosine"` or `"linear"`. Defaults to `"cosine"`.
+        shape: `"cosine"`, `"linear"` or `"constant"`. Defaults to `"cosine"`.
         **values: For every learned hyperparameter the values to try; of the learning rate, peaks.
 
     Raises:
@@ -35,7 +40,9 @@ class DecayGrid(Rule):
 
     def __init__(self, shape="cosine", **values):
         if shape not in _SHAPES:
-            raise ValueError(f"`shape` must be 'cosine' or 'linear'. Received: shape={shape!r}")
+            raise ValueError(
+                f"`shape` must be 'cosine', 'linear' or 'constant'. Received: shape={shape!r}"
+            )
         self.shape = shape
         self.values = {name: [float(each) for each in of_one] for name, of_one in values.items()}
 

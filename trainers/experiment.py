@@ -139,6 +139,21 @@ def option(config, name):
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
+def task_name(config):
+    """The name of a config's task, or of its data set."""
+    task = option(config, "task")
+    return (
+        pathlib.PurePath(task.removesuffix(".py")).name.split(".")[-1] if task else config.dataset
+    )
+
+
+def described(config):
+    """What is trained, for titles."""
+    if option(config, "task"):
+        return task_name(config)
+    return f"{config.network} on {config.dataset}"
+
+
 def is_online(config):
     """Whether hyperparameters move within one training, see `trainers.online`."""
     return option(config, "method") in _TANGENT_DECAYS
@@ -244,9 +259,16 @@ def make_optimizer(config, schedules=None):
     ['learning_rate', 'momentum', 'weight_decay']
     """
     import keras_fds
+    from trainers import task
     from trainers.decay_grid import DecayGrid
+    from trainers.in_time import InTime
 
     hyperparameters = [dict(each) for each in config.hyperparameters]
+    groups = task.groups(config.task) if option(config, "task") else None
+    if groups is not None:
+        for each in hyperparameters:
+            if each.get("name") == "sample_weight":
+                each["groups"] = groups
     if schedules is not None:
         _begin_with(schedules, hyperparameters)
     elif is_online(config):
@@ -257,10 +279,14 @@ def make_optimizer(config, schedules=None):
         optimizer.setdefault("loss_scale_factor", _LOSS_SCALE)
     rules = keras_fds.outer.BayesianOptimization, keras_fds.outer.SignDescent, DecayGrid
     outer_rules = {rule.__name__: rule for rule in rules}
+    outer, limit = _make("outer", outer_rules, config.outer), option(config, "seconds")
+    is_searching = config.outer_steps is None and not isinstance(outer, DecayGrid)
+    if limit and config.budget and is_searching:
+        outer = InTime(outer, limit, limit / config.budget)
     return keras_fds.HyperOptimizer(
         _make("optimizer", _optimizers(), optimizer),
         [_call(keras_fds.Hyperparameter, arguments) for arguments in hyperparameters],
-        outer=_make("outer", outer_rules, config.outer),
+        outer=outer,
     )
 
 
@@ -323,24 +349,11 @@ def make_model(config, arrays, schedules=None):
     """
     import keras
 
-    from trainers import augmentation, networks, task
+    from trainers import task
 
     optimizer = make_optimizer(config, schedules)
-    name = option(config, "augmentation")
-    loss = None
-    with _dtype_policy(option(config, "dtype_policy")):
-        if option(config, "task"):
-            model, loss = task.make_model(config.task), task.make_loss(config.task)
-        else:
-            # A border is black, as if it had been drawn before the normalisation.
-            border = getattr(arrays, "black", None)
-            model = networks.build(
-                config.network,
-                arrays.input_shape,
-                arrays.num_classes,
-                augmentation=augmentation.make(name, arrays.input_shape, border),
-                initializer=option(config, "initializer"),
-            )
+    model = make_network(config, arrays)
+    loss = task.make_loss(config.task) if option(config, "task") else None
     model.compile(
         optimizer=optimizer,
         loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -349,6 +362,26 @@ def make_model(config, arrays, schedules=None):
         auto_scale_loss=False,  # The wrapped optimizer has a `loss_scale_factor`.
     )
     return model
+
+
+def make_network(config, arrays):
+    """The config's network with new weights, not compiled; see `make_model`."""
+    from trainers import augmentation, networks, task
+
+    with _dtype_policy(option(config, "dtype_policy")):
+        if option(config, "task"):
+            return task.make_model(config.task)
+        # A border is black, as if it had been drawn before the normalisation.
+        border = getattr(arrays, "black", None)
+        return networks.build(
+            config.network,
+            arrays.input_shape,
+            arrays.num_classes,
+            augmentation=augmentation.make(
+                option(config, "augmentation"), arrays.input_shape, border
+            ),
+            initializer=option(config, "initializer"),
+        )
 
 
 @contextlib.contextmanager
@@ -362,6 +395,30 @@ def _dtype_policy(name):
         yield
     finally:
         keras.config.set_dtype_policy(stock)
+
+
+def example_weights(config, learned, examples):
+    """Learned weights of the training examples, as `model.fit` takes them, or `None`.
+
+    Args:
+        config: Its task may have groups, see `trainers.task`.
+        learned: `{name: BucketedSchedule}`.
+        examples: How many there are.
+    """
+    from trainers import task
+
+    if "sample_weight" not in learned:
+        return None
+    weights = learned["sample_weight"].values[-1]
+    groups = task.groups(config.task) if option(config, "task") else None
+    if groups is not None:
+        weights = weights[groups]
+    if len(weights) != examples:
+        raise ValueError(
+            f"The schedules hold weights of {len(weights)} examples, and there are {examples}. "
+            "Learn them with validation data of the task's own."
+        )
+    return weights
 
 
 def check_hypergradients(config, arrays):

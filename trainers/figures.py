@@ -4,8 +4,9 @@
     python -m trainers.figures --figure=2 --results=runs/figure_2 --picture=figure_2.png
 
 Figures 1, 3 and 4 are drawn from the folder of `trainers.compare`, Figure 2 from that of
-`trainers.fluctuation`; --figure=cost draws what any comparison reaches at which cost. The picture
-is written to --picture, by default figure_N.png in the folder.
+`trainers.fluctuation`; --figure=seconds and --figure=cost draw what any comparison reaches in which
+time, and at which cost in plain trainings. The picture is written to --picture, by default
+figure_N.png in the folder.
 """
 
 import json
@@ -13,10 +14,12 @@ import pathlib
 
 from absl import flags
 
-from trainers import compare, experiment, fluctuation
+from trainers import experiment, fluctuation, records
 
 REQUIRED = ("figure", "results")
-_FIGURE = flags.DEFINE_enum("figure", None, ["1", "2", "3", "4", "cost"], "Which figure.")
+_FIGURE = flags.DEFINE_enum(
+    "figure", None, ["1", "2", "3", "4", "seconds", "cost"], "Which figure."
+)
 _RESULTS = flags.DEFINE_string("results", None, "The folder of its experiment.")
 _PICTURE = flags.DEFINE_string("picture", None, "The PNG file to write; None: in --results.")
 
@@ -41,7 +44,7 @@ def draw(figure, results):
     """A figure of the paper.
 
     Args:
-        figure: Its number, `"1"` to `"4"`, or `"cost"`.
+        figure: Its number, `"1"` to `"4"`, or `"seconds"`, `"cost"`.
         results: The folder of its experiment, a `pathlib.Path`.
 
     Returns:
@@ -59,17 +62,18 @@ def draw(figure, results):
             f"Received: results={str(results)!r}, which has no results.json"
         )
     content = json.loads(path.read_text())
-    if figure == "cost":
-        return draw_cost(content["records"])
+    if figure in ("seconds", "cost"):
+        against = "seconds" if figure == "seconds" else "plain trainings"
+        return records.draw_course(content["records"], against)
     published = PUBLISHED.get((figure, content["config"]["dataset"]), {})
     return draw_comparison(content["records"], published)
 
 
-def draw_comparison(records, published):
+def draw_comparison(of_runs, published):
     """What the methods learned, a panel for every hyperparameter, and the accuracies.
 
     Args:
-        records: Of `trainers.compare.compare`.
+        of_runs: The records of `trainers.compare.compare`.
         published: `{"accuracies": {method: percent}, "schedules": {name: values}}`, or less.
 
     Returns:
@@ -77,7 +81,7 @@ def draw_comparison(records, published):
     """
     from matplotlib.figure import Figure
 
-    by_method = compare.by_method(records)
+    by_method = records.by_method(of_runs)
     schedules = {
         method: [_schedules(each) for each in of_seeds.values()]
         for method, of_seeds in by_method.items()
@@ -98,7 +102,7 @@ def draw_comparison(records, published):
             panel.step(times, [*values, values[-1]], "k--", where="post", label="published")
         panel.set(title=name, xlabel="part of the horizon")
     for k, (method, of_seeds) in enumerate(by_method.items()):
-        own = list(compare.accuracies(of_seeds).values())
+        own = list(records.accuracies(of_seeds).values())
         last.plot([k] * len(own), own, "o", color=colors[method], alpha=0.7)
         if method in published.get("accuracies", {}):
             last.plot(k, published["accuracies"][method], "k_", markersize=18)
@@ -108,42 +112,6 @@ def draw_comparison(records, published):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_cost(records):
-    """Regret in validation accuracy against cost, a line for every method.
-
-    The regret is by how much the best so far is below the best of all methods and seeds, the median
-    over seeds. Methods that report no cost are left out.
-
-    Args:
-        records: Of `trainers.compare.compare`.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    panel = figure.subplots()
-    best = max(accuracy for each in records for _, accuracy in each["course"])
-    for method, of_seeds in compare.by_method(records).items():
-        courses = [np.array(each["course"]) for each in of_seeds.values() if each["course"]]
-        if not courses:
-            continue
-        costs = np.unique(np.concatenate([course[:, 0] for course in courses]))
-        costs = costs[costs >= max(course[0, 0] for course in courses)]
-        so_far = [
-            np.maximum.accumulate(course[:, 1])[np.searchsorted(course[:, 0], costs, "right") - 1]
-            for course in courses
-        ]
-        panel.step(costs, 100 * (best - np.median(so_far, axis=0)), where="post", label=method)
-    panel.set(xscale="log", xlabel="plain trainings", ylabel="regret, points of accuracy")
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False)
     return figure
 
 

@@ -1,6 +1,7 @@
 """The methods that configs compare: what each changes in a config.
 
-Each function returns a `{field: value}` for `config.methods`, see `trainers.compare`.
+Each function returns a `{field: value}` for `config.methods`, see `trainers.compare`; `rivals`
+returns all methods for a config that names none.
 """
 
 import math
@@ -91,3 +92,109 @@ def decay_grid(epochs, shape="cosine", num_knots=20, **values):
         "hyperparameters": (rate, *constants),
         "outer": {"name": "DecayGrid", "shape": shape, **values},
     }
+
+
+def schedule_free(epochs, warmup_steps=50, **values):
+    """AdamW without a schedule, by averages of its weights; its constants by a grid.
+
+    Keras's optimizer for TensorFlow trains and validates at the average itself: there beta_1
+    cancels out of its update, so it is a constant of no effect.
+
+    Args:
+        epochs: The horizon.
+        warmup_steps: Steps in which the learning rate rises. Defaults to `50`.
+        **values: For every hyperparameter the values to try, a tuple.
+
+    Reference: Defazio et al., "The road less scheduled" (2024).
+    """
+    return {
+        **decay_grid(epochs, "constant", num_knots=2, **values),
+        "optimizer": {
+            "name": "keras.optimizers.ScheduleFreeAdamW",
+            "warmup_steps": warmup_steps,
+        },
+    }
+
+
+# What grids try: peaks of the learning rate for SGD and for others, and constants.
+_PEAKS = (0.01, 0.03, 0.1, 0.3), (1e-3, 3e-3, 1e-2, 3e-2)
+_DECAYS = (0.0, 5e-4, 5e-3), (0.0, 0.01, 0.1)
+_TYPICAL = {"momentum": (0.9,), "beta_1": (0.9,), "beta_2": (0.99,)}
+_MOST_VALUES = 200  # Of vectors, that a black box chooses.
+
+
+def rivals(config):
+    """This library's search and every rival of it, `{name: {field: value}}`.
+
+    - `learned`: the config as it is; `learned_schedules`: only the optimizer's numbers, where the
+      config learns others too.
+    - `cosine`, `linear`: the best of a grid of decays; `schedule_free`: of a grid of constants.
+    - `random`, with twice the budget, `tpe` with Hyperband, `gp` and `cma_es`: Optuna's samplers,
+      over an expert's few numbers (`_decay`) and over all values of the config (`_values`).
+    - `hd`: one training in which the optimizer's numbers move.
+
+    Args:
+        config: A `ml_collections.ConfigDict` like those of `configs/`. Its `epochs` and `budget`
+            hold for all; with `outer_steps` black boxes get the `budget`.
+
+    Example:
+
+    >>> list(rivals(configs.digits.get_config()))[:4]
+    ['learned', 'cosine', 'linear', 'schedule_free']
+    """
+    epochs = config.epochs[-1] if isinstance(config.epochs, (tuple, list)) else config.epochs
+    budget = config.budget or 10.0
+    learned = [dict(each) for each in config.hyperparameters]
+    expert = tuple(each for each in learned if _is_of_optimizer(each["name"]))
+    if not any(each["name"] == "learning_rate" for each in expert):
+        rate = {"name": "learning_rate", "num_buckets": 7, "interpolation": "linear"}
+        expert = (rate, *expert)
+    is_sgd = config.optimizer.name.endswith("SGD")
+    constants = {**_TYPICAL, "weight_decay": _DECAYS[not is_sgd]}
+    names = [each["name"] for each in expert]
+    grid = {
+        "learning_rate": _PEAKS[not is_sgd],
+        **{name: constants[name] for name in names if name in constants},
+    }
+    found = {"learned": {}}
+    if len(learned) != len(expert):
+        found["learned_schedules"] = {
+            **_OWN_RULE,
+            **_PLAIN_VALIDATION,
+            "epochs": (epochs,),
+            "budget": budget,
+            "hyperparameters": expert,
+            "outer": {"name": "BayesianOptimization"},
+        }
+    for shape in ("cosine", "linear"):
+        found[shape] = decay_grid(epochs, shape, **grid)
+    found["schedule_free"] = schedule_free(epochs, learning_rate=_PEAKS[1], weight_decay=_DECAYS[1])
+    for method in ("random", "tpe", "gp", "cma_es"):
+        options = {"hyperband": True} if method == "tpe" else {}
+        mine = 2 * budget if method == "random" else budget
+        found[f"{method}_decay"] = black_box(
+            epochs, mine, method, "decay", hyperparameters=expert, **options
+        )
+        if _is_countable(config, learned):
+            found[f"{method}_values"] = black_box(epochs, mine, method, "values", **options)
+    numbers = tuple({"name": name} for name in names)
+    found["hd"] = greedy(epochs, numbers)
+    return found
+
+
+def _is_of_optimizer(name):
+    return "." not in name and name not in ("sample_weight", "class_weight")
+
+
+def _is_countable(config, learned):
+    """Whether black boxes can choose all values: no long vectors, none of unknown length."""
+    from trainers import task
+
+    for each in learned:
+        if each["name"] == "sample_weight" and config.get("task"):
+            groups = task.groups(config.task)
+            if groups is None or groups.max() >= _MOST_VALUES:
+                return False
+        elif each["name"] in ("sample_weight", "class_weight") or each.get("each"):
+            return False
+    return True

@@ -34,9 +34,11 @@ def learn(config, workdir, overwrite=False, verbose="auto"):
 
     import keras_fds
     from keras_fds import callbacks, files
+    from trainers.stopwatch import Stopwatch
 
     experiment.check_config(config)
     workdir = workdirs.check_workdir(workdir, overwrite)
+    stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
     arrays = experiment.load_arrays(config, "train")
     keras.utils.set_random_seed(config.seed)
     model = experiment.make_model(config, arrays)
@@ -52,6 +54,7 @@ def learn(config, workdir, overwrite=False, verbose="auto"):
             keras.callbacks.LambdaCallback(
                 on_train_begin=lambda logs: workdirs.begin_workdir(workdir, config)
             ),
+            stopwatch,
             keras.callbacks.CSVLogger(workdir / "history.csv"),
             keras.callbacks.TensorBoard(workdir / "tensorboard"),
         ],

@@ -4,8 +4,9 @@
 
 Any field of the config can be changed: --config.budget=4. The folder --workdir then holds
 config.json, schedules.json and model.keras (of the best outer step by the outer rule), history.csv
-(one row per outer step), schedules.png, tensorboard/ and checkpoints/; schedules.py, which makes
-the optimizer with its schedules in programs without keras_fds; and report.html.
+(one row per outer step), seconds.json (when each ended), schedules.png, tensorboard/ and
+checkpoints/; schedules.py, which makes the optimizer with its schedules in programs without
+keras_fds; and report.html. `config.seconds` ends learning at the first outer step after so long.
 
 With --config.method=hd (or rtho, marthe) there is no search: see `trainers.online`. With
 --config.method=tpe (or random, gp, cma_es) Optuna searches: see `trainers.black_box`.
@@ -45,6 +46,7 @@ def search(
     check=False,
     checkpoint_minutes=10.0,
     strategy=None,
+    pictures=True,
 ):
     """Learns schedules and writes the results into a folder.
 
@@ -57,6 +59,9 @@ def search(
         check: Whether to compare hypergradients with finite differences first. Defaults to `False`.
         checkpoint_minutes: From one checkpoint to the next within an outer step;
             there is one at the end of every outer step. Defaults to `10.0`.
+        pictures: Whether to draw and to write TensorBoard's files after every outer step, which
+            takes longer than a short training. Defaults to `True`; otherwise the schedules are
+            drawn once, at the end.
         strategy: The `tf.distribute.Strategy` to train under. Defaults to `None`, none.
 
     Returns:
@@ -75,6 +80,8 @@ def search(
 
     import keras_fds
     from keras_fds import callbacks, files
+    from trainers.in_time import InTime
+    from trainers.stopwatch import Stopwatch, read_seconds
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
@@ -82,6 +89,9 @@ def search(
     workdir = pathlib.Path(workdir)
     if is_chief:
         workdirs.check_workdir(workdir, overwrite or going_on)
+    stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
+    if going_on:
+        stopwatch.earlier = max(read_seconds(workdir), default=0.0)
     arrays = experiment.load_arrays(config, "train")
     if check:
         keras.utils.set_random_seed(config.seed)
@@ -89,6 +99,14 @@ def search(
     keras.utils.set_random_seed(config.seed)
     with strategies.scope(strategy):
         model = experiment.make_model(config, arrays)
+    outer = model.optimizer.outer
+    if isinstance(outer, InTime):  # It ends by itself, with its answer.
+        outer.clock, stopwatch.limit = stopwatch.elapsed, None
+        if not strategies.is_one_process(strategy):
+            raise ValueError(
+                "The outer rule InTime goes by a clock, and each worker has its own. Leave "
+                "--strategy=multi_worker out, or take another rule."
+            )
 
     def begin(logs):
         if is_chief:
@@ -100,6 +118,7 @@ def search(
         workdirs.search_config(config),
         minutes=checkpoint_minutes,
     )
+    board = callbacks.TensorBoard(workdir / "tensorboard", config.to_dict())
     history = keras_fds.fit(
         model,
         arrays.x,
@@ -114,9 +133,10 @@ def search(
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),
+            *([stopwatch] if is_chief else []),  # Its decision to end holds for all.
             checkpoint,
-            callbacks.ScheduleExport(workdir),
-            callbacks.TensorBoard(workdir / "tensorboard", config.to_dict()),
+            callbacks.ScheduleExport(workdir, every_picture=pictures),
+            *([board] if pictures else []),
         ],
         seed=config.seed,
     )
@@ -172,7 +192,7 @@ def write_report(config, workdir):
             workdirs.write_text(workdir / "schedules.py", code)
     command = experiment.trainer_command("trainers.search", f"--workdir={workdir}")
     page = report.search_page(
-        title=f"Search: {config.network} on {config.dataset}",
+        title=f"Search: {experiment.described(config)}",
         lead=workdirs.verdict_on(rows),
         rows=rows,
         origin=report.describe_origin(command, config.seed),
@@ -221,6 +241,12 @@ def main():
         with config.unlocked():
             config.jit_compile = False  # XLA has no transfers between replicas.
     try:
+        experiment.check_config(config)
+        if config.outer_steps is not None and config.budget is not None:
+            print(
+                f"The search makes outer_steps={config.outer_steps}; its budget of "
+                f"{config.budget:g} plain trainings does not count."
+            )
         tell = learn(
             config,
             workdir,

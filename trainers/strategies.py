@@ -56,18 +56,25 @@ def scope(strategy):
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def is_one_process(strategy):
+    """Whether no other process trains under a strategy."""
+    return len(_cluster_of(strategy)) < 2
+
+
 def is_chief(strategy):
     """Whether this process writes the files."""
-    resolver = getattr(strategy, "cluster_resolver", None)
-    cluster = resolver.cluster_spec().as_dict() if resolver else {}
-    return not cluster or (resolver.task_type, resolver.task_id) == _workers_of(cluster)[0][0]
+    workers = _cluster_of(strategy)
+    if not workers:
+        return True
+    resolver = strategy.cluster_resolver
+    return (resolver.task_type, resolver.task_id) == workers[0][0]
 
 
 def wait_for_all(strategy):
     """Returns once every process has called it."""
     import tensorflow as tf
 
-    if getattr(strategy, "cluster_resolver", None):
+    if not is_one_process(strategy):
         strategy.reduce(tf.distribute.ReduceOp.SUM, tf.identity(1.0), axis=None)
 
 
@@ -132,6 +139,12 @@ def _read(tf_config):
             f"The cluster of TF_CONFIG may have a chief and workers only. Received: {unknown}"
         )
     return cluster, own
+
+
+def _cluster_of(strategy):
+    """`(task, address)` of all workers of a strategy, none when it has no cluster."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    return _workers_of(resolver.cluster_spec().as_dict()) if resolver else []
 
 
 def _workers_of(cluster):

@@ -7,8 +7,9 @@ The file, or a module by its dotted name, has two functions. `load_data()` retur
 `((x, y), (x_test, y_test))`, arrays, or three pairs, the middle one for validation; otherwise a
 part of the first one is held out. Labels are whole numbers. With `config.data_dir` it is called
 with that path. `make_model()` returns an uncompiled Keras model from a batch of `x` to logits, with
-new weights. A third one may be there: `make_loss()`, in place of the sparse cross-entropy of
-logits. Everything else is in the config, whose `dataset` and `network` then mean nothing.
+new weights. Two others may be there: `make_loss()`, in place of the sparse cross-entropy of logits,
+and `groups()`, the group of every training example, for one learned weight a group. Everything else
+is in the config, whose `dataset` and `network` then mean nothing.
 """
 
 import functools
@@ -98,3 +99,9 @@ def make_loss(path):
     """A new loss of the task, or `None` where it leaves the choice."""
     make = getattr(load(path), "make_loss", None)
     return make() if make else None
+
+
+def groups(path):
+    """The group of every training example of the task, or `None`: each has a weight of its own."""
+    find = getattr(load(path), "groups", None)
+    return np.asarray(find()) if find else None

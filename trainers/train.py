@@ -58,13 +58,15 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
         )
     arrays = experiment.load_arrays(config, "train")
     test = experiment.load_arrays(config, "test")
-    weights = _example_weights(learned, len(arrays.x))
+    weights = experiment.example_weights(config, learned, len(arrays.x))
     horizon = -(-len(arrays.x) // config.batch_size) * config.train_epochs
     stretched = {name: schedule.stretched(horizon) for name, schedule in learned.items()}
     results = []
     for seed in range(config.seed, config.seed + config.train_seeds):
         keras.utils.set_random_seed(seed)
         model = experiment.make_model(config, arrays, learned)
+        if model.built:  # Slots that start from the weights are zero where `fit` builds them.
+            model.optimizer.build(model.trainable_variables)
         if not results:
             workdirs.begin_workdir(workdir, config)
             keras_fds.save_schedules(workdir / "schedules.json", stretched)
@@ -90,19 +92,6 @@ def train(config, schedules, workdir, overwrite=False, verbose="auto"):
     return summary
 
 
-def _example_weights(learned, examples):
-    """Learned weights of the training examples, as `model.fit` takes them, or `None`."""
-    if "sample_weight" not in learned:
-        return None
-    weights = learned["sample_weight"].values[-1]
-    if len(weights) != examples:
-        raise ValueError(
-            f"The schedules hold weights of {len(weights)} examples, and there are {examples}. "
-            "Learn them with validation data of the task's own."
-        )
-    return weights
-
-
 def write_report(config, schedules, summary, workdir):
     """Writes `report.html`; arguments as above, `summary` is what `train` returned."""
     import keras_fds
@@ -113,7 +102,7 @@ def write_report(config, schedules, summary, workdir):
         "trainers.train", f"--schedules={schedules}", f"--workdir={workdir}"
     )
     page = report.training_page(
-        title=f"Training: {config.network} on {config.dataset}",
+        title=f"Training: {experiment.described(config)}",
         lead=f"Test accuracy {summary['accuracy']:.2%}, loss {summary['loss']:.4f}.",
         summary=summary,
         rows=workdirs.read_history(workdir),

@@ -15,6 +15,7 @@ _NOT_OF_THE_SEARCH = (
     "cache_dir",
     "methods",
     "jit_compile",
+    "seconds",
 )
 # Fields that configs of older versions lack, and what is then meant.
 OPTIONAL_FIELDS = {
@@ -30,8 +31,10 @@ OPTIONAL_FIELDS = {
     "hyperband": False,
     "storage": None,
     "dtype_policy": "float32",
+    "seconds": None,
 }
 CHECKPOINTS = "checkpoints"
+SECONDS = "seconds.json"
 _RESULTS = (
     "config.json",
     "schedules.json",
@@ -41,6 +44,7 @@ _RESULTS = (
     "test.json",
     "schedules.py",
     "report.html",
+    SECONDS,
 )
 
 

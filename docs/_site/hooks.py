@@ -17,6 +17,7 @@ _OUTSIDE = (
     "benchmarks/results/*.png",
     "benchmarks/results/outer_rules/results.png",
     "benchmarks/results/figure_*/*.png",
+    "benchmarks/results/comparison/*.png",
     "configs/*.py",
     "examples/*.py",
 )

@@ -41,6 +41,8 @@ class ScheduleExport(ByRecords):
 
     Args:
         directory: Folder for the files; made when it does not exist.
+        every_picture: Whether the picture is drawn after every outer step, which takes some tenths
+            of a second. Defaults to `True`; otherwise it is drawn once, at the end.
 
     Raises:
         ValueError: When `directory` cannot be written to; at the beginning of training, when the
@@ -53,22 +55,32 @@ class ScheduleExport(ByRecords):
     >>> keras_fds.load_schedules("run/schedules.json")
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], every_picture: bool = True) -> None:
         super().__init__()
         self.directory = writable_directory(directory, "directory")
+        self.every_picture = every_picture
 
     def on_train_begin(self, logs=None):
         check_searching(self)
         self._written = 0
 
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        records = self.model.optimizer.search.records
+        if records and not self.every_picture:
+            self._try(self._draw, records)
+
     def _catch_up(self):
         records = self.model.optimizer.search.records
         if self._written < len(records):
             self._written = len(records)
-            try:
-                self._write(records)
-            except OSError as error:
-                warn_of_unwritten(self.directory, error)
+            self._try(self._write, records)
+
+    def _try(self, write, records):
+        try:
+            write(records)
+        except OSError as error:
+            warn_of_unwritten(self.directory, error)
 
     def _write(self, records):
         best = [record for record in records if record.outcome == "best"]
@@ -79,6 +91,10 @@ class ScheduleExport(ByRecords):
             save_schedules(self.directory / "schedules.json", schedules_of(best))
         with replacement(self.directory / "history.csv") as path:
             _write_csv(path, [_row(record) for record in records])
+        if self.every_picture:
+            self._draw(records)
+
+    def _draw(self, records):
         with replacement(self.directory / "schedules.png") as path:
             picture_of(records).savefig(path, format="png", dpi=150)
 

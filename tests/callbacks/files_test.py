@@ -386,3 +386,13 @@ def test_long_curves_are_thinned(tmp_path):
     events = tf.compat.v1.train.summary_iterator(str(next(tmp_path.iterdir())))
     steps = [event.step for event in events if event.summary.value]
     assert len(steps) == 400 and steps[0] == 0 and steps[-1] == 999
+
+
+def test_the_picture_may_be_drawn_once_at_the_end(tmp_path):
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(sorted(p.name for p in tmp_path.iterdir()))
+    )
+    fit(make_model(), [callbacks.ScheduleExport(tmp_path, every_picture=False), watch])
+    assert seen == [["history.csv", "schedules.json"]] * 3
+    assert (tmp_path / "schedules.png").exists()

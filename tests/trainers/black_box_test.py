@@ -8,7 +8,7 @@ import pytest
 
 import keras_fds
 from configs import digits
-from trainers import black_box, experiment, search, train
+from trainers import black_box, experiment, search, train, trials
 
 FIRST = optuna.trial.FixedTrial
 
@@ -47,17 +47,9 @@ def test_trials_are_counted_and_the_best_schedules_written(searched, tmp_path):
     assert schedules["learning_rate"].interpolation == "linear"
     peak = np.exp(study.best_params["peak"])
     assert 0.5 * peak <= schedules["learning_rate"].values.max() <= peak
-    config = black_box._with_knots(config_of())
+    config = trials.with_knots(config_of())
     found = train.train(config, folder / "schedules.json", tmp_path / "train", verbose=0)
     assert 0 <= found["accuracy"] <= 1
-
-
-def test_a_trial_is_stock_training_with_its_schedules(searched):
-    _, study, _ = searched
-    trials = black_box.Trials(config_of())
-    values = black_box.suggest(FIRST(study.trials[1].params), trials.hyperparameters, "decay")
-    again = trials.train(values, seed=1001)
-    assert again["val_loss"] == study.trials[1].value
 
 
 def test_more_budget_goes_on(searched):
@@ -70,7 +62,7 @@ def test_more_budget_goes_on(searched):
 
 
 def test_hyperband_ends_trials_early_and_counts_their_part(tmp_path):
-    config = config_of(budget=4.0, method="random", space="values", hyperband=True)
+    config = config_of(budget=8.0, method="random", space="values", hyperband=True)
     study = black_box.search(config, tmp_path, tell=lambda line: None)
     states = [trial.state for trial in study.trials]
     assert optuna.trial.TrialState.PRUNED in states and optuna.trial.TrialState.COMPLETE in states
@@ -79,7 +71,7 @@ def test_hyperband_ends_trials_early_and_counts_their_part(tmp_path):
         part = trial.user_attrs["spent"]
         assert part == (1.0 if complete else pytest.approx(trial.last_step / 3))
         assert row["complete"] == str(int(complete)) and "learning_rate[6]" in row
-    assert 3.0 < black_box.spent(study) <= 4.0
+    assert 7.0 < black_box.spent(study) <= 8.0
 
 
 @pytest.mark.parametrize("warmup, end", [(0.0, 0.0), (0.2, 0.1)])
@@ -106,6 +98,34 @@ def test_suggested_values_lie_where_the_default_rule_searches(space, count):
         assert len(trial.params) == count
         assert values["learning_rate"].min() >= 0 and values["learning_rate"].max() <= 0.5
         assert 0 <= values["momentum"] <= 0.98 and 1e-6 <= values["weight_decay"] <= 10
+
+
+def test_a_vector_is_chosen_element_by_element_or_left_alone():
+    weights = keras_fds.Hyperparameter("sample_weight", 2, groups=3, max_value=2.0)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
+    assert (black_box.suggest(trial, [weights], "decay")["sample_weight"] == 1).all()
+    assert not trial.params
+    found = black_box.suggest(trial, [weights], "values")["sample_weight"]
+    assert found.shape == (2, 3) and len(np.unique(found)) == 6 and found.max() <= 2
+    assert list(trial.params)[4] == "sample_weight[1][1]"
+
+
+def test_a_limit_in_seconds_ends_it(tmp_path):
+    study = black_box.search(config_of(budget=50.0, seconds=0.1), tmp_path, tell=lambda line: None)
+    assert len(study.trials) == 1
+    (row,) = rows(tmp_path)
+    assert float(row["seconds"]) >= 0.1 and row["best"] == "1"
+
+
+def test_a_database_holds_many_studies_and_goes_on(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'trials.db'}"
+    for seed, folder in ((0, "a"), (1, "b")):
+        config = config_of(budget=1.0, epochs=(1,), seed=seed, storage=storage)
+        black_box.search(config, tmp_path / folder, tell=lambda line: None)
+        assert len(rows(tmp_path / folder)) == 1
+    config = config_of(budget=2.0, epochs=(1,), storage=storage)
+    study = black_box.search(config, tmp_path / "a", tell=lambda line: None)
+    assert len(study.trials) == 2 == len(rows(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_every_point_is_a_plain_training_over_the_whole_horizon():
         ("cosine", "linear", [1.0, 0.75, 0.25, 0.0]),
         ("linear", "linear", [1.0, 2 / 3, 1 / 3, 0.0]),
         ("linear", "constant", [0.875, 0.625, 0.375, 0.125]),
+        ("constant", "linear", [1.0, 1.0, 1.0, 1.0]),
     ],
 )
 def test_the_learning_rate_decays_to_zero(shape, interpolation, expected):
@@ -48,7 +49,7 @@ def test_the_learning_rate_decays_to_zero(shape, interpolation, expected):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="'cosine' or 'linear'"):
+    with pytest.raises(ValueError, match="'cosine', 'linear' or 'constant'"):
         DecayGrid("step")
     with pytest.raises(ValueError, match="values for what is learned"):
         DecayGrid(learning_rate=(0.1,)).propose([], problem())

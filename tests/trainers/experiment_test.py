@@ -276,3 +276,18 @@ def test_an_interrupt_that_meets_a_clean_up_is_not_lost(monkeypatch):
         signal.signal(signal.SIGINT, before)
     assert reference() is None
     assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize(
+    "task, name, title",
+    [
+        (None, "digits", "digits_cnn on digits"),
+        ("trainers.tasks.low_data", "low_data", "low_data"),
+        ("folder.of/my_task.py", "my_task", "my_task"),
+    ],
+)
+def test_a_task_has_a_name_and_a_title(task, name, title):
+    config = digits.get_config()
+    config.task = task
+    assert experiment.task_name(config) == name
+    assert experiment.described(config) == title

@@ -18,6 +18,7 @@ RESULTS = [
     "model.keras",
     "schedules.json",
     "schedules.png",
+    "seconds.json",
     "tensorboard",
 ]
 

@@ -167,6 +167,7 @@ def test_program_prints_schedules_and_what_to_type_next(program):
     values = schedules["learning_rate"].values
     np.testing.assert_allclose(np.array(rates[1:], "float64"), values, rtol=1e-2)
     assert "The best of 2 outer steps was number 2: validation loss" in output
+    assert "outer_steps=2; its budget of 8 plain trainings does not count." in output
     train = next(line for line in lines if "trainers.train" in line)
     assert train[1:3] == ["-m", "trainers.train"]
     assert train[3] == f"--config={ROOT}/configs/digits.py"

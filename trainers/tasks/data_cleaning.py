@@ -17,13 +17,22 @@ def is_wrong():
 
 
 def load_data():
+    return with_wrong_labels(is_wrong())
+
+
+def with_wrong_labels(wrong):
+    """Training data with some wrong labels, data for validation and for the test.
+
+    Args:
+        wrong: Which labels, a bool array, one for every training example.
+    """
     from trainers import data
 
     train, test = (data.load_arrays("fashion_mnist", split) for split in ("train", "test"))
-    rng = np.random.default_rng(0)
-    chosen, held_out = np.split(rng.permutation(len(train.x))[: EXAMPLES + HELD_OUT], [EXAMPLES])
-    others = (train.y[chosen] + rng.integers(1, 10, EXAMPLES)) % 10
-    labels = np.where(is_wrong(), others, train.y[chosen])
+    rng, examples = np.random.default_rng(0), len(wrong)
+    chosen, held_out = np.split(rng.permutation(len(train.x))[: examples + HELD_OUT], [examples])
+    others = (train.y[chosen] + rng.integers(1, 10, examples)) % 10
+    labels = np.where(wrong, others, train.y[chosen])
     return (
         (train.x[chosen], labels),
         (train.x[held_out], train.y[held_out]),

@@ -1,6 +1,6 @@
 """A thousand images of Fashion-MNIST: what is tuned is how strongly each layer is held back.
 
-For `config.task`, see `trainers.task`; `configs/low_data.py` learns its 24 numbers.
+For `config.task`, see `trainers.task`; `configs/low_data.py` learns its 20 numbers.
 """
 
 import keras
