@@ -91,6 +91,15 @@ def test_a_restart_resumes_and_ends_as_one_process_does(runs, float64):
         assert_close(read(folder / f"search_{own}.json"), expected)
 
 
+@pytest.mark.sweep()
+def test_lenet_learns_the_same_schedules(tmp_path, float64):
+    codes, texts = run_workers(tmp_path, "lenet")
+    assert codes == [0, 0], texts
+    expected = distribute_problem.lenet()
+    for own in (0, 1):
+        assert_close(read(tmp_path / f"lenet_{own}.json"), expected)
+
+
 def test_the_chief_tells_and_writes(runs):
     folder, _, (_, texts) = runs
     assert "The cost of this search" in texts[0]

@@ -1,6 +1,6 @@
 """A worker process of `distribute_test.py`.
 
-    python -m tests.distribute_worker FOLDER INDEX PORT PORT [OUTER_STEP]
+    python -m tests.distribute_worker FOLDER INDEX PORT PORT [OUTER_STEP | lenet]
 
 writes what it found into FOLDER. The second worker kills itself at the start of the outer step, if
 there is one.
@@ -34,6 +34,10 @@ def main(folder, own, ports, killed_at):
 
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
+    if killed_at == "lenet":
+        found = distribute_problem.lenet(strategy)
+        (folder / f"lenet_{own}.json").write_text(json.dumps(found))
+        return
     if killed_at is not None:
         found = {
             mode: distribute_problem.hypergradients(mode, strategy)
@@ -42,7 +46,7 @@ def main(folder, own, ports, killed_at):
         (folder / f"hypergradients_{own}.json").write_text(json.dumps(found))
 
     def kill(outer_step, logs):
-        if own == 1 and outer_step == killed_at:
+        if own == 1 and str(outer_step) == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     callbacks = [
@@ -56,5 +60,5 @@ def main(folder, own, ports, killed_at):
 
 if __name__ == "__main__":
     _, folder, own, *ports = sys.argv[:5]
-    killed_at = int(sys.argv[5]) if len(sys.argv) > 5 else None
+    killed_at = sys.argv[5] if len(sys.argv) > 5 else None
     main(pathlib.Path(folder), int(own), ports, killed_at)
