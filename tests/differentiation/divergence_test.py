@@ -33,8 +33,8 @@ class Runner:
         done = 0
         ok = True
         while ok and done < len(losses):
-            count = tf.constant(min(steps_a_call, len(losses) - done), "int64")
-            steps, ok = self.call(losses, tf.constant(done, "int64"), count)
+            count = tf.constant(min(steps_a_call, len(losses) - done), "int32")
+            steps, ok = self.call(losses, tf.constant(done, "int32"), count)
             done += int(steps)
         return done, bool(ok)
 
