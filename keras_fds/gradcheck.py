@@ -13,7 +13,7 @@ from keras_fds.data import finite_batches, plain, unpack
 from keras_fds.differentiation import Forward, Reverse, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
-from keras_fds.search import check_buckets, check_compiled, settle
+from keras_fds.search import check_buckets, check_compiled, check_one_replica, settle
 
 # Relative steps, tried in this order until a bucket passes: small ones for curvature and kinks,
 # large ones for layers that compute in float32.
@@ -142,6 +142,7 @@ def check_hypergradients(
     The hypergradients are right.
     """
     check_compiled(model)
+    check_one_replica(model, "check_hypergradients")
     if not model.optimizer.hyperparameters:
         raise ValueError(
             "The model's HyperOptimizer learns no hyperparameter: nothing to check. Give it "

@@ -66,7 +66,9 @@ def fit(
     slots. The outer rule decides which outer step is best.
 
     Args:
-        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`. If it is built in the
+            scope of a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, replicas
+            share the work.
         x, y, sample_weight, class_weight, batch_size, shuffle, verbose, callbacks,
             steps_per_epoch, validation_split, validation_data, validation_steps,
             validation_batch_size: As in `model.fit`. `x` is arrays (or a nest of them), a
@@ -127,6 +129,7 @@ def fit(
 
     Raises:
         ValueError: Before any training, when model, data or horizon do not fit together.
+        ConnectionError: Another worker of the strategy has stopped or cannot be reached.
 
     Example:
 
@@ -137,6 +140,7 @@ def fit(
     """
     begin = time.monotonic()
     arguments.check_compiled(model)
+    replicas = arguments.replicas_of(model)
     arguments.check_callbacks(callbacks)
     arguments.check_validation_freq(validation_freq)
     arguments.check_targets(model, x, y)
@@ -157,83 +161,91 @@ def fit(
         numbers=arguments.numbers_of_examples(model.optimizer, x),
     )
     arguments.check_data(model, data)
-    arguments.settle(model, data.train)
-    horizons, budget = arguments.horizons_or_budget(
-        model.optimizer, epochs, outer_steps, budget, data.num_batches
-    )
-    arguments.check_horizons(model, data, horizons)
-    mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
-    plain = None if budget is None else Plain().bind(model, data.train.spec)
-    initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
-    settings = {
-        "divergence_factor": divergence_factor,
-        "seed": seed,
-        "batch_size": batch_size,
-        "shuffle": shuffle,
-        "validation_split": validation_split,
-        "resample_validation": resample,
-        "validation_training": validation_training,
-        "outer": type(model.optimizer.outer).__name__,
-        **({} if budget is None else {"horizon": horizons[-1]}),
-        **search_fingerprint(
-            model,
-            data.train,
-            None if validation_data is None else data.validation,
-            initial_weights,
-            validation_batch_size or batch_size,
-        ),
-    }
-    if seed is None:
-        seed = np.random.randint(2**31)
-    first = model.optimizer.coordinates
-    search = Search(
-        number("seed", seed, least=0, whole=True),
-        mode.name,
-        horizons=horizons if budget is None else None,
-        first=first,
-        start=initializer.start,
-        resample=resample == "outer_step",
-        settings=settings,
-    )
-    problem = Problem(
-        model.optimizer.buckets,
-        first,
-        horizons[-1],
-        horizons=search.horizons,
-        budget=budget,
-        cost=mode.cost,
-        seed=search.seed,
-    )
-    # Also without output: it looks at datasets, which may share their randomness.
-    timing_batches = data.timing_batches()
-    progress = None
-    if verbose:
-        progress = SearchProgress(
+    with replicas.holding(model, data.train.spec):
+        arguments.settle(model, data.train)
+        horizons, budget = arguments.horizons_or_budget(
+            model.optimizer, epochs, outer_steps, budget, data.num_batches
+        )
+        arguments.check_horizons(model, data, horizons)
+        mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
+        plain = None if budget is None else Plain(mode.parallel).bind(model, data.train.spec)
+        initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
+        settings = {
+            "divergence_factor": divergence_factor,
+            "seed": seed,
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "validation_split": validation_split,
+            "resample_validation": resample,
+            "validation_training": validation_training,
+            "outer": type(model.optimizer.outer).__name__,
+            **({} if budget is None else {"horizon": horizons[-1]}),
+            **search_fingerprint(
+                model,
+                data.train,
+                None if validation_data is None else data.validation,
+                initial_weights,
+                validation_batch_size or batch_size,
+            ),
+        }
+        arguments.check_same_on_all_workers(replicas, data.train, lambda: [settings, bool(verbose)])
+        if seed is None:
+            seed = int(replicas.agreed(np.random.randint(2**31)))
+        first = model.optimizer.coordinates
+        search = Search(
+            number("seed", seed, least=0, whole=True),
+            mode.name,
+            horizons=horizons if budget is None else None,
+            first=first,
+            start=initializer.start,
+            resample=resample == "outer_step",
+            settings=settings,
+        )
+        problem = Problem(
+            model.optimizer.buckets,
+            first,
+            horizons[-1],
+            horizons=search.horizons,
+            budget=budget,
+            cost=mode.cost,
+            seed=search.seed,
+        )
+        # Also without output: it looks at datasets, which may share their randomness.
+        timing_batches = data.timing_batches()
+        progress = None
+        if verbose:
+            progress = SearchProgress(
+                mode,
+                plain,
+                reason,
+                timing_batches,
+                problem,
+                data.num_batches,
+                validation_training,
+                begin,
+            )
+        loop = OuterLoop(
             mode,
             plain,
-            reason,
-            timing_batches,
+            data,
+            initializer,
+            arguments.callback_list(
+                callbacks,
+                model,
+                verbose if replicas.is_chief else 0,
+                problem.about_outer_steps,
+                horizons[0],
+                progress,
+            ),
             problem,
-            data.num_batches,
             validation_training,
-            begin,
+            factor,
+            replicas,
         )
-    loop = OuterLoop(
-        mode,
-        plain,
-        data,
-        initializer,
-        arguments.callback_list(
-            callbacks, model, verbose, problem.about_outer_steps, horizons[0], progress
-        ),
-        problem,
-        validation_training,
-        factor,
-    )
-    initial_epoch = number("initial_epoch", initial_epoch, least=0, whole=True)
-    arguments.tell_of_missing_onednn()
-    with raising_errors_of(data.train, data.validation):
-        return loop.run(initial_epoch, search)
+        initial_epoch = number("initial_epoch", initial_epoch, least=0, whole=True)
+        arguments.tell_of_missing_onednn()
+        with raising_errors_of(data.train, data.validation):
+            return loop.run(initial_epoch, search)
 
 
 def fit_online(
@@ -317,6 +329,7 @@ def fit_online(
     MARTHE.
     """
     arguments.check_compiled(model)
+    arguments.check_one_replica(model, "fit_online")
     optimizer = model.optimizer
     arguments.check_callbacks(callbacks, online=True, learned="learning_rate" in optimizer.names)
     arguments.check_targets(model, x, y)
@@ -347,17 +360,18 @@ def fit_online(
         shuffle=shuffle,
     )
     arguments.check_data_online(model, data, epochs, objective)
-    arguments.begin_online(optimizer)
-    loop = OnlineLoop(
-        mode.bind(model, data.train.spec),
-        data,
-        objective,
-        arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
-        arguments.validation_freq_of(validation_freq),
-        factor,
-    )
-    with raising_errors_of(data.train, data.validation):
-        return loop.run(initial_epoch, epochs, seed)
+    with arguments.replicas_of(model).holding(model, data.train.spec):
+        arguments.begin_online(optimizer)
+        loop = OnlineLoop(
+            mode.bind(model, data.train.spec),
+            data,
+            objective,
+            arguments.callback_list(callbacks, model, verbose, epochs, data.num_batches),
+            arguments.validation_freq_of(validation_freq),
+            factor,
+        )
+        with raising_errors_of(data.train, data.validation):
+            return loop.run(initial_epoch, epochs, seed)
 
 
 def hypergradients(
@@ -377,7 +391,7 @@ def hypergradients(
     their order; their number is the horizon. Then weights, optimizer and schedules are restored.
 
     Args:
-        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`.
+        model: A `keras.Model` compiled with a `keras_fds.HyperOptimizer`; a strategy as in `fit`.
         train_data: A finite `tf.data.Dataset` or `keras.utils.PyDataset` of batches.
         validation_data: Another one. The validation loss is that of `model.evaluate` without the
             penalties of regularizers.
@@ -400,6 +414,7 @@ def hypergradients(
 
     Raises:
         ValueError: When model and data do not fit together.
+        ConnectionError: Another worker of the strategy has stopped or cannot be reached.
 
     Example:
 
@@ -407,10 +422,11 @@ def hypergradients(
     {'learning_rate': array([-0.012, -0.007]), 'momentum': array([-0.0004])}
     """
     arguments.check_compiled(model)
+    replicas = arguments.replicas_of(model)
     if per_step and differentiation == "forward":
         differentiation = "reverse"
     memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
-    options = validation_training, differentiation, memory, per_step
+    options = replicas, validation_training, differentiation, memory, per_step
     if dtype is None:
         train, validation = finite_batches(train_data, validation_data)
         return _hypergradients(model, train, validation, *options)
@@ -418,42 +434,50 @@ def hypergradients(
         raise ValueError(f"`dtype` must be None or 'float64'. Received: dtype={dtype!r}")
     with float64():
         train, validation = finite_batches(in_float64(train_data), in_float64(validation_data))
-        return _hypergradients(float64_twin(model, None, train), train, validation, *options)
+        with model.distribute_strategy.scope():
+            twin = float64_twin(model, None, train)
+        return _hypergradients(twin, train, validation, *options)
 
 
 def _hypergradients(
-    model, train, validation, validation_training, differentiation, memory, per_step
+    model, train, validation, replicas, validation_training, differentiation, memory, per_step
 ):
-    arguments.settle(model, train)
-    horizon, buckets = train.num_batches, model.optimizer.buckets
-    arguments.check_buckets(model.optimizer, horizon)
-    mode, _ = choose_mode(model, train, horizon, differentiation, memory)
-    variables = [*model.variables, *mode.outside_variables, *model.optimizer.variables]
-    saved = [variable.numpy() for variable in variables]
-    try:
-        with raising_errors_of(train, validation):
-            mode.reset(horizon)
-            _, ok = mode.run(train.start(), 0, 0, horizon)
-            if not ok:
-                warnings.warn("The training loss stopped being finite.", stacklevel=3)
-            mode.validate(validation.start(), validation.num_batches, validation_training)
-            if per_step:
-                values = buckets.at_steps(buckets.join(model.optimizer.values), horizon)
-                return {
-                    h.name: of_steps * h.derivatives(values[h.name])
-                    for h, of_steps in zip(buckets.hyperparameters, mode.per_step().T)
-                }
-            derivatives = buckets.derivatives(model.optimizer.coordinates)
-            found = buckets.means(mode.hypergradients() * derivatives, horizon)
-            unknown = [name for name, values in found.items() if np.isnan(values).any()]
-            if unknown and ok:
-                warnings.warn(
-                    f"The hypergradients of {', '.join(map(repr, unknown))} are not a number. "
-                    "keras_fds.check_hypergradients finds the layer or the loss.",
-                    stacklevel=3,
-                )
-            return found
-    finally:
-        mode.release()
-        for variable, value in zip(variables, saved):
-            variable.assign(value)
+    with replicas.holding(model, train.spec):
+        arguments.check_same_on_all_workers(
+            replicas,
+            train,
+            lambda: [search_fingerprint(model, train, validation, "same", None), differentiation],
+        )
+        arguments.settle(model, train)
+        horizon, buckets = train.num_batches, model.optimizer.buckets
+        arguments.check_buckets(model.optimizer, horizon)
+        mode, _ = choose_mode(model, train, horizon, differentiation, memory)
+        variables = [*model.variables, *mode.outside_variables, *model.optimizer.variables]
+        saved = [variable.numpy() for variable in variables]
+        try:
+            with raising_errors_of(train, validation):
+                mode.reset(horizon)
+                _, ok = mode.run(train.start(), 0, 0, horizon)
+                if not ok:
+                    warnings.warn("The training loss stopped being finite.", stacklevel=3)
+                mode.validate(validation.start(), validation.num_batches, validation_training)
+                if per_step:
+                    values = buckets.at_steps(buckets.join(model.optimizer.values), horizon)
+                    return {
+                        h.name: of_steps * h.derivatives(values[h.name])
+                        for h, of_steps in zip(buckets.hyperparameters, mode.per_step().T)
+                    }
+                derivatives = buckets.derivatives(model.optimizer.coordinates)
+                found = buckets.means(mode.hypergradients() * derivatives, horizon)
+                unknown = [name for name, values in found.items() if np.isnan(values).any()]
+                if unknown and ok:
+                    warnings.warn(
+                        f"The hypergradients of {', '.join(map(repr, unknown))} are not a number. "
+                        "keras_fds.check_hypergradients finds the layer or the loss.",
+                        stacklevel=3,
+                    )
+                return found
+        finally:
+            mode.release()
+            for variable, value in zip(variables, saved):
+                variable.assign(value)

@@ -13,6 +13,10 @@ With --config.method=hd (or rtho, marthe) there is no search: see `trainers.onli
 
 To resume a search that was interrupted or killed, start the same command again. It ends as if it
 had not been interrupted. A finished search continues with a greater --config.budget.
+
+With --strategy=mirrored all devices of the machine share the work, with --strategy=multi_worker the
+workers that the environment variable TF_CONFIG names: start the same command on all of them, with a
+folder --workdir that all see. The first worker writes the files.
 """
 
 import contextlib
@@ -21,7 +25,7 @@ import pathlib
 
 from absl import flags
 
-from trainers import black_box, experiment, online, report, workdirs
+from trainers import black_box, devices, experiment, online, report, strategies, workdirs
 
 CHECK = flags.DEFINE_bool("check", False, "Compare hypergradients with finite differences first.")
 CHECKPOINT_MINUTES = flags.DEFINE_float(
@@ -31,6 +35,7 @@ CHECKPOINT_MINUTES = flags.DEFINE_float(
     0.0,
 )
 flags.adopt_module_key_flags(experiment)
+flags.adopt_module_key_flags(strategies)
 
 
 def search(
@@ -40,6 +45,7 @@ def search(
     verbose="auto",
     check=False,
     checkpoint_minutes=10.0,
+    strategy=None,
     pictures=True,
 ):
     """Learns schedules and writes the results into a folder.
@@ -56,6 +62,7 @@ def search(
         pictures: Whether to draw and to write TensorBoard's files after every outer step, which
             takes longer than a short training. Defaults to `True`; otherwise the schedules are
             drawn once, at the end.
+        strategy: The `tf.distribute.Strategy` to train under. Defaults to `None`, none.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -78,7 +85,10 @@ def search(
 
     experiment.check_config(config)
     going_on = not overwrite and workdirs.holds_search(workdir, config)
-    workdir = workdirs.check_workdir(workdir, overwrite or going_on)
+    is_chief = strategies.is_chief(strategy)
+    workdir = pathlib.Path(workdir)
+    if is_chief:
+        workdirs.check_workdir(workdir, overwrite or going_on)
     stopwatch = Stopwatch(workdir, experiment.option(config, "seconds"))
     if going_on:
         stopwatch.earlier = max(read_seconds(workdir), default=0.0)
@@ -87,13 +97,21 @@ def search(
         keras.utils.set_random_seed(config.seed)
         experiment.check_hypergradients(config, arrays)
     keras.utils.set_random_seed(config.seed)
-    model = experiment.make_model(config, arrays)
+    with strategies.scope(strategy):
+        model = experiment.make_model(config, arrays)
     outer = model.optimizer.outer
     if isinstance(outer, InTime):  # It ends by itself, with its answer.
         outer.clock, stopwatch.limit = stopwatch.elapsed, None
+        if not strategies.is_one_process(strategy):
+            raise ValueError(
+                "The outer rule InTime goes by a clock, and each worker has its own. Leave "
+                "--strategy=multi_worker out, or take another rule."
+            )
 
     def begin(logs):
-        workdirs.begin_search(workdir, config, going_on)
+        if is_chief:
+            workdirs.begin_search(workdir, config, going_on)
+        strategies.wait_for_all(strategy)  # No worker must find older results.
 
     checkpoint = callbacks.Checkpoint(
         workdir / workdirs.CHECKPOINTS,
@@ -115,15 +133,16 @@ def search(
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),
-            stopwatch,
+            *([stopwatch] if is_chief else []),  # Its decision to end holds for all.
             checkpoint,
             callbacks.ScheduleExport(workdir, every_picture=pictures),
             *([board] if pictures else []),
         ],
         seed=config.seed,
     )
-    with files.replacement(workdir / "model.keras") as path:
-        model.save(path)
+    if is_chief:
+        with files.replacement(workdir / "model.keras") as path:
+            model.save(path)
     return history
 
 
@@ -140,6 +159,10 @@ def learn(config, workdir, overwrite=False, verbose="auto", **options):
         ValueError: See `search`, `trainers.online.learn` and `trainers.black_box.search`.
     """
     experiment.check_config(config)
+    if options.get("strategy") is not None and experiment.option(config, "method") != "search":
+        raise ValueError(
+            f"--strategy is for method='search'. Leave it out. Received: method={config.method!r}"
+        )
     if experiment.is_online(config):
         online.learn(config, workdir, overwrite, verbose)
         return online.conclusion
@@ -212,6 +235,11 @@ def main():
     """The program."""
     workdir = pathlib.Path(experiment.WORKDIR.value)
     config = experiment.CONFIG.value
+    strategy = strategies.make(strategies.STRATEGY.value, strategies.WORKER_TIMEOUT.value)
+    shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    if shared and devices.JIT_COMPILE.value == "auto":
+        with config.unlocked():
+            config.jit_compile = False  # XLA has no transfers between replicas.
     try:
         experiment.check_config(config)
         if config.outer_steps is not None and config.budget is not None:
@@ -225,14 +253,17 @@ def main():
             overwrite=experiment.OVERWRITE.value,
             check=CHECK.value,
             checkpoint_minutes=CHECKPOINT_MINUTES.value,
+            strategy=strategy,
         )
     except ImportError as error:
         raise ValueError(f'{error}. Type: pip install "keras-fds[baselines]"') from error
     except BaseException:
-        if _holds_results_of(config, workdir):
+        if strategies.is_chief(strategy) and _holds_results_of(config, workdir):
             with contextlib.suppress(OSError):  # The first error is the one to report.
                 write_report(config, workdir)
         raise
+    if not strategies.is_chief(strategy):
+        return
     if tell is conclusion:
         write_report(config, workdir)
     if not (workdir / "schedules.json").exists():

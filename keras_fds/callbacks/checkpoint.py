@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_fds.differentiation import Replicas
 from keras_fds.files import replacement, writable_directory
 from keras_fds.numbers import number
 from keras_fds.search import SEARCH_ENTRY, Search, check_searching
@@ -39,7 +40,8 @@ class Checkpoint(keras.callbacks.Callback):
     before: the search continues from the newest file and ends with the same history, schedules and
     weights as without the interrupt. (On a GPU, as far as its operations are deterministic.) A
     damaged file is skipped with a warning, and the one before it is used. A finished search
-    continues when `outer_steps` or `budget` is greater now. When a file cannot be written, as on a
+    continues when `outer_steps` or `budget` is greater now. Of several workers the chief writes and
+    all read, so the folder must be one that all of them see. When a file cannot be written, as on a
     full disk, the callback warns and the search continues.
 
     Args:
@@ -83,9 +85,10 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         check_searching(self)
         self.model.optimizer.search.settings["config"] = self.config
-        writable_directory(self.directory, "directory")
-        for partial in self.directory.glob("*.partial*"):
-            partial.unlink()
+        if Replicas.of(self.model).is_chief:
+            writable_directory(self.directory, "directory")
+            for partial in self.directory.glob("*.partial*"):
+                partial.unlink()
         for path in reversed(self._files()):
             try:
                 entries = _read(path)
@@ -116,6 +119,8 @@ class Checkpoint(keras.callbacks.Callback):
             self._write()
 
     def _write(self, within=""):
+        if not Replicas.of(self.model).is_chief:
+            return
         search = self.model.optimizer.search
         entries = {f"variable_{i}": v.numpy() for i, v in enumerate(self._variables())}
         entries.update(search.to_arrays())
@@ -138,7 +143,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._written = time.monotonic()
 
     def _files(self):
-        return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name))
+        return sorted(p for p in self.directory.glob("*") if _NAME.fullmatch(p.name))
 
     def _variables(self):
         metrics = {id(variable) for variable in self.model.metrics_variables}

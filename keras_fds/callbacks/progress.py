@@ -5,6 +5,7 @@ import time
 import keras
 import numpy as np
 
+from keras_fds.differentiation import Replicas
 from keras_fds.search import cost_of, cost_table, duration, measure_seconds
 
 _AT_AN_END = 0.02  # Of the range.
@@ -71,6 +72,11 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         self.validation_training = validation_training
         self.begin = time.monotonic() if begin is None else begin
 
+    @property
+    def tells(self):
+        """Whether it prints: of several workers only the chief does."""
+        return Replicas.of(self.model).is_chief
+
     def set_params(self, params):
         super().set_params(params)
         self.epochs = 1  # Keras's own line is not printed.
@@ -88,7 +94,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
                 self.model, self.plain or self.mode, self.batches, longest, self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, budget, self.steps_per_epoch, seconds)
-            print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
+            if self.tells:
+                print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
             # Of an inner step of the horizons to come, or of a plain training of the budget.
             self.seconds_a_unit = seconds.of_outer_step(longest) / longest
             if budget is not None:
@@ -98,7 +105,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         lines = told_bands(self.model.optimizer)
-        if lines:
+        if lines and self.tells:
             has_bands = bool(self.model.optimizer.bands)
             sure = ", and one standard deviation of what is best" if has_bands else ""
             print("\n".join([f"Learned{sure}:", *lines]))
@@ -113,7 +120,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
             spent = records[-1].spent if records else 0.0
             left = duration(self.seconds_a_unit * max(0.0, problem.budget - spent))
             place = f"{epoch + 1}, {spent:.1f} of {problem.budget:.3g} plain trainings spent"
-        print(f"Outer step {place}, about {left} left", flush=True)
+        if self.tells:
+            print(f"Outer step {place}, about {left} left", flush=True)
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):

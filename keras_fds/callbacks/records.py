@@ -6,21 +6,26 @@ import keras
 import numpy as np
 
 from keras_fds.callbacks.pictures import draw_schedules
+from keras_fds.differentiation import Replicas
 from keras_fds.schedules import BucketedSchedule
 from keras_fds.search import QUANTILES
 
 
 class ByRecords(keras.callbacks.Callback):
-    """Calls `_catch_up` whenever the search may have new records."""
+    """Calls `_catch_up` whenever the search may have new records; of several workers in the chief.
+
+    The chief is the one that writes files.
+    """
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._catch_up()
+        if Replicas.of(self.model).is_chief:
+            self._catch_up()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._catch_up()
+        self.on_epoch_begin(epoch)
 
     def on_train_end(self, logs=None):
-        self._catch_up()
+        self.on_epoch_begin(None)
 
 
 def warn_of_unwritten(directory, error):

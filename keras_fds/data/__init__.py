@@ -12,6 +12,7 @@ from keras_fds.data.sources import (
     get_batch,
     in_graph,
     is_streamed,
+    map_structure,
     materialize,
     replayable,
     size_in_bytes,

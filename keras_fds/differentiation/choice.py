@@ -55,6 +55,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         if obstacle:
             raise ValueError(f"{obstacle} Use differentiation='forward'.")
         mode = asked_for.bind(model, batches.spec)
+        mode.check_batches(batches)
         mode.check_memory(batches, horizon)
         return mode, f"{mode.name.capitalize()} mode, as asked for."
     obstacle = clips or reverse.supports(batches)
@@ -66,6 +67,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         mode, reason = _cheaper(
             forward.bind(model, batches.spec), reverse.bind(model, batches.spec), batches, horizon
         )
+    mode.check_batches(batches)
     if mode.name == "forward":
         try:
             mode.check_memory(batches, horizon)

@@ -6,6 +6,7 @@ Jacobian-vector products; then the optimizer's update, with its own.
 """
 
 import os
+from typing import Literal
 
 import keras
 import numpy as np
@@ -15,9 +16,9 @@ from keras_fds.data import size_in_bytes
 from keras_fds.differentiation.inner_step import State
 from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
+from keras_fds.differentiation.tangents import Tangents
 from keras_fds.internals import tf_compilation
 from keras_fds.numbers import number
-from keras_fds.schedules import blend
 
 
 def memory_of_machine():
@@ -30,8 +31,7 @@ class Forward(Mode):
     """Forward mode: a tangent for each bucket is carried along with the state.
 
     Time and memory grow with the number of values; memory does not grow with the horizon. Each
-    tangent belongs to one bucket. Tangents are ordered by the step at which their bucket opens, so
-    the tangents that are open at a step are a prefix. The others are zero and are skipped.
+    tangent belongs to one bucket. Until its bucket opens it is zero and is skipped.
 
     Args:
         tangent_chunk_size: Number of tangents that are pushed through a training step at once.
@@ -40,10 +40,14 @@ class Forward(Mode):
             clipped elementwise to ±`tangent_clipvalue`; the hypergradients are then no longer
             exact. Defaults to `None`. (The gradient itself is clipped by the wrapped optimizer's
             `clipvalue`.)
+        parallel: What the replicas of a `tf.distribute` strategy share: the examples of every
+            `"batch"`, or the `"tangents"`. With the latter each replica trains on the whole batch
+            and carries its share of the tangents; there is no transfer until the end of a run, and
+            results are those of one device for any layer and loss. Defaults to `"batch"`.
 
     Raises:
         ValueError: When `tangent_chunk_size` is not a whole number of at least 1, or
-            `tangent_clipvalue` is not positive.
+            `tangent_clipvalue` is not positive, or `parallel` is unknown.
 
     Example:
 
@@ -56,7 +60,10 @@ class Forward(Mode):
     name = "forward"
 
     def __init__(
-        self, tangent_chunk_size: int | None = None, tangent_clipvalue: float | None = None
+        self,
+        tangent_chunk_size: int | None = None,
+        tangent_clipvalue: float | None = None,
+        parallel: Literal["batch", "tangents"] = "batch",
     ) -> None:
         self.tangent_chunk_size = number(
             "tangent_chunk_size", tangent_chunk_size, least=1, whole=True, optional=True
@@ -64,24 +71,39 @@ class Forward(Mode):
         self.tangent_clipvalue = number(
             "tangent_clipvalue", tangent_clipvalue, above=0, optional=True
         )
+        if parallel not in ("batch", "tangents"):
+            raise ValueError(
+                f"`parallel` must be 'batch' or 'tangents'. Received: parallel={parallel!r}"
+            )
+        self.parallel = parallel
 
     @property
     def compiled_options(self):
-        return self.tangent_chunk_size, self.tangent_clipvalue
+        return self.tangent_chunk_size, self.tangent_clipvalue, self.parallel
 
     def build(self):
         super().build()
         self.num_tangents = self.buckets.size
-        self.tangents = None  # Made when they are needed.
+        groups = self.step.variables.differentiable
+        self.parts = [Tangents(groups, self.num_tangents)]
+        if self.shares_tangents:
+            self.parts = [
+                Tangents(groups, self.num_tangents, number, self.replicas.count, device)
+                for number, device in enumerate(self.replicas.devices, self.replicas.first)
+            ]
         self._products = tf_compilation.compiled(self._products_in_graph)
         self._push = self.step.compiled(self._pushed)
-        self._order = tf.Variable(np.arange(self.num_tangents), trainable=False)
-        self._opening = tf.Variable(np.zeros(self.num_tangents, "int32"), trainable=False)
+
+    @property
+    def shares_tangents(self):
+        """Whether each of several replicas carries a part of the tangents."""
+        return self.parallel == "tangents" and self.replicas.count > 1
 
     def cost(self, horizon):
         # A tangent costs 1.3 to 2.2 plain steps; 1.6 with three tangents on a small network, where
         # the modes cost about the same (docs/benchmarks.md).
-        return 1.0 + 1.6 * float(np.sum(1.0 - self.buckets.opening_steps(horizon) / horizon))
+        open_tangents = float(np.sum(1.0 - self.buckets.opening_steps(horizon) / horizon))
+        return 1.0 + 1.6 * open_tangents / (self.replicas.count if self.shares_tangents else 1)
 
     def work(self, horizon):
         opening = self.buckets.opening_steps(horizon)
@@ -108,29 +130,20 @@ class Forward(Mode):
     def reset(self, horizon, divergence_factor=None, fresh_slots=True):
         """Begins a run with zero tangents; see `Mode`."""
         super().reset(horizon, divergence_factor, fresh_slots)
-        self._make_tangents()
-        for tangent in tf.nest.flatten(self.tangents):
-            tangent.assign(tf.zeros_like(tangent))
-        opening = self.buckets.opening_steps(horizon)
-        order = np.argsort(opening, kind="stable")
-        self._order.assign(order)
-        self._opening.assign(opening[order])
+        for part in self.parts:
+            part.reset(self.buckets.opening_steps(horizon))
 
-    def _make_tangents(self):
-        if self.tangents is not None:
-            return
-        groups = self.step.variables.differentiable if self.num_tangents else ([], [], [])
-        self.tangents = tf.nest.map_structure(
-            lambda s: tf.Variable(
-                tf.zeros([self.num_tangents, *s.shape], s.dtype), trainable=False
-            ),
-            groups,
-        )
+    @property
+    def tangents(self):
+        """The tangents of the first device, `[number, …]` for each variable; three lists."""
+        return self.parts[0].variables
 
     @property
     def checkpoint_variables(self):
-        self._make_tangents()
-        return [*tf.nest.flatten(self.tangents), *super().checkpoint_variables]
+        if self.shares_tangents and not self.replicas.is_one_process:
+            return None  # Other processes have the rest.
+        tangents = [part.variables for part in self.parts]
+        return [*tf.nest.flatten(tangents), *super().checkpoint_variables]
 
     @property
     def protected_variables(self):
@@ -141,25 +154,34 @@ class Forward(Mode):
 
     # -------------------------------------------------------------------------- training
     def _step(self, batch, inner_step, horizon):
-        if not self.num_tangents:
-            return super()._step(batch, inner_step, horizon)
-        # A sum of int32 is known to the host without a copy; `tf.where` is not.
-        is_open = tf.clip_by_value(inner_step - self._opening + 1, 0, 1)
-        moving = tf.range(tf.reduce_sum(is_open))
-        after, loss, outputs, tangents = self._push(
-            self.step.read(),
-            self.step.hyperparameters(inner_step, horizon),
-            batch,
-            inner_step + 1 >= horizon,
-            self._carried(moving),
-            self._hyperparameter_tangents(inner_step, horizon, moving),
-        )
+        state, results = self.step.read(), []
+        hyperparameters = self.step.hyperparameters(inner_step, horizon)
+        for part in self.parts:
+            with tf.device(part.device):
+                results.append(
+                    self._step_with(part, state, hyperparameters, batch, inner_step, horizon)
+                )
+        after, loss, outputs = results[0]
         self.step.assign(after)
-        for variables, values in zip(self.tangents, tangents):
-            for variable, value in zip(variables, values or ()):
-                variable.scatter_update(tf.IndexedSlices(value, moving))
         self.step.model.update_metrics(batch, loss, outputs)
         return loss
+
+    def _step_with(self, part, state, hyperparameters, batch, inner_step, horizon):
+        """A step that also moves the tangents of a device: `(state, loss, outputs)` after it."""
+        is_last = inner_step + 1 >= horizon
+        if not part.number:
+            return self._pure_step(state, hyperparameters, batch, is_last)
+        moving = part.moving(inner_step)
+        after, loss, outputs, tangents = self._push(
+            state,
+            hyperparameters,
+            batch,
+            is_last,
+            self._carried(part, moving),
+            part.of_hyperparameters(self.buckets, inner_step, horizon, moving, self.step.dtype),
+        )
+        part.keep(moving, tangents)
+        return after, loss, outputs
 
     def _pushed(self, state, hyperparameters, batch, is_last, carried, rates):
         """A step and its Jacobian-vector products: `(state, loss, outputs, tangents)` after it.
@@ -171,8 +193,9 @@ class Forward(Mode):
         (of_model, model_rates), (of_optimizer, optimizer_rates) = zip(
             self.step.by_stage(hyperparameters), self.step.by_stage(rates)
         )
-        (gradients, statistics), extra, products = jacobian_vector_products(
-            self.step.gradient_stage(state, batch),
+        (gradients, statistics), extra, products = self.step.gradient_products(
+            state,
+            batch,
             (state.weights, state.statistics, of_model),
             (of_weights, of_statistics, model_rates),
             self.tangent_chunk_size,
@@ -188,24 +211,9 @@ class Forward(Mode):
         after = State(weights, statistics, slots, counters, optimizer_counters)
         return after, loss, outputs, (of_weights, of_statistics, of_slots)
 
-    def _carried(self, moving):
+    def _carried(self, part, moving):
         """The tangents that go through a step, three lists; `None` where they are zero."""
-        return tf.nest.map_structure(lambda tangent: tf.gather(tangent, moving), self.tangents)
-
-    def _hyperparameter_tangents(self, inner_step, horizon, moving):
-        """`{name: [moving, *shape]}`, rows of the sharing matrix: one-hot in a step's bucket."""
-        order, found = tf.gather(self._order, moving), {}
-        steps = tf.cast(inner_step, "int64"), tf.cast(horizon, "int64")
-        rows = self.buckets.shares(*steps).values()
-        for h, row in zip(self.buckets.hyperparameters, rows):
-            *neighbours, fraction = row
-            lower, upper = (
-                tf.cast(order[:, None] == position + np.arange(h.size), "float64")
-                for position in neighbours
-            )
-            of_elements = tf.cast(blend(lower, upper, fraction), self.step.dtype)
-            found[h.name] = tf.reshape(of_elements, [-1, *h.shape])
-        return found
+        return part.carried(moving)
 
     def _clipped(self, tangents):
         bound = self.tangent_clipvalue
@@ -216,21 +224,21 @@ class Forward(Mode):
     # -------------------------------------------------------------------- hypergradients
     def hypergradients(self):
         hypergradients = np.zeros(self.num_tangents)
-        products = self._products(self.validation_gradients)
-        hypergradients[self._order.numpy()] = products.numpy()
+        order = np.concatenate([part.order.numpy() for part in self.parts])
+        hypergradients[order] = self._products(self.validation_gradients).numpy()
+        if self.shares_tangents:
+            hypergradients = self.replicas.sum_over_processes(hypergradients)
         return hypergradients
 
     def get_config(self):
         return {
             "tangent_chunk_size": self.tangent_chunk_size,
             "tangent_clipvalue": self.tangent_clipvalue,
+            "parallel": self.parallel,
         }
 
     def _products_in_graph(self, gradients):
-        products = tf.zeros([self.num_tangents], "float64")
-        of_weights, of_statistics, _ = self.tangents
-        for tangent, gradient in zip(of_weights + of_statistics, gradients):
-            rows = tf.reshape(tangent, [self.num_tangents, -1])
-            product = tf.linalg.matvec(rows, tf.reshape(gradient, [-1]))
-            products += tf.cast(product, "float64")
-        return products
+        """The products of the tangents here with gradients by the state, in their order."""
+        gradients = list(gradients)
+        products = [part.products(gradients) for part in self.parts]
+        return products[0] if len(products) == 1 else tf.concat(products, 0)

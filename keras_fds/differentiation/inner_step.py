@@ -1,10 +1,12 @@
 """One training step as pure functions, and the state that it changes.
 
 Forward and reverse mode share it: both differentiate the two stages of this step, and both take the
-gradient of this validation loss.
+gradient of this validation loss. The gradient stage is computed by all replicas, each with its rows
+of the batch; the update stage once.
 """
 
 import contextlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,11 @@ import tensorflow as tf
 
 from keras_fds.data import get_batch, in_graph, telling_of_the_end
 from keras_fds.differentiation.divergence import DivergenceDetector
-from keras_fds.differentiation.jacobian_products import with_fixed_rng
+from keras_fds.differentiation.jacobian_products import (
+    jacobian_vector_products,
+    with_fixed_rng,
+)
+from keras_fds.differentiation.replicas import WholeBatch, check_divisible, check_unmasked
 from keras_fds.functional import StatelessModel, StatelessOptimizer, build_compiled
 from keras_fds.internals import keras_models, tf_compilation
 
@@ -37,12 +43,15 @@ class State(NamedTuple):
 class InnerStep:
     """The training step of a model that is compiled with a `HyperOptimizer`; it is built here.
 
-    `batch` is the `tf.TensorSpec`s `(x, y, sample_weight)`.
+    `batch` is the `tf.TensorSpec`s `(x, y, sample_weight)`; `replicas` are the `Replicas` that
+    share the rows of every batch.
     """
 
-    def __init__(self, model, batch):
-        self.hyper_optimizer = model.optimizer
+    def __init__(self, model, batch, replicas):
+        self.hyper_optimizer, self.replicas = model.optimizer, replicas
         build_compiled(model, batch)
+        if replicas.count > 1:
+            check_divisible(model)
         self.model = StatelessModel(
             model, batch, self.hyper_optimizer.model_names, self.hyper_optimizer.each_names
         )
@@ -59,12 +68,20 @@ class InnerStep:
         self.dtype = self.variables.weights[0].dtype
         self.detector, self.in_use = DivergenceDetector(), False
         self._gradients = with_fixed_rng(self.model.gradients)
+        self._sums_losses = "sum" in keras_models.reductions(model)
         self._validate_batches = tf_compilation.compiled(self._validate_in_graph)
         self._by_xla = bool(model.jit_compile)
 
     def compiled(self, function):
         """A pure function as loops call it: compiled by XLA if the model is (`jit_compile`)."""
-        if not self._by_xla:
+        if self._by_xla and self.replicas.count > 1:
+            warnings.warn(
+                "A step that several replicas share is not compiled by XLA, which has no transfers "
+                "between them. Pass jit_compile=False to compile() to silence this.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if not self._by_xla or self.replicas.count > 1:
             return function
         return tf_compilation.by_xla(function, f"the training step of {self.model.model.name!r}")
 
@@ -94,14 +111,60 @@ class InnerStep:
         rest = {name: v for name, v in hyperparameters.items() if name not in names}
         return {name: hyperparameters[name] for name in names}, rest
 
-    def gradient_stage(self, state, batch):
+    def gradient_stage(self, counters, rows):
         """`(weights, statistics, hyperparameters) → ((gradients, statistics), (loss, outputs,
-        counters, slices))`."""
+        counters, slices))`: what the rows of a replica add to those of the whole batch."""
 
         def stage(weights, statistics, hyperparameters):
-            return self._gradients(weights, statistics, state.counters, hyperparameters, batch)
+            (gradients, statistics), (loss, outputs, after, slices) = self._gradients(
+                weights,
+                statistics,
+                self._counters_of(rows, counters),
+                hyperparameters,
+                rows.batch,
+                rows.share if self._sums_losses else None,
+            )
+            check_unmasked(rows, outputs, self._sums_losses)
+            part = rows.part_of_sum if loss.shape.rank or self._sums_losses else rows.part_of_mean
+            gradients = [
+                part(g) if indices is None else rows.in_place(part(g))
+                for g, indices in zip(gradients, slices)
+            ]
+            statistics = [rows.part_of_mean(statistic) for statistic in statistics]
+            loss = rows.in_place(loss) if loss.shape.rank else part(loss)
+            slices = [None if indices is None else rows.in_place(indices) for indices in slices]
+            outputs = tf.nest.map_structure(rows.in_place, outputs)
+            after = self._counters_after(rows, counters, after)
+            return (gradients, statistics), (loss, outputs, after, slices)
 
         return stage
+
+    def _counters_of(self, rows, counters):
+        """The counters that a replica begins with: it draws random numbers of its own."""
+        is_seed = self.model.is_seed
+        return [rows.own_seed(c) if seed else c for c, seed in zip(counters, is_seed)]
+
+    def _counters_after(self, rows, before, after):
+        """What a replica adds to the counters after a step: metrics add up, others are alike."""
+        return [
+            rows.accumulated(a, b) if metric else rows.from_first(b)
+            for a, b, metric in zip(before, after, self.model.is_metric)
+        ]
+
+    def gradients(self, state, batch):
+        """The gradient stage of the whole batch, summed over all replicas."""
+        return self.replicas.differentiable(
+            lambda rows: self.gradient_stage(state.counters, rows), batch
+        )
+
+    def gradient_products(self, state, batch, primals, tangents, chunk_size):
+        """`jacobian_vector_products` of the gradient stage, summed over all replicas."""
+
+        def products(rows):
+            stage = self.gradient_stage(state.counters, rows)
+            return jacobian_vector_products(stage, primals, tangents, chunk_size)
+
+        return self.replicas.run_and_sum(products, batch)
 
     def update_stage(self, state, slices, is_last):
         """`(weights, slots, hyperparameters, gradients) → ((weights, slots), counters)`.
@@ -126,7 +189,7 @@ class InnerStep:
     def __call__(self, state, hyperparameters, batch, is_last):
         """Both stages: `(state, loss, outputs)` after the step."""
         of_model, of_optimizer = self.by_stage(hyperparameters)
-        stage = self.gradient_stage(state, batch)
+        stage = self.gradients(state, batch)
         (gradients, statistics), (loss, outputs, counters, slices) = stage(
             state.weights, state.statistics, of_model
         )
@@ -158,7 +221,7 @@ class InnerStep:
                     count = min(at_once, num_batches - first)
                     numbers = map(tf.constant, (first, count))
                     validation = self._validate_batches(source, *numbers, training, validation)
-                if at_batch is not None and self.model.model.stop_evaluating:
+                if at_batch is not None and self.replicas.any(self.model.model.stop_evaluating):
                     break
         if at_batch is not None and at_once != size:  # One call ran them all.
             for first in range(0, num_batches, size):
@@ -195,15 +258,28 @@ class InnerStep:
         """Batches that do not depend on each other: one gradient per batch."""
 
         def one_batch(i, sums, counters):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(state)
-                loss, weight, _, counters = self._validation_loss(
-                    source, first + i, training, state, counters
-                )
-                weighted = self.hyper_optimizer.scale_loss(tf.cast(weight, loss.dtype) * loss)
-            gradients = self._unscaled(tape.gradient(weighted, state, None, "zero"))
+            batch = get_batch(source, first + i)
+            weight = keras_models.batch_size(batch[0])
+
+            def of_rows(rows):
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(state)
+                    loss, outputs, _, after = self._validation_loss(rows, training, state, counters)
+                    check_unmasked(rows, outputs, self._sums_losses)
+                    is_sum = self._sums_losses and not loss.shape.rank
+                    part = rows.part_of_sum if is_sum else rows.part_of_mean
+                    mean = part(tf.reduce_mean(loss))
+                    weighted = self.hyper_optimizer.scale_loss(tf.cast(weight, loss.dtype) * mean)
+                gradients = self._unscaled(tape.gradient(weighted, state, None, "zero"))
+                told = rows.in_place(loss) if loss.shape.rank else mean
+                outputs = tf.nest.map_structure(rows.in_place, outputs)
+                return mean, told, outputs, gradients, self._counters_after(rows, counters, after)
+
+            mean, told, outputs, gradients, counters = self.replicas.run_and_sum(of_rows, batch)
+            self.model.update_metrics(batch, told, outputs)
             sums = [a + b for a, b in zip(sums, gradients)]
-            return loss, weight, sums, counters
+            # The weight of a batch is that of Keras's loss tracker.
+            return mean, weight, sums, counters
 
         zeros = [tf.zeros_like(s) for s in state]
         losses, weights, sums, counters = _over_batches(count, one_batch, zeros, counters)
@@ -217,9 +293,12 @@ class InnerStep:
 
             def one_batch(i, total, statistics, counters):
                 present = [*state[:num_weights], *statistics]
-                loss, weight, statistics, counters = self._validation_loss(
-                    source, first + i, training, present, counters
+                batch = get_batch(source, first + i)
+                loss, outputs, statistics, counters = self._validation_loss(
+                    WholeBatch(batch), training, present, counters
                 )
+                self.model.update_metrics(batch, loss, outputs)
+                loss, weight = tf.reduce_mean(loss), keras_models.batch_size(batch[0])
                 total += tf.cast(weight, self.dtype) * tf.cast(loss, self.dtype)
                 return loss, weight, total, statistics, counters
 
@@ -236,16 +315,17 @@ class InnerStep:
         gradients = map(tf.convert_to_tensor, gradients)
         return list(gradients) if factor is None else [g / factor for g in gradients]
 
-    def _validation_loss(self, source, position, training, state, counters):
-        """`(loss, weight, statistics, counters)` on a batch; also updates the metrics."""
-        model, number = self.model, len(self.model.weights)
-        batch = get_batch(source, position)
-        loss, outputs, statistics, counters = model.validation_loss(
-            state[:number], state[number:], counters, batch, training
+    def _validation_loss(self, rows, training, state, counters):
+        """`(loss, outputs, statistics, counters)` on the rows of a replica."""
+        number = len(self.model.weights)
+        return self.model.validation_loss(
+            state[:number],
+            state[number:],
+            self._counters_of(rows, counters),
+            rows.batch,
+            training,
+            rows.share if self._sums_losses else None,
         )
-        model.update_metrics(batch, loss, outputs)
-        # The weight of a batch is that of Keras's loss tracker.
-        return tf.reduce_mean(loss), keras_models.batch_size(batch[0]), statistics, counters
 
 
 class Validation(NamedTuple):

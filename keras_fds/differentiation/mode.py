@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_fds.data import get_batch, in_graph, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation.divergence import steps_while_ok
 from keras_fds.differentiation.inner_step import InnerStep
+from keras_fds.differentiation.replicas import ONE, Replicas
 from keras_fds.functional import kept_with
 from keras_fds.internals import tf_compilation
 
@@ -25,27 +26,37 @@ class Mode:
         name: The mode's name in messages and checkpoints.
         goes_back: Whether `hypergradients` goes back over all steps of a run.
         horizon: Number of inner steps of the present run.
+        parallel: What replicas share: the examples of a `"batch"`, or `"tangents"`.
+        replicas: The `Replicas` of a bound mode.
     """
 
     name: str
     goes_back = False
+    parallel = "batch"
+    replicas = ONE
 
     def bind(self, model, spec):
         """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        step = _kept(model, ("step", str(spec)), lambda: InnerStep(model, spec))
+        replicas = Replicas.of(model)
+        shared = ONE if self.parallel == "tangents" else replicas
+
+        def make():
+            return InnerStep(model, spec, shared)
+
+        step = _kept(model, ("step", str(spec), *shared.devices), make)
         if step.in_use:  # By a search, one of whose callbacks asks for hypergradients.
-            return self._bound(model, InnerStep(model, spec))
-        key = type(self), self.compiled_options, str(spec)
-        return _kept(model, key, lambda: self._bound(model, step))
+            return self._bound(model, make(), replicas)
+        key = type(self), self.compiled_options, str(spec), *replicas.devices, self.parallel
+        return _kept(model, key, lambda: self._bound(model, step, replicas))
 
     @property
     def compiled_options(self):
         """The options that the compiled functions depend on, a tuple."""
         return ()
 
-    def _bound(self, model, step):
+    def _bound(self, model, step, replicas):
         bound = copy.copy(self)
-        bound.step = step
+        bound.step, bound.replicas = step, replicas
         bound.hyper_optimizer, bound.buckets = model.optimizer, model.optimizer.buckets
         bound.build()
         return bound
@@ -58,6 +69,11 @@ class Mode:
     def supports(self, batches):
         """Why the mode cannot be used with batches: a sentence, or an empty string."""
         return ""
+
+    def check_batches(self, batches):
+        """Raises a `ValueError` when the replicas cannot share batches."""
+        if self.parallel == "batch":
+            self.replicas.check_batches(batches)
 
     def check_memory(self, batches, horizon):
         """Raises a `ValueError` when a run would need more memory than the mode may use."""

@@ -138,10 +138,10 @@ class Online(Forward):
         self.values.scatter_nd_update(rows, [values])
         self.slopes.scatter_nd_update(rows, [slopes])
 
-    def _carried(self, moving):
+    def _carried(self, part, moving):
         if self.tangent_decay == 0:
             return None, None, None
-        carried = super()._carried(moving)
+        carried = super()._carried(part, moving)
         return tf.nest.map_structure(lambda tangent: self.tangent_decay * tangent, carried)
 
     @property

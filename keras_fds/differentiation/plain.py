@@ -10,6 +10,9 @@ class Plain(Mode):
 
     name = "plain"
 
+    def __init__(self, parallel="batch"):
+        self.parallel = parallel
+
     def cost(self, horizon):
         return 1.0
 

@@ -19,7 +19,6 @@ import tensorflow as tf
 from keras_fds.data import get_batch, is_streamed, materialize, size_in_bytes, telling_of_the_end
 from keras_fds.differentiation import checkpoints
 from keras_fds.differentiation.divergence import steps_while_ok
-from keras_fds.differentiation.jacobian_products import jacobian_vector_products
 from keras_fds.differentiation.mode import Mode
 from keras_fds.internals import tf_compilation
 from keras_fds.numbers import number
@@ -378,7 +377,7 @@ class Reverse(Mode):
         of_model, _ = self.step.by_stage(hyperparameters)
         primals = (state.weights, state.statistics, of_model)
         tangents = tf.nest.map_structure(lambda p: tf.zeros([1, *p.shape], p.dtype), primals)
-        jacobian_vector_products(self.step.gradient_stage(state, batch), primals, tangents)
+        self.step.gradient_products(state, batch, primals, tangents, None)
 
 
 def _constants(*numbers):

@@ -62,6 +62,7 @@ class StatelessModel:
         outside: The variables of the state that are not in `model.variables`.
         evaluates_in_order: Whether an evaluation changes statistics, as stateful recurrent layers
             do, so its batches depend on each other.
+        is_seed, is_metric: Which of the counters are states of seed generators, and of metrics.
 
     Raises:
         ValueError: A step assigns something that cannot be part of the state.
@@ -81,6 +82,8 @@ class StatelessModel:
         self._statistics = [v for v in self._updated if self._carries_derivatives(v)]
         self._counters = [v for v in self._updated if not self._carries_derivatives(v)]
         self.evaluates_in_order = any(id(v) in written_in_evaluation for v in self._statistics)
+        self.is_seed = [keras_layers.is_seed(v) for v in self._counters]
+        self.is_metric = [id(v) in self._metrics for v in self._counters]
         self.weights = [variable.value for variable in self._trainable]
         self.statistics = [variable.value for variable in self._statistics]
         self.counters = [variable.value for variable in self._counters]
@@ -139,10 +142,13 @@ class StatelessModel:
             *zip(self._counters, counters),
         ]
 
-    def _computed(self, state, batch, training, tape=None, penalties=True, weights=None):
+    def _computed(
+        self, state, batch, training, tape=None, penalties=True, weights=None, share=None
+    ):
         """`(called, loss, scope)` of a batch, with or without the penalties.
 
-        `weights` are the learned weights of examples, by name.
+        `weights` are the learned weights of examples, by name; `share` is a factor on all that is
+        not the compiled loss.
         """
         stock = keras_layers.without_activity_regularizers(self.model)
         with contextlib.nullcontext() if penalties else stock, keras_layers.twice_differentiable():
@@ -152,6 +158,8 @@ class StatelessModel:
         else:
             # A zero, where nothing is left to add, keeps Keras from adding the penalties itself.
             losses = called.added or [tf.zeros((), keras.config.floatx())] * bool(called.penalties)
+        if share is not None:
+            losses = [loss * tf.cast(share, loss.dtype) for loss in losses]
         if not losses and training and keras_models.has_no_loss(self.model):
             raise ValueError(
                 f"The model {self.model.name!r} is compiled without a loss, and none of its layers "
@@ -170,13 +178,15 @@ class StatelessModel:
         groups = self._statistics, self._counters
         return [[scope.get_current_value(v) for v in group] for group in groups]
 
-    def gradients(self, weights, statistics, counters, hyperparameters, batch):
+    def gradients(self, weights, statistics, counters, hyperparameters, batch, share=None):
         """The gradient stage of a training step.
 
         Args:
             weights, statistics, counters: Lists of tensors, as the attributes of that name.
             hyperparameters: `{name: tensor}` for the names given to the constructor.
             batch: `(x, y, sample_weight)`.
+            share: A factor on penalties and added losses: the batch's part of a greater one, whose
+                compiled losses are summed up. Defaults to `None`, 1.
 
         Returns:
             `((gradients, statistics), (loss, outputs, counters, slices))`, the new values.
@@ -193,7 +203,9 @@ class StatelessModel:
             tape.watch(weights)
             state = self._state(weights, statistics, counters)
             of_examples = {name: hyperparameters[name] for name in self.example_weights}
-            called, loss, scope = self._computed(state, batch, True, tape, weights=of_examples)
+            called, loss, scope = self._computed(
+                state, batch, True, tape, weights=of_examples, share=share
+            )
             scaled = self.model.optimizer.scale_loss(loss)  # The update divides by the factor.
         check_used(scalars)
         with keras_layers.explaining(f"model {self.model.name!r}"):
@@ -207,15 +219,15 @@ class StatelessModel:
         statistics, counters = self._after(scope)
         return (gradients, statistics), (loss, called.outputs, counters, slices)
 
-    def validation_loss(self, weights, statistics, counters, batch, training=False):
+    def validation_loss(self, weights, statistics, counters, batch, training=False, share=None):
         """`(loss, outputs, statistics, counters)`: as `model.evaluate`, without penalties.
 
         The penalties of weight and activity regularizers are left out; what layers add by
         `add_loss` counts. Learned numbers of the model and its loss have the values they were
-        compiled with, so the objective does not change during a search.
+        compiled with, so the objective does not change during a search. `share` as in `gradients`.
         """
         state = self._state(weights, statistics, counters)
-        called, loss, scope = self._computed(state, batch, training, penalties=False)
+        called, loss, scope = self._computed(state, batch, training, penalties=False, share=share)
         return loss, called.outputs, *self._after(scope)
 
     def keep_metrics(self, counters):

@@ -205,6 +205,11 @@ def seed_generators_of(layer):
     return list(layer._seed_generators)
 
 
+def is_seed(variable):
+    """Whether a variable is the state of a seed generator."""
+    return variable.name == "seed_generator_state"
+
+
 def fresh_seed_state(generator):
     """The state of a newly made seed generator."""
     seed = generator._initial_seed

@@ -222,6 +222,11 @@ def compiled_losses(model):
     return getattr(model._compile_loss, "_flat_losses", None) or []
 
 
+def reductions(model):
+    """How the compiled losses reduce a batch, a set such as `{"sum_over_batch_size"}`."""
+    return {getattr(each.loss, "reduction", None) for each in compiled_losses(model)} - {None}
+
+
 def loss_arguments(loss):
     """The numbers that a stock loss passes on to its function, a dictionary, or None."""
     return getattr(loss, "_fn_kwargs", None)

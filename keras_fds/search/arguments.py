@@ -1,6 +1,7 @@
 """Arguments of `fit` and `hypergradients`, checked before any computation."""
 
 import functools
+import json
 import sys
 import warnings
 
@@ -9,10 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fds.data import ArrayBatches, num_examples, numbers
+from keras_fds.differentiation import Replicas
 from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number
+from keras_fds.search.fingerprint import checksum
 
 _BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
 
@@ -49,13 +52,30 @@ def check_compiled(model):
             f"The model {model.name!r} is compiled with run_eagerly=True, and keras_fds trains in "
             "compiled loops only. Call compile() without it."
         )
+    _check_steps(model)
+
+
+def replicas_of(model):
+    """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
+    Replicas.check(model.distribute_strategy)
+    return Replicas.of(model)
+
+
+def check_same_on_all_workers(replicas, train, settings):
+    """Raises a `ValueError` unless all processes have the same `settings()` and first batch."""
+    replicas.check_alike("what they compute", lambda: json.dumps(settings(), default=repr))
+    if not isinstance(train, ArrayBatches):
+        replicas.check_alike("the first batch", lambda: checksum(tf.nest.flatten(train.first)))
+
+
+def check_one_replica(model, what):
+    """Raises a `ValueError` when a model is distributed."""
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise ValueError(
-            "keras_fds trains on one device. Build the model outside of the scope of its "
+            f"keras_fds.{what} computes on one device. Build the model outside of the scope of its "
             f"tf.distribute strategy. Received: a strategy with {replicas} replicas"
         )
-    _check_steps(model)
 
 
 def _check_steps(model):

@@ -20,15 +20,16 @@ class Pace:
         has_hooks: Whether there are such callbacks.
     """
 
-    def __init__(self, model, callbacks):
-        self.steps = model.steps_per_execution
-        self.has_hooks = _overrides(callbacks, _TRAIN_HOOKS)
+    def __init__(self, model, callbacks, replicas):
+        self.steps, self.replicas = model.steps_per_execution, replicas
+        self.has_hooks = replicas.any(_overrides(callbacks, _TRAIN_HOOKS))
         self._is_chosen = self.steps == 1 and not self.has_hooks
 
     def learn(self, seconds):
         """Chooses the number of steps of the next call from the last one's time."""
         if not self._is_chosen:
             return
+        seconds = self.replicas.agreed(seconds)  # All processes make the same calls.
         if seconds < _SECONDS_A_CALL / 2:
             self.steps *= 2
         elif seconds > _SECONDS_A_CALL and self.steps > 1:
@@ -57,7 +58,7 @@ def validate(mode, validation, training, callbacks):
         validation.start(),
         validation.num_batches,
         training,
-        at_batch if _overrides(callbacks, _TEST_HOOKS) else None,
+        at_batch if mode.replicas.any(_overrides(callbacks, _TEST_HOOKS)) else None,
     )
     logs = {**logs_of(model), "loss": loss}
     callbacks.on_test_end(logs)

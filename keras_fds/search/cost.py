@@ -154,6 +154,7 @@ def measure_seconds(model, mode, batches, horizon, validation_training=False):
         # The first calls trace. Then the steps with the least and with the most work are timed.
         there_and_back(horizon - 1, 1)
         seconds, _ = there_and_back(horizon - 1, 1)
+        seconds = mode.replicas.agreed(seconds)  # All processes make the same calls.
         count = max(1, min(most, int(_SECONDS_OF_MEASURING / seconds)))
         work = mode.work(horizon)
         firsts = [0] if work[0] == work[-1] else [0, horizon - count]

@@ -43,17 +43,18 @@ def model_fingerprint(model):
     ]
     metrics = {id(variable) for variable in model.metrics_variables}
     shapes = [tuple(v.shape) for v in model.variables if id(v) not in metrics]
-    return _checksum([layers, shapes, model.loss])
+    return checksum([layers, shapes, model.loss])
 
 
 def data_fingerprint(batches):
     """A checksum of arrays, or the shapes and dtypes of a dataset's batches."""
     if not isinstance(batches, ArrayBatches):
         return str(tf.nest.flatten(batches.spec))
-    return _checksum([each for each in tf.nest.flatten(batches.data) if each is not None])
+    return checksum([each for each in tf.nest.flatten(batches.data) if each is not None])
 
 
-def _checksum(structure):
+def checksum(structure):
+    """A checksum of a structure of numbers, arrays, and objects with configs."""
     return f"{zlib.crc32(json.dumps(_plain(structure), sort_keys=True).encode()):08x}"
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import time
 import warnings
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -47,7 +48,9 @@ class OuterLoop:
         problem,
         validation_training,
         divergence_factor,
+        replicas,
     ):
+        self.replicas = replicas
         self.modes, self.mode = {True: mode, False: plain or mode}, mode
         self.data, self.initializer, self.callbacks = data, initializer, callbacks
         self.model = callbacks.model
@@ -56,7 +59,7 @@ class OuterLoop:
         self.problem = problem
         self.validation_training = validation_training
         self.divergence_factor = divergence_factor
-        self.pace = Pace(self.model, callbacks)
+        self.pace = Pace(self.model, callbacks, replicas)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
         self.going_on = None  # The `PartialOuterStep` to resume.
@@ -79,6 +82,7 @@ class OuterLoop:
             if restored is search:
                 search.start = self.initializer.remember()
             first = self.take_over(restored) or model._initial_epoch or initial_epoch
+            self.check_same_on_all_workers(first)
             try:
                 self.skip_outer_steps(first - len(self.search.records))
                 for outer_step in itertools.count(first):
@@ -86,7 +90,7 @@ class OuterLoop:
                     if proposal is None:
                         break
                     logs = self.outer_step(outer_step, proposal)
-                    if model.stop_training:
+                    if self.stops():
                         break
             finally:
                 self.search.partial = None
@@ -97,6 +101,21 @@ class OuterLoop:
                 mode.release()
         self.callbacks.on_train_end(logs)
         return model.history
+
+    def stops(self):
+        """Whether a callback ends the search, in any process."""
+        self.model.stop_training = self.replicas.any(self.model.stop_training)
+        return self.model.stop_training
+
+    def check_same_on_all_workers(self, first):
+        """Raises a `ValueError` unless all processes go on from the same point."""
+        search, inner_step = self.search, self.search.position.inner_step if self.going_on else 0
+
+        def describe():
+            checksums = [zlib.crc32(np.ascontiguousarray(array)) for array in search.start or ()]
+            return repr([first, inner_step, search.seed, self.pace.steps, checksums])
+
+        self.replicas.check_alike("where the search begins", describe)
 
     def restored(self):
         """The search that a callback has restored, else the one that begins now."""
@@ -245,7 +264,7 @@ class OuterLoop:
             last = done + (self.pace.steps if whole else steps)
             with self.guarded(position.inner_step):
                 self.callbacks.on_train_batch_end(last - 1, logs)
-            if not ok or self.model.stop_training:
+            if self.stops() or not ok:
                 return position.inner_step, ok
         return position.inner_step, True
 

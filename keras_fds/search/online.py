@@ -27,7 +27,7 @@ class OnlineLoop:
         self.optimizer = self.model.optimizer
         self.validation_freq = validation_freq
         self.divergence_factor = divergence_factor
-        self.pace = Pace(self.model, callbacks)
+        self.pace = Pace(self.model, callbacks, mode.replicas)
         self.held_out = ()  # A source of the validation batches in turn, and their number.
         self.done = 0  # Inner steps.
         self.ok = True  # Whether training is not given up.

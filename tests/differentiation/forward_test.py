@@ -203,7 +203,7 @@ def test_buckets_that_have_not_opened_are_zero():
     unroll, restart, _ = compiled_unroll("paper_sgd")
     restart()
     unroll.run(data()[0].start(), 0, 0, 2)
-    opening = unroll._opening.numpy()
+    opening = unroll.parts[0].opening.numpy()
     for tangent in tf.nest.flatten(unroll.tangents):
         assert not tangent.numpy()[opening >= 2].any()
     assert all(unroll.tangents[0][0].numpy()[k].any() for k in np.flatnonzero(opening < 2))

@@ -108,8 +108,8 @@ def test_an_optimizer_built_for_another_model_is_refused():
         fit(second)
 
 
-def test_several_replicas_are_refused():
+def test_several_replicas_are_refused_where_one_device_computes():
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = make_model()
-    with pytest.raises(ValueError, match="one device.*2 replicas"):
-        fit(model)
+    with pytest.raises(ValueError, match="fit_online computes on one device.*2 replicas"):
+        keras_fds.fit_online(model, *arrays(), verbose=0)
