@@ -166,7 +166,7 @@ class _Comparison:
             self.content |= {"seconds": self.seconds, "seconds_a_training": one}
 
     def _check_same(self, config):
-        moving = ("methods", "seed", "data_dir", "cache_dir")
+        moving = ("methods", "seed", "data_dir", "cache_dir", "jit_compile")
         before, now = (
             {name: value for name, value in each.items() if name not in moving}
             for each in (
