@@ -9,7 +9,7 @@ settings are those of Micaelli & Storkey (2021), Figure 1, on a smaller problem.
     python -m trainers.compare --config=configs/digits.py --workdir=runs/digits-compare
 
 Expected: a search of a minute on two cores, test accuracy of 96% or more (mean of three seeds).
-Measured: test accuracy of 98.9%; a tuned cosine decay has 99.0%, at three times the cost (means of
+Measured: test accuracy of 99.0%; a tuned cosine decay has 99.0%, at three times the cost (means of
 ten searches, see docs/reproductions.md).
 
 A quick look: --config.budget=2.
