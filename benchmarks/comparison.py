@@ -4,7 +4,7 @@
     python -m benchmarks.comparison --add=runs/all_tasks/digits --name=digits
 
 `--add` takes over the results of a comparison (`trainers.compare`), without what was learned, and
-its pictures into `--output`. Then every block of the page between `<!-- table: NAME -->` and
+its pictures into `--comparisons`. Then every block of the page between `<!-- table: NAME -->` and
 `<!-- end -->` is written anew; those without results stay as they are.
 """
 
@@ -19,7 +19,7 @@ from trainers import records, workdirs
 _ADD = flags.DEFINE_string("add", None, "The folder of a comparison to take over.")
 _NAME = flags.DEFINE_string("name", None, "The block that its table is for.")
 _OUTPUT = flags.DEFINE_string(
-    "output", "benchmarks/results/comparison", "Folder for the results of all comparisons."
+    "comparisons", "benchmarks/results/comparison", "Folder for the results of all comparisons."
 )
 _PAGE = flags.DEFINE_string("page", "docs/results/comparison.md", "The page to fill.")
 

@@ -148,7 +148,7 @@ class _Comparison:
 
         experiment.load_arrays(self.config, "test")  # A wrong folder is told now.
         files.writable_directory(self.folder, "workdir")
-        config = json.loads(json.dumps(self.config.to_dict()))
+        config = workdirs.fields_of(self.config)
         path = self.folder / "results.json"
         if path.exists():
             self.content = json.loads(path.read_text())
@@ -166,7 +166,7 @@ class _Comparison:
             self.content |= {"seconds": self.seconds, "seconds_a_training": one}
 
     def _check_same(self, config):
-        moving = ("methods", "seed", "data_dir", "cache_dir", "jit_compile")
+        moving = ("methods", "seed", "data_dir", "cache_dir")
         before, now = (
             {name: value for name, value in each.items() if name not in moving}
             for each in (

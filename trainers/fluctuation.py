@@ -411,7 +411,7 @@ def _path(folder, seed):
 
 def _check_settings(output, config, schedules, horizon):
     """Writes the settings of a new measurement; refuses to add to one with others."""
-    fields = config.to_dict()
+    fields = workdirs.fields_of(config)
     for name in ("data_dir", "budget", "outer_steps", "epochs", "train_epochs", "train_seeds"):
         del fields[name]  # They change nothing here.
     settings = {

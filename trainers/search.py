@@ -227,8 +227,7 @@ def _holds_results_of(config, workdir):
     """Whether a folder's results are of this config. A refused search keeps older ones."""
     with contextlib.suppress(OSError, ValueError):
         written = json.loads((workdir / "config.json").read_text())
-        asked = json.loads(json.dumps(config.to_dict()))
-        return written | {"jit_compile": None} == asked | {"jit_compile": None}
+        return written == workdirs.fields_of(config)
     return False
 
 

@@ -14,7 +14,6 @@ _NOT_OF_THE_SEARCH = (
     "train_seeds",
     "cache_dir",
     "methods",
-    "jit_compile",
     "seconds",
 )
 # Fields that configs of older versions lack, and what is then meant.
@@ -110,7 +109,7 @@ def search_config(config):
     Optional ones are among them only where they are not what is meant without them, so searches of
     older versions can be resumed.
     """
-    return _of_the_search(json.loads(json.dumps(_finite(config.to_dict()))))
+    return _of_the_search(fields_of(config))
 
 
 def search_config_of(workdir):
@@ -149,7 +148,14 @@ def begin_search(workdir, config, going_on):
 
 def write_config(workdir, config):
     """Writes config.json."""
-    write_json(workdir / "config.json", config.to_dict())
+    write_json(workdir / "config.json", fields_of(config))
+
+
+def fields_of(config):
+    """The fields of a config as JSON can hold them, without how this machine compiles it."""
+    fields = json.loads(json.dumps(_finite(config.to_dict())))
+    fields.pop("jit_compile", None)
+    return fields
 
 
 def write_text(path, text):

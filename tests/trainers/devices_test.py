@@ -102,9 +102,8 @@ def test_the_program_compiles_by_xla_if_told_to(tmp_path, digits_dir, run_progra
         )
         assert code == 1 and "Seen." in output
         assert seen.pop().jit_compile is expected
-        written = json.loads((tmp_path / flag / "config.json").read_text())
-        assert written["jit_compile"] is expected
-    assert "jit_compile" not in workdirs.search_config(digits.get_config())
+        # The experiment is the same, whatever compiles it.
+        assert "jit_compile" not in json.loads((tmp_path / flag / "config.json").read_text())
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

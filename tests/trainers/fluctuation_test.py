@@ -183,7 +183,7 @@ def test_program(measured, digits_dir, run_program):
         f"--workdir={output}",
     ]
     code, printed = run_program(program, *arguments, "--seeds=3")
-    assert code == 0
+    assert code == 0, printed
     assert "Mean squared errors relative to those without sharing:" in printed
     assert "learning_rate" in printed and "figure_2.png" in printed
     code, printed = run_program(program, *arguments, "--seeds=3", "--momentum=0.5")
