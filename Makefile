@@ -69,7 +69,7 @@ bazel: install ## Build everything with Bazel, and run a test of every folder; C
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	bazel build //...; \
 	bazel test $(TESTS_BAZEL)
-	@npx --yes $(BUILDIFIER) -mode=check -lint=warn -r .
+	@npx --yes $(BUILDIFIER) -mode=check -lint=warn $$(git ls-files | grep -E '(^|/)(BUILD|WORKSPACE)$$')
 
 lint: install ## Check style, formatting and the types of what is public.
 	@$(BIN)/ruff check .
