@@ -173,7 +173,7 @@ def compilers():
                 for engine in ("plain", *KERAS_FDS):
                     label = engine + (", XLA" if jit_compile else "")
                     label += ", bfloat16" if policy == "mixed_bfloat16" else ""
-                    options = {"jit_compile": jit_compile, "dtype_policy": policy}
+                    options = {"by_xla": jit_compile, "dtype_policy": policy}
                     kinds[label] = {**problem, **options, "engine": engine}
         rows[problem["network"]] = timed(kinds, rounds=3)
     return rows

@@ -40,7 +40,7 @@ _NUM_WEIGHTS = flags.DEFINE_integer(
 )
 _CHUNK_SIZE = flags.DEFINE_integer("tangent_chunk_size", None, "Of forward mode.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
-_JIT_COMPILE = flags.DEFINE_boolean("jit_compile", False, "Whether XLA compiles the steps.")
+_JIT_COMPILE = flags.DEFINE_boolean("by_xla", False, "Whether XLA compiles the steps.")
 _DTYPE_POLICY = flags.DEFINE_string("dtype_policy", "float32", "Keras's policy for the network.")
 _STATES = flags.DEFINE_integer("states", None, "Copies of the state that `checkpoints` may keep.")
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
