@@ -240,7 +240,8 @@ def _run(config, method, seed, folder):
     config.seed, search, start = seed, folder / "search", time.monotonic()
     over = config.get("seconds")
     if not over or max(read_seconds(search), default=0.0) < over:  # It had ended by the clock.
-        learn(config, search, verbose=0, pictures=False)
+        anew = experiment.is_online(config)  # One training, which does not go on.
+        learn(config, search, overwrite=anew, verbose=0, pictures=False)
     searched = time.monotonic()
     rows, ends, schedules = workdirs.read_history(search), read_seconds(search), None
     if (search / "schedules.json").exists():

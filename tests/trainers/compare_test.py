@@ -50,6 +50,16 @@ def test_every_method_runs_with_every_seed_once(comparison):
     assert [each["plain_trainings"] for each in found[:2]] == [2.0, 2.0]
 
 
+def test_an_interrupted_greedy_training_begins_anew(tmp_path):
+    begun = tmp_path / "hd" / "0" / "search"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text("{}")
+    greedy = methods.greedy(epochs=1, hyperparameters=({"name": "learning_rate"},))
+    found = compare.compare(config_of(methods={"hd": greedy}), tmp_path, ["hd"], seeds=1)
+    assert [each["method"] for each in found[""]] == ["hd"]
+    assert (begun / "schedules.json").exists()
+
+
 def test_the_table_has_intervals_and_paired_tests_against_the_cosine(comparison):
     folder, found, _ = comparison
     text = (folder / "results.md").read_text()
