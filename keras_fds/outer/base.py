@@ -13,6 +13,8 @@ import numpy as np
 
 from keras_fds.numbers import number
 
+SHORTEST = 20  # Inner steps of the shortest training that a rule chooses.
+
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
@@ -115,6 +117,10 @@ class Problem:
     def about_outer_steps(self) -> int:
         """How many outer steps there will be; within a budget an estimate."""
         return len(self.horizons) if self.horizons else round(3 * (self.budget or 0))
+
+    def steps(self, part: float) -> int:
+        """The inner steps of a part of the horizon."""
+        return min(self.horizon, max(SHORTEST, round(part * self.horizon)))
 
     def price(self, outer_step: Observation | Proposal) -> float:
         """What an outer step costs, in plain trainings; an `Observation` or a `Proposal`."""

@@ -22,7 +22,6 @@ MOST = 12.0
 MOST_DESIGNED = 8
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
-SHORTEST = 20  # Inner steps.
 NUM_SAMPLES = 128
 
 
@@ -119,7 +118,10 @@ class BayesianOptimization(Rule):
             horizons = horizons[first:]
         of_vectors = problem.part(vectors, budget=budget, horizons=horizons)
         proposal = Descent().propose(descended, of_vectors)
+        if proposal is None:
+            return None
         coordinates = observations[first].coordinates if observations else problem.start
+        coordinates = _over(coordinates, problem.horizon, proposal.horizon, problem)
         return _with_part(proposal, coordinates, vectors)
 
     def _first_of_descent(self, observations, problem):
@@ -137,7 +139,7 @@ class BayesianOptimization(Rule):
         if part.horizons is not None and len(observations) >= len(part.horizons):
             return None
         proposal = self._search([each.part(numbers) for each in observations], part)
-        return _with_part(proposal, problem.start, numbers)
+        return None if proposal is None else _with_part(proposal, problem.start, numbers)
 
     def _part_of_numbers(self, problem):
         """The problem of the numbers, for half of the search."""
@@ -220,7 +222,7 @@ class BayesianOptimization(Rule):
             [name == "learning_rate" for name in space.names], space.low - 5, space.low
         )
         points = [(space.constant(untrained), 1)]
-        short = _steps(min(LADDER), problem)
+        short = problem.steps(min(LADDER))
         if any(values.any() for values in problem.buckets.values(problem.start).values()):
             points.append((space.point(problem.start, problem.horizon), short))
         most = 0.08 * problem.budget * problem.horizon / short
@@ -250,14 +252,7 @@ class BayesianOptimization(Rule):
         return of_last <= of_best
 
     def over_whole(self, coordinates, horizon, problem):
-        numbers = ~problem.buckets.in_vectors
-        if not numbers.any():
-            return coordinates
-        space, found = Space(problem.part(numbers)), coordinates.copy()
-        found[numbers] = space.coordinates(
-            space.point(coordinates[numbers], horizon), problem.horizon
-        )
-        return found
+        return _over(coordinates, horizon, problem.horizon, problem)
 
     @_on_one_thread
     def bands(self, observations, problem):
@@ -349,7 +344,7 @@ class Posterior:
         """The best outer step that is left, see `best_of`."""
         kinds = []
         for part, (begin, end) in LADDER.items():
-            horizon = _steps(part, self.problem)
+            horizon = self.problem.steps(part)
             if begin <= part_spent < end:
                 shared = horizon >= max(h.num_buckets for h in self.space.hyperparameters)
                 kinds += [
@@ -404,18 +399,21 @@ class Posterior:
         return np.array(gains)
 
 
+def _over(coordinates, horizon, other, problem):
+    """What coordinates that are for one horizon are over another one."""
+    numbers = ~problem.buckets.in_vectors
+    if horizon == other or not numbers.any():
+        return coordinates
+    space, found = Space(problem.part(numbers)), coordinates.copy()
+    found[numbers] = space.coordinates(space.point(coordinates[numbers], horizon), other)
+    return found
+
+
 def _with_part(proposal, coordinates, chosen):
-    """A proposal for some coordinates as one for all; `None` stays."""
-    if proposal is None:
-        return None
+    """A proposal for some coordinates as one for all."""
     coordinates = coordinates.copy()
     coordinates[chosen] = proposal.coordinates
     return dataclasses.replace(proposal, coordinates=coordinates)
-
-
-def _steps(part, problem):
-    """Inner steps of a part of the horizon."""
-    return min(problem.horizon, max(SHORTEST, round(part * problem.horizon)))
 
 
 def _logarithms(observations):

@@ -5,6 +5,9 @@ import numpy as np
 
 from keras_fds.outer.base import Proposal, Rule, fraction
 
+# Parts of the horizon, and the part of the budget that is spent when the next one follows.
+LADDER = (0.1, 0.25), (0.3, 0.5), (1.0, np.inf)
+
 
 @keras.saving.register_keras_serializable("keras_fds")
 class Descent(Rule):
@@ -20,8 +23,10 @@ class Descent(Rule):
     the steps shrink. NaN and infinities count as zero. From a value at which training broke down it
     goes back halfway. It is what `BayesianOptimization` moves vectors by; by itself it moves all.
 
-    Within a budget every outer step goes over the whole horizon; the last one is a plain training,
-    when the budget allows no more.
+    Within a budget, outer steps go over a tenth of the horizon until a quarter of it is spent, over
+    three tenths until half of it is, then over the whole horizon: short trainings are cheap, and of
+    many values each tells much. The last outer step is a plain training, when the budget allows no
+    more.
 
     Args:
         mean_decay: β₁. Defaults to `0.9`.
@@ -44,7 +49,7 @@ class Descent(Rule):
         self.square_decay = fraction("square_decay", square_decay)
 
     def propose(self, observations, problem):
-        done, horizon, computes = len(observations), problem.horizon, True
+        done, computes = len(observations), True
         if done and all(observation.broke_down for observation in observations):
             return None
         if problem.horizons is not None:
@@ -52,10 +57,18 @@ class Descent(Rule):
                 return None
             horizon = problem.horizons[done]
         else:
-            left = problem.budget - problem.spent(observations)
-            computes = not done or left >= problem.price_of(horizon, True)
+            spent = problem.spent(observations)
+            left = problem.budget - spent
             if done and (left < 1 - 1e-9 or observations[-1].hypergradients is None):
                 return None
+            part = next(part for part, end in LADDER if spent < end * problem.budget)
+            horizon = max(
+                problem.steps(part), *(h.num_buckets for h in problem.buckets.hyperparameters), 1
+            )
+            reserve = 1.0 if horizon < problem.horizon else 0.0  # Of a plain training at the end.
+            computes = not done or left >= problem.price_of(horizon, True) + reserve
+            if not computes:
+                horizon = problem.horizon
         return Proposal(self._moved(observations, problem), horizon, computes)
 
     def _moved(self, observations, problem):

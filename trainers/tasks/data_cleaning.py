@@ -1,4 +1,4 @@
-"""Fashion-MNIST of which half the training labels are wrong, and a small set of right ones.
+"""MNIST of which half the training labels are wrong, and a small set of right ones.
 
 For `config.task`, see `trainers.task`; `configs/data_cleaning.py` learns a weight for each example.
 """
@@ -28,7 +28,7 @@ def with_wrong_labels(wrong):
     """
     from trainers import data
 
-    train, test = (data.load_arrays("fashion_mnist", split) for split in ("train", "test"))
+    train, test = (data.load_arrays("mnist", split) for split in ("train", "test"))
     rng, examples = np.random.default_rng(0), len(wrong)
     chosen, held_out = np.split(rng.permutation(len(train.x))[: examples + HELD_OUT], [examples])
     others = (train.y[chosen] + rng.integers(1, 10, examples)) % 10

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from twenty sources, ten of which are bad, and a small set of right labels.
+"""MNIST from twenty sources, ten of which are bad, and a small set of right labels.
 
 Nine of ten labels of a bad source are wrong. For `config.task`, see `trainers.task`;
 `configs/data_sources.py` learns a weight for each source.
