@@ -58,7 +58,7 @@ test-all: install ## Run all tests, with all cases of the long sweeps.
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --sweeps
 
 test-oldest: $(INSTALLED_OLDEST) ## Run tests that depend on versions with the oldest TensorFlow and Keras.
-	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --sweeps $(TESTS_OLDEST)
+	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal $(TESTS_OLDEST)
 
 browser: install ## Look at TensorBoard and reports in a real browser: needs chromium and chromium-driver.
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet $(SELENIUM)
