@@ -12,8 +12,8 @@ with every seed (`trainers.search`), then trains with them on the whole training
 split. One method runs at a time.
 
 Methods spend the budget of their configs, in plain trainings. With --seconds a plain training is
-timed first, and every method gets as many as fit in that time, and ends when it is over; a black
-box with twice the config's budget has twice the time. A grid has all its points, as far as it gets.
+timed first, and every method gets as many as fit in that time, and ends when it is over; a method
+with twice the config's budget has twice the time. A grid has all its points, as far as it gets.
 
 The folder --workdir then holds METHOD/SEED/search and METHOD/SEED/train, results.json (a record for
 every method and seed), results.csv, results.md (the table), figure_seconds.png and figure_cost.png
@@ -96,16 +96,16 @@ def compare(config, workdir, methods=None, seeds=5, seconds=None, tasks=None, te
     return {name: each.records for name, each in found.items()}
 
 
-def methods_of(config):
+def methods_of(config, in_time=False):
     """The methods of a config, `{name: {field: value}}`: its own, or all rivals."""
-    return config.methods.to_dict() if config.get("methods") else rivals(config)
+    return config.methods.to_dict() if config.get("methods") else rivals(config, in_time)
 
 
 def of_method(config, method):
     """The config of a method: a copy with the fields that it changes, and without `methods`."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        for name, value in methods_of(config)[method].items():
+        for name, value in methods_of(config, in_time=True)[method].items():
             setattr(changed, name, value)
         if "methods" in changed:
             del changed.methods
@@ -118,7 +118,7 @@ class _Comparison:
     def __init__(self, config, folder, methods, seconds):
         experiment.check_config(config)
         self.config, self.folder, self.seconds = config, folder, seconds
-        self.known = list(methods_of(config))
+        self.known = list(methods_of(config, in_time=seconds is not None))
         self.methods = self.known if methods is None else methods
         if set(self.methods) - set(self.known):
             raise ValueError(
@@ -208,11 +208,12 @@ class _Comparison:
         changed = of_method(self.config, method)
         if self.seconds is None:
             return changed
-        own, budget = experiment.is_black_box(changed), changed.budget
-        times = budget / self.config.budget if own and self.config.budget else 1.0
+        is_grid, times = changed.outer.name == "DecayGrid", 1.0
+        if not is_grid and changed.budget and self.config.budget:
+            times = changed.budget / self.config.budget
         with changed.unlocked():
             changed.seconds = times * self.seconds
-            if changed.outer_steps is None and changed.outer.name != "DecayGrid":
+            if changed.outer_steps is None and not is_grid:
                 changed.budget = changed.seconds / self.content["seconds_a_training"]
         return changed
 

@@ -123,11 +123,11 @@ _TYPICAL = {"momentum": (0.9,), "beta_1": (0.9,), "beta_2": (0.99,)}
 _MOST_VALUES = 200  # Of vectors, that a black box chooses.
 
 
-def rivals(config):
+def rivals(config, in_time=False):
     """This library's search and every rival of it, `{name: {field: value}}`.
 
-    - `learned`: the config as it is; `learned_schedules`: only the optimizer's numbers, where the
-      config learns others too.
+    - `learned`: the config as it is; `learned_tenth`, within a time: in a tenth of it;
+      `learned_schedules`: only the optimizer's numbers, where the config learns others too.
     - `cosine`, `linear`: the best of a grid of decays; `schedule_free`: of a grid of constants.
     - `random`, with twice the budget, `tpe` with Hyperband, `gp` and `cma_es`: Optuna's samplers,
       over an expert's few numbers (`_decay`) and over all values of the config (`_values`).
@@ -136,6 +136,7 @@ def rivals(config):
     Args:
         config: A `ml_collections.ConfigDict` like those of `configs/`. Its `epochs` and `budget`
             hold for all; with `outer_steps` black boxes get the `budget`.
+        in_time: Whether a time limits the methods. Defaults to `False`.
 
     Example:
 
@@ -157,6 +158,8 @@ def rivals(config):
         **{name: constants[name] for name in names if name in constants},
     }
     found = {"learned": {}}
+    if in_time:
+        found["learned_tenth"] = {"budget": budget / 10}
     if len(learned) != len(expert):
         found["learned_schedules"] = {
             **_OWN_RULE,

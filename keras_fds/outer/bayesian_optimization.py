@@ -187,7 +187,7 @@ class BayesianOptimization(Rule):
         if problem.budget is None:
             return self._over_prescribed(observations, problem, space)
         designed, left = self._design(problem, space), problem.budget - problem.spent(observations)
-        if done < len(designed) and problem.price(designed[done]) <= left - 1:
+        if not done or done < len(designed) and problem.price(designed[done]) <= left - 1:
             return designed[done]
         whole = [each.horizon == problem.horizon for each in observations]
         if left < 1 - 1e-9 and any(whole):  # The budget may be less than at first.

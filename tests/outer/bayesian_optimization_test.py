@@ -119,6 +119,11 @@ def test_a_search_that_only_breaks_down_ends():
     assert BayesianOptimization().propose(broke_down[:8], problem) is not None
 
 
+def test_whatever_the_budget_something_is_tried():
+    observations, _ = search(problem_of(budget=1.0))
+    assert observations[-1].horizon == HORIZON
+
+
 def test_points_are_the_inverse_of_coordinates_and_zero_is_the_lower_end():
     space = Space(problem_of())
     point = np.array([-2.0, -1.0, -3.0, 1.0, 2.0, -6.0])

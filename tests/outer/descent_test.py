@@ -106,7 +106,7 @@ def test_a_vector_descends_to_the_lowest_point(rule, limit):
     assert observations[best].loss < 0.11 < observations[0].loss
 
 
-@pytest.mark.parametrize("limit", [{"budget": 100.0}, {"horizons": [100] * 40}])
+@pytest.mark.parametrize("limit", [{"budget": 100.0}, {"horizons": [100] * 24}])
 def test_numbers_are_searched_before_vectors_descend(limit):
     problem = problem_of(numbers=2, **limit)
     rule = BayesianOptimization()
@@ -114,7 +114,7 @@ def test_numbers_are_searched_before_vectors_descend(limit):
     assert problem.budget is None or problem.spent(observations) <= problem.budget
     moved = [not np.array_equal(o.coordinates[:SIZE], problem.start[:SIZE]) for o in observations]
     first = moved.index(True)
-    assert all(moved[first:]) and len(observations) - first > 10
+    assert all(moved[first:]) and len(observations) - first >= 10
     numbers = np.array([o.coordinates[SIZE:] for o in observations])
     np.testing.assert_array_equal(numbers[first - 1 :], numbers[[first] * (len(moved) - first + 1)])
     assert len(np.unique(numbers[:first], axis=0)) > 5
@@ -134,3 +134,29 @@ def test_a_vector_that_has_no_slopes_ends_too():
         )
         assert len(observations) < 100
     assert problem.spent(observations) <= problem.budget
+
+
+def test_within_a_budget_trainings_become_longer_and_the_last_one_is_whole_and_plain():
+    problem = problem_of(budget=60.0)
+    observations, _ = searched(Descent(), problem)
+    horizons = [each.horizon for each in observations]
+    assert horizons == sorted(horizons)
+    assert set(horizons) == {20, 30, 100}  # None is shorter than twenty steps.
+    part = problem.spent([each for each in observations if each.horizon < 100]) / problem.budget
+    assert 0.45 < part < 0.55
+    assert [each.hypergradients is None for each in observations] == [False] * (
+        len(observations) - 1
+    ) + [True]
+
+
+@pytest.mark.parametrize("budget", [2.0, 4.0, 12.0, 30.3])
+def test_any_budget_suffices_for_a_whole_training(budget):
+    observations, _ = searched(Descent(), problem_of(budget=budget))
+    assert observations[-1].horizon == 100
+    assert problem_of(budget=budget).spent(observations) <= budget
+
+
+def test_trainings_have_a_step_for_every_bucket():
+    hyperparameter = Hyperparameter("class_weight", num_buckets=45, initial=1.0, shape=2)
+    problem = Problem(Buckets([hyperparameter]), np.ones(90), 100, budget=40.0)
+    assert Descent().propose([], problem).horizon == 45

@@ -142,21 +142,28 @@ def timed(tmp_path_factory):
         task.train_epochs, task.train_seeds = 1, 1
         config.tasks[name] = task
     return folder, compare.compare(
-        config.lock(), folder, ["learned", "random_decay"], seeds=1, seconds=3.0, tasks=["two"]
+        config.lock(),
+        folder,
+        ["learned", "learned_tenth", "random_decay"],
+        seeds=1,
+        seconds=3.0,
+        tasks=["two"],
     )
 
 
 def test_a_limit_in_seconds_becomes_a_budget_of_every_method(timed):
     folder, found = timed
-    learned, random = found["two"]
+    learned, _, random = found["two"]
     content = json.loads((folder / "two" / "results.json").read_text())
     budgets = {
         each: workdirs.search_config_of(folder / "two" / each / "0" / "search")
-        for each in ("learned", "random_decay")
+        for each in ("learned", "learned_tenth", "random_decay")
     }
     assert not any("seconds" in each for each in budgets.values())
     config = json.loads((folder / "two/random_decay/0/search/config.json").read_text())
     assert config["seconds"] == 6.0
+    tenth = json.loads((folder / "two/learned_tenth/0/search/config.json").read_text())
+    assert tenth["seconds"] == pytest.approx(0.3)
     assert config["budget"] == pytest.approx(6.0 / content["seconds_a_training"])
     # The last training may go over it.
     for each, limit in ((learned, 3.0), (random, 6.0)):
