@@ -1,7 +1,12 @@
 """MNIST of which half the training labels are wrong, and a small set of right ones.
 
 For `config.task`, see `trainers.task`; `configs/data_cleaning.py` learns a weight for each example.
+How well learned weights tell right labels from wrong ones:
+
+    python -m trainers.tasks.data_cleaning runs/data_cleaning/schedules.json
 """
+
+import sys
 
 import keras
 import numpy as np
@@ -57,3 +62,16 @@ def area_under_curve(weights):
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(~is_wrong(), weights))
+
+
+def main(paths):
+    """Prints the area under the curve of the weights in each `schedules.json`."""
+    from keras_fds import schedules
+
+    for path in paths:
+        weights = schedules.load_schedules(path)["sample_weight"].values
+        print(f"{path}: {area_under_curve(weights[0]):.3f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
