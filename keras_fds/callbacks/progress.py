@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_fds.differentiation import Replicas
-from keras_fds.search import cost_of, cost_table, duration, measure_seconds
+from keras_fds.search import MEASURED, cost_of, cost_table, duration, measure_seconds
 
 _AT_AN_END = 0.02  # Of the range.
 _HARDLY_MATTERS = 0.5  # Bands as wide as this part of the range that is searched.
@@ -94,13 +94,18 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
                 self.model, self.plain or self.mode, self.batches, longest, self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, budget, self.steps_per_epoch, seconds)
+            processes = Replicas.of(self.model).processes
+            cost = cost._replace(
+                tracing=time.monotonic() - self.begin,
+                at_a_time=processes // self.mode.replicas.processes,
+            )
             if self.tells:
-                print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
+                print(cost_table(cost))
             # Of an inner step of the horizons to come, or of a plain training of the budget.
             self.seconds_a_unit = seconds.of_outer_step(longest) / longest
             if budget is not None:
                 self.seconds_a_unit = cost.seconds_in_all / budget
-            self.finished = 0
+            self.finished, self.units, self.start = 0, 0.0, None
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
@@ -111,7 +116,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
             print("\n".join([f"Learned{sure}:", *lines]))
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.monotonic()
+        if self.start is None:
+            self.start = time.monotonic()
         problem, records = self.problem, self.model.optimizer.search.records
         if problem.horizons:
             left = duration(self.seconds_a_unit * sum(problem.horizons[epoch:]))
@@ -126,13 +132,17 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        problem, records = self.problem, self.model.optimizer.search.records
-        units = 0.0
-        if problem.horizons and self.finished and self.seen == problem.horizons[epoch]:
-            units = self.seen
+        problem, search = self.problem, self.model.optimizer.search
+        units, records = 0.0, search.records
+        measured = bool(records) and records[-1].status == MEASURED
+        if problem.horizons and self.finished and measured:
+            units = problem.horizons[epoch]
         elif not problem.horizons and records:
             units = records[-1].spent - (records[-2].spent if len(records) > 1 else 0.0)
             units *= units >= 0.3  # Shorter ones are mostly tracing and validation.
-        if units:
-            self.seconds_a_unit = (time.monotonic() - self.start) / units
+        self.units += units
         self.finished += 1
+        if search.before_round is None:  # All that is made at the same time has ended.
+            if self.units:
+                self.seconds_a_unit = (time.monotonic() - self.start) / self.units
+            self.units, self.start = 0.0, None
