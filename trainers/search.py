@@ -241,6 +241,7 @@ def main():
     config = experiment.CONFIG.value
     strategy = strategies.make(strategies.STRATEGY.value, strategies.WORKER_TIMEOUT.value)
     shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    shared = shared and strategies.PARALLEL.value is None
     if shared and devices.JIT_COMPILE.value == "auto":
         with config.unlocked():
             config.jit_compile = False  # XLA has no transfers between replicas.

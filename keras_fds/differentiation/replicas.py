@@ -342,9 +342,9 @@ class Replicas:
         """The sum of a float64 array that every process has."""
         if self.is_one_process:
             return array
-        parts = [tf.constant(array, "float64")]
+        parts = [tf.constant(np.ravel(array), "float64")]
         parts += [tf.zeros_like(parts[0])] * (len(self.devices) - 1)
-        return self._sum_of_parts(parts).numpy()
+        return self._sum_of_parts(parts).numpy().reshape(np.shape(array))
 
     def agreed(self, number):
         """The chief's number, which all processes have then."""
