@@ -237,6 +237,7 @@ def fit(
                 data.num_batches,
                 validation_training,
                 begin,
+                replicas.processes // sharing.processes,
             )
         loop = (Rounds if in_rounds else OuterLoop)(
             mode,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_fds.differentiation import Replicas
-from keras_fds.search import MEASURED, cost_of, cost_table, duration, measure_seconds
+from keras_fds.search import cost_of, cost_table, duration, measure_seconds
 
 _AT_AN_END = 0.02  # Of the range.
 _HARDLY_MATTERS = 0.5  # Bands as wide as this part of the range that is searched.
@@ -50,7 +50,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
 
     `plain` is the mode of plain trainings, for a search within a budget, else `None`. `batches` are
     `(train, validation)` batches like those of the search. `begin` is when `fit` was called, by
-    `time.monotonic`.
+    `time.monotonic`, `at_a_time` the number of outer steps that workers make at the same time.
     """
 
     acts_between_calls = True
@@ -65,12 +65,14 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         steps_per_epoch,
         validation_training=False,
         begin=None,
+        at_a_time=1,
     ):
         super().__init__()
         self.mode, self.plain, self.reason, self.batches = mode, plain, reason, batches
         self.problem, self.steps_per_epoch = problem, steps_per_epoch
         self.validation_training = validation_training
         self.begin = time.monotonic() if begin is None else begin
+        self.at_a_time = at_a_time
 
     @property
     def tells(self):
@@ -94,11 +96,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
                 self.model, self.plain or self.mode, self.batches, longest, self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, budget, self.steps_per_epoch, seconds)
-            processes = Replicas.of(self.model).processes
-            cost = cost._replace(
-                tracing=time.monotonic() - self.begin,
-                at_a_time=processes // self.mode.replicas.processes,
-            )
+            cost = cost._replace(tracing=time.monotonic() - self.begin, at_a_time=self.at_a_time)
             if self.tells:
                 print(cost_table(cost))
             # Of an inner step of the horizons to come, or of a plain training of the budget.
@@ -134,8 +132,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, logs)
         problem, search = self.problem, self.model.optimizer.search
         units, records = 0.0, search.records
-        measured = bool(records) and records[-1].status == MEASURED
-        if problem.horizons and self.finished and measured:
+        # Nothing is seen of what another worker trains.
+        if problem.horizons and self.finished and self.seen in (0, problem.horizons[epoch]):
             units = problem.horizons[epoch]
         elif not problem.horizons and records:
             units = records[-1].spent - (records[-2].spent if len(records) > 1 else 0.0)

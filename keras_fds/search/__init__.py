@@ -12,5 +12,5 @@ from keras_fds.search.fingerprint import search_fingerprint
 from keras_fds.search.loop import OuterLoop
 from keras_fds.search.online import OnlineLoop
 from keras_fds.search.rounds import Rounds
-from keras_fds.search.state import MEASURED, QUANTILES, SEARCH_ENTRY, Search
+from keras_fds.search.state import QUANTILES, SEARCH_ENTRY, Search
 from keras_fds.search.weights import WeightInitializer

@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import itertools
 import threading
 import types
 
@@ -150,7 +151,9 @@ def test_callbacks_see_every_outer_step_in_its_order_with_its_weights(by_two):
     (model, _), _ = by_two(lambda process: [spies[process]])
     assert spies[0].ends == spies[1].ends
     assert [end[:2] for end in spies[0].ends] == [(i + 1, i + 1) for i in range(len(spies[0].ends))]
-    assert spies[0].ends[model.optimizer.search.best.outer_step][2] == model.get_weights()[0].tolist()
+    assert (
+        spies[0].ends[model.optimizer.search.best.outer_step][2] == model.get_weights()[0].tolist()
+    )
 
 
 def test_what_is_saved_never_holds_half_a_round(by_two):
@@ -209,7 +212,7 @@ def test_it_ends_the_same_wherever_it_was_interrupted(
 def test_checkpoints_of_some_outer_steps_are_written_at_the_ends_of_rounds(by_two, tmp_path):
     found = by_two(lambda process: [Checkpoint(tmp_path, every=3)])
     done = borders(found[0])
-    written = [after for before, after in zip(done, done[1:]) if before // 3 < after // 3]
+    written = [after for before, after in itertools.pairwise(done) if before // 3 < after // 3]
     names = [f"outer_step_{number:06d}.npz" for number in written[-2:]]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
