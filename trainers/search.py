@@ -163,9 +163,11 @@ def learn(config, workdir, overwrite=False, verbose="auto", **options):
         ValueError: See `search`, `trainers.online.learn` and `trainers.black_box.search`.
     """
     experiment.check_config(config)
-    if options.get("strategy") is not None and experiment.option(config, "method") != "search":
+    distributed = options.get("strategy") is not None or options.get("parallel") is not None
+    if distributed and experiment.option(config, "method") != "search":
         raise ValueError(
-            f"--strategy is for method='search'. Leave it out. Received: method={config.method!r}"
+            "--strategy and --parallel are for method='search'. Leave them out. "
+            f"Received: method={config.method!r}"
         )
     if experiment.is_online(config):
         online.learn(config, workdir, overwrite, verbose)

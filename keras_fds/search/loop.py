@@ -268,7 +268,8 @@ class OuterLoop:
             position.inner_step += steps
             position.within[0][-1] += steps
             logs = logs_of(self.model)
-            if ok and self.mode.checkpoint_variables is not None:
+            in_round = self.search.before_round is not None  # Which begins anew.
+            if ok and not in_round and self.mode.checkpoint_variables is not None:
                 self.search.partial = PartialOuterStep(proposal, list(logs), self.variables())
             else:
                 self.search.partial = None

@@ -28,10 +28,8 @@ class Rounds(OuterLoop):
         found, rule, processes = [], self.optimizer.outer, self.replicas.processes
         if self.replicas.is_chief:
             found = rule.propose_several(self.search.observations, self.problem, processes)
-        found = self.from_process(0, [vars(each) for each in found])
-        return [
-            Proposal(**{**each, "coordinates": np.array(each["coordinates"])}) for each in found
-        ]
+        found = self.from_process(0, [dataclasses.astuple(each) for each in found])
+        return [Proposal(np.array(coordinates), *rest) for coordinates, *rest in found]
 
     def outer_steps(self, first, proposals):
         """Makes the outer steps of a round; returns the logs of the last one."""
@@ -47,6 +45,7 @@ class Rounds(OuterLoop):
         every = [self.from_process(number, measured) for number in numbers]
         outcomes = [Outcome(**each) for each, _ in every]
         if any(each.interrupted for each in outcomes):  # The round has measured nothing.
+            search.position = search.before_round.position
             if outcome:
                 self.callbacks.on_epoch_end(first + own, outcome.logs)
             return outcomes[0].logs

@@ -209,6 +209,15 @@ def test_it_ends_the_same_wherever_it_was_interrupted(
         np.testing.assert_equal(described(*each), one_after_another)
 
 
+def test_one_worker_goes_on_where_two_have_ended(by_two, one_after_another, tmp_path):
+    by_two(lambda process: [Checkpoint(tmp_path), Interrupt(4, False)])
+    found = described(*search([Checkpoint(tmp_path)], parallel=None))
+    for name in ("records", "observations"):
+        np.testing.assert_equal(found[name][:4], one_after_another[name][:4])
+    assert len(found["records"]) > 4
+    assert found["records"][-1]["spent"] <= 6.0
+
+
 def test_checkpoints_of_some_outer_steps_are_written_at_the_ends_of_rounds(by_two, tmp_path):
     found = by_two(lambda process: [Checkpoint(tmp_path, every=3)])
     done = borders(found[0])
