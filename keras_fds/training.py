@@ -10,13 +10,14 @@ import numpy as np
 
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import finite_batches, raising_errors_of, split_data_of
-from keras_fds.differentiation import Mode, Online, Plain, choose_mode
+from keras_fds.differentiation import ONE, Mode, Online, Plain, choose_mode
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.numbers import number
 from keras_fds.outer import Problem
 from keras_fds.search import (
     OnlineLoop,
     OuterLoop,
+    Rounds,
     Search,
     WeightInitializer,
     arguments,
@@ -52,6 +53,7 @@ def fit(
     initial_weights: Literal["fresh", "same"] | Callable[[], keras.Model] = "fresh",
     differentiation: Differentiation = "auto",
     reverse_memory: int | None = None,
+    parallel: Literal["outer_steps"] | None = None,
     seed: int | None = None,
     divergence_factor: float | None = 20.0,
     resplit: bool | None = None,
@@ -106,6 +108,9 @@ def fit(
             `keras_fds.differentiation.Forward(tangent_chunk_size=10)`. Defaults to `"auto"`.
         reverse_memory: Bytes that reverse mode may keep, the `memory` of
             `keras_fds.differentiation.Reverse`. Defaults to `None`, 1 GiB.
+        parallel: What the workers of a `MultiWorkerMirroredStrategy`, with one device each, do at
+            the same time: `"outer_steps"` lets each make one of its own, in rounds. Defaults to
+            `None`: they share every training.
         seed: The validation split, shuffling, fresh weights and dropout of every outer step derive
             from this whole number of at least 0. Defaults to one drawn from `numpy.random`.
         divergence_factor: An outer step is given up when ten losses in a row exceed this many times
@@ -141,6 +146,9 @@ def fit(
     begin = time.monotonic()
     arguments.check_compiled(model)
     replicas = arguments.replicas_of(model)
+    arguments.check_parallel(parallel, model, replicas, differentiation)
+    in_rounds = parallel is not None and replicas.count > 1
+    sharing = ONE if in_rounds else replicas  # A training.
     arguments.check_callbacks(callbacks)
     arguments.check_validation_freq(validation_freq)
     arguments.check_targets(model, x, y)
@@ -167,8 +175,12 @@ def fit(
             model.optimizer, epochs, outer_steps, budget, data.num_batches
         )
         arguments.check_horizons(model, data, horizons)
-        mode, reason = choose_mode(model, data.train, max(horizons), differentiation, memory)
-        plain = None if budget is None else Plain(mode.parallel).bind(model, data.train.spec)
+        mode, reason = choose_mode(
+            model, data.train, max(horizons), differentiation, memory, sharing
+        )
+        plain = None
+        if budget is not None:
+            plain = Plain(mode.parallel).bind(model, data.train.spec, sharing)
         initializer = WeightInitializer(model, mode, initial_weights, data.spec[0])
         settings = {
             "divergence_factor": divergence_factor,
@@ -188,7 +200,9 @@ def fit(
                 validation_batch_size or batch_size,
             ),
         }
-        arguments.check_same_on_all_workers(replicas, data.train, lambda: [settings, bool(verbose)])
+        arguments.check_same_on_all_workers(
+            replicas, data.train, lambda: [settings, bool(verbose), parallel]
+        )
         if seed is None:
             seed = int(replicas.agreed(np.random.randint(2**31)))
         first = model.optimizer.coordinates
@@ -223,8 +237,9 @@ def fit(
                 data.num_batches,
                 validation_training,
                 begin,
+                replicas.processes // sharing.processes,
             )
-        loop = OuterLoop(
+        loop = (Rounds if in_rounds else OuterLoop)(
             mode,
             plain,
             data,

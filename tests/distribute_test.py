@@ -14,6 +14,7 @@ from tests import distribute_problem
 
 ROOT = pathlib.Path(__file__).parents[1]
 KILLED_AT = 1  # The second outer step.
+KILLED_IN_ROUNDS_AT = 3  # What the second worker makes in the second round.
 
 
 def free_ports(number):
@@ -47,11 +48,10 @@ def run_workers(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`(folder, killed, resumed)`: a run whose second worker is killed, and the one after it."""
+    """`(folder, first, second, third)`: two runs whose second worker is killed, and a last one."""
     folder = tmp_path_factory.mktemp("workers")
-    killed = run_workers(folder, str(KILLED_AT))
-    resumed = run_workers(folder)
-    return folder, killed, resumed
+    killed = f"search {KILLED_AT}", f"rounds_of_dataset {KILLED_IN_ROUNDS_AT}"
+    return folder, *(run_workers(folder, each) for each in killed), run_workers(folder)
 
 
 def read(path):
@@ -76,19 +76,38 @@ def test_hypergradients_are_those_of_one_process(runs, float64):
 
 
 def test_a_killed_worker_ends_the_other_with_a_sentence(runs):
-    _, (codes, texts), _ = runs
-    assert codes == [1, -9]
-    assert "ConnectionError: Another worker has stopped" in texts[0]
-    assert "the search resumes" in texts[0]
+    _, first, second, _ = runs
+    for codes, texts in (first, second):
+        assert codes == [1, -9], texts
+        assert "ConnectionError: Another worker has stopped" in texts[0]
+        assert "the search resumes" in texts[0]
 
 
 def test_a_restart_resumes_and_ends_as_one_process_does(runs, float64):
-    folder, _, (codes, texts) = runs
-    assert codes == [0, 0], texts
+    folder, _, (_, texts), _ = runs
     assert f"Resuming after outer step {KILLED_AT} of 3" in texts[0]
     expected = distribute_problem.search()
     for own in (0, 1):
         assert_close(read(folder / f"search_{own}.json"), expected)
+
+
+def test_workers_make_the_outer_steps_that_one_process_makes_one_after_another(runs, float64):
+    folder, *_ = runs
+    expected = distribute_problem.rounds()
+    assert [len(each["val_loss"]) for each in expected] >= [4, 6]
+    for own in (0, 1):
+        for found, of_one in zip(read(folder / f"rounds_{own}.json"), expected, strict=True):
+            assert_close(found, of_one)
+
+
+def test_a_restart_resumes_at_the_start_of_a_round_and_ends_as_without_a_kill(runs):
+    folder, *_, (codes, texts) = runs
+    assert codes == [0, 0], texts
+    assert f"Resuming after outer step {KILLED_IN_ROUNDS_AT - 1}." in texts[0]
+    expected = read(folder / "whole_0.json")
+    for own in (0, 1):
+        assert read(folder / f"whole_{own}.json") == expected
+        assert read(folder / f"rounds_of_dataset_{own}.json") == expected
 
 
 @pytest.mark.sweep()
@@ -101,9 +120,11 @@ def test_lenet_learns_the_same_schedules(tmp_path, float64):
 
 
 def test_the_chief_tells_and_writes(runs):
-    folder, _, (_, texts) = runs
+    folder, _, (_, texts), _ = runs
     assert "The cost of this search" in texts[0]
+    assert "2 make outer steps at once" in texts[0]
     assert "Outer step" not in texts[1]
     assert "The cost" not in texts[1]
-    assert (folder / "results_0" / "history.csv").exists()
-    assert list((folder / "results_1").iterdir()) == []
+    for name in ("search", "rounds_of_dataset"):
+        assert (folder / f"{name}_results_0" / "history.csv").exists()
+        assert list((folder / f"{name}_results_1").iterdir()) == []

@@ -1,9 +1,9 @@
 """A worker process of `distribute_test.py`.
 
-    python -m tests.distribute_worker FOLDER INDEX PORT PORT [OUTER_STEP | lenet]
+    python -m tests.distribute_worker FOLDER INDEX PORT PORT [KILLED | lenet]
 
-writes what it found into FOLDER. The second worker kills itself at the start of the outer step, if
-there is one.
+writes what it found into FOLDER. Searches are done one after another; KILLED, such as "search 1",
+names one of them and an outer step, at whose start the second worker kills itself.
 """
 
 import json
@@ -38,24 +38,29 @@ def main(folder, own, ports, killed_at):
         found = distribute_problem.lenet(strategy)
         (folder / f"lenet_{own}.json").write_text(json.dumps(found))
         return
-    if killed_at is not None:
+    if killed_at == "search 1":  # The first start.
         found = {
             mode: distribute_problem.hypergradients(mode, strategy)
             for mode in distribute_problem.MODES
         }
         (folder / f"hypergradients_{own}.json").write_text(json.dumps(found))
+        found = distribute_problem.rounds(strategy, parallel="outer_steps")
+        (folder / f"rounds_{own}.json").write_text(json.dumps(found))
+        found = distribute_problem.rounds_of_dataset(strategy)
+        (folder / f"whole_{own}.json").write_text(json.dumps(found))
+    for name in ("search", "rounds_of_dataset"):
 
-    def kill(outer_step, logs):
-        if own == 1 and str(outer_step) == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        def kill(outer_step, logs, name=name):
+            if own == 1 and f"{name} {outer_step}" == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    callbacks = [
-        keras_fds.callbacks.Checkpoint(folder / "checkpoints"),
-        keras_fds.callbacks.ScheduleExport(folder / f"results_{own}"),
-        keras.callbacks.LambdaCallback(on_epoch_begin=kill),
-    ]
-    found = distribute_problem.search(strategy, callbacks, verbose=2)
-    (folder / f"search_{own}.json").write_text(json.dumps(found))
+        callbacks = [
+            keras_fds.callbacks.Checkpoint(folder / f"checkpoints_{name}"),
+            keras_fds.callbacks.ScheduleExport(folder / f"{name}_results_{own}"),
+            keras.callbacks.LambdaCallback(on_epoch_begin=kill),
+        ]
+        found = getattr(distribute_problem, name)(strategy, callbacks, verbose=2)
+        (folder / f"{name}_{own}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class NumpyMode(keras_fds.differentiation.Mode):
     def __init__(self, name="numpy", resumable=True):
         self.name, self.resumable = name, resumable
 
-    def bind(self, model, spec):
+    def bind(self, model, spec, replicas=None):
         build_compiled(model, spec)
         self.model, self.hyper_optimizer = model, model.optimizer
         self.buckets = model.optimizer.buckets

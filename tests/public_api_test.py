@@ -67,6 +67,7 @@ ADDED_TO_FIT = {
     "differentiation": "forward or reverse mode",
     "seed": "what outer steps derive from, so that one can be run again",
     "reverse_memory": "what reverse mode may keep",
+    "parallel": "what several workers do at the same time",
     "divergence_factor": "a run that diverges is given up",
     "model": "a function, not a method",
     "budget": "what the outer loop may cost",

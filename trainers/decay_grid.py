@@ -56,16 +56,19 @@ class DecayGrid(Rule):
         return [dict(zip(names, p)) for p in itertools.product(*map(self.values.get, names))]
 
     def propose(self, observations, problem):
+        proposals = self.propose_several(observations, problem, 1)
+        return proposals[0] if proposals else None
+
+    def propose_several(self, observations, problem, number):
         points = self.points(problem.buckets.names)
         if problem.budget is None or problem.budget < len(points):
             raise ValueError(
                 f"DecayGrid needs a budget of {len(points)}, a training for every point. "
                 f"Received: budget={problem.budget}"
             )
-        if len(observations) == len(points):
-            return None
-        values = self.schedules(points[len(observations)], problem.buckets)
-        return Proposal(problem.buckets.coordinates(values), problem.horizon, False)
+        done = len(observations)
+        values = [self.schedules(p, problem.buckets) for p in points[done : done + number]]
+        return [Proposal(problem.buckets.coordinates(v), problem.horizon, False) for v in values]
 
     def schedules(self, point, buckets):
         """`{name: bucket values}` of a point."""

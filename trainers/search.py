@@ -16,7 +16,8 @@ had not been interrupted. A finished search continues with a greater --config.bu
 
 With --strategy=mirrored all devices of the machine share the work, with --strategy=multi_worker the
 workers that the environment variable TF_CONFIG names: start the same command on all of them, with a
-folder --workdir that all see. The first worker writes the files.
+folder --workdir that all see. The first worker writes the files. With --parallel=outer_steps every
+worker makes outer steps of its own.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ def search(
     check=False,
     checkpoint_minutes=10.0,
     strategy=None,
+    parallel=None,
     pictures=True,
 ):
     """Learns schedules and writes the results into a folder.
@@ -63,6 +65,7 @@ def search(
             takes longer than a short training. Defaults to `True`; otherwise the schedules are
             drawn once, at the end.
         strategy: The `tf.distribute.Strategy` to train under. Defaults to `None`, none.
+        parallel: As in `keras_fds.fit`. Defaults to `None`.
 
     Returns:
         The `keras.callbacks.History` of `keras_fds.fit`.
@@ -130,6 +133,7 @@ def search(
         validation_training=config.validation_training,
         differentiation=experiment.differentiation(config),
         reverse_memory=config.reverse_memory,
+        parallel=parallel,
         verbose=verbose,
         callbacks=[
             keras.callbacks.LambdaCallback(on_train_begin=begin),
@@ -159,9 +163,11 @@ def learn(config, workdir, overwrite=False, verbose="auto", **options):
         ValueError: See `search`, `trainers.online.learn` and `trainers.black_box.search`.
     """
     experiment.check_config(config)
-    if options.get("strategy") is not None and experiment.option(config, "method") != "search":
+    distributed = options.get("strategy") is not None or options.get("parallel") is not None
+    if distributed and experiment.option(config, "method") != "search":
         raise ValueError(
-            f"--strategy is for method='search'. Leave it out. Received: method={config.method!r}"
+            "--strategy and --parallel are for method='search'. Leave them out. "
+            f"Received: method={config.method!r}"
         )
     if experiment.is_online(config):
         online.learn(config, workdir, overwrite, verbose)
@@ -237,6 +243,7 @@ def main():
     config = experiment.CONFIG.value
     strategy = strategies.make(strategies.STRATEGY.value, strategies.WORKER_TIMEOUT.value)
     shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    shared = shared and strategies.PARALLEL.value is None
     if shared and devices.JIT_COMPILE.value == "auto":
         with config.unlocked():
             config.jit_compile = False  # XLA has no transfers between replicas.
@@ -254,6 +261,7 @@ def main():
             check=CHECK.value,
             checkpoint_minutes=CHECKPOINT_MINUTES.value,
             strategy=strategy,
+            parallel=strategies.PARALLEL.value,
         )
     except ImportError as error:
         raise ValueError(f'{error}. Type: pip install "keras-fds[baselines]"') from error

@@ -16,6 +16,13 @@ STRATEGY = flags.DEFINE_enum(
     "What trains: TensorFlow's default device, the first device, all devices of this machine, or "
     "the workers of the environment variable TF_CONFIG.",
 )
+PARALLEL = flags.DEFINE_enum(
+    "parallel",
+    None,
+    ["outer_steps"],
+    "With --strategy=multi_worker: every worker makes outer steps of its own, in rounds. Without "
+    "it the workers share every training.",
+)
 WORKER_TIMEOUT = flags.DEFINE_float(
     "worker_timeout", 120.0, "Seconds to wait for the other workers of TF_CONFIG.", 0.0
 )

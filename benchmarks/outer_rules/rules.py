@@ -23,6 +23,7 @@ class RuleSearcher(Searcher):
         budget: In plain trainings. Defaults to `12.0`.
         cost: Of an inner step with hypergradients, in plain ones. Defaults to reverse mode's.
         rule: The rule. Defaults to `keras_fds.outer.BayesianOptimization()`.
+        workers: Number of outer steps that are made at the same time, in rounds. Defaults to `1`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class RuleSearcher(Searcher):
         budget=12.0,
         cost=HYPERGRADIENTS_COST,
         rule=None,
+        workers=1,
     ):
         super().__init__(optimizer, horizon, seed)
         names = "learning_rate", AVERAGES[optimizer], "weight_decay"
@@ -55,15 +57,19 @@ class RuleSearcher(Searcher):
             cost=lambda horizon: cost,
             seed=seed,
         )
-        self.best = None
+        self.best, self.workers = None, workers
+        self.round, self.waited = [], 0.0  # What is left of the present one.
 
     def propose(self, observations):
         seen = [self.observation(*each) for each in observations]
         if seen and not seen[-1].broke_down and self.rule.is_best(seen, self.best, self.problem):
             self.best = len(seen) - 1
-        found = self.rule.propose(seen, self.problem)
-        if found is None:
+        if not self.round:
+            self.round = self.rule.propose_several(seen, self.problem, self.workers)
+            self.waited += max(map(self.problem.price, self.round), default=0.0)
+        if not self.round:
             return None
+        found = self.round.pop(0)
         schedule = self.schedule(found.coordinates, found.horizon)
         return Proposal(schedule, found.with_hypergradients, found.coordinates)
 

@@ -40,6 +40,7 @@ ABLATIONS = {
     "caution_2": functools.partial(_rule_15, rule=BayesianOptimization(caution=2.0)),
     "rule_30": functools.partial(RuleSearcher, num_values=(18, 6, 6)),
     "tpe_30": functools.partial(BlackBox, sampler=tpe, num_values=(18, 6, 6)),
+    "rounds_of_4": functools.partial(_rule_15, workers=4),
 }
 SEARCHERS = COMPARED | ABLATIONS
 
@@ -126,6 +127,7 @@ def run_seed(task, inner_loop, name, seed, costs=COSTS):
         "seed": seed,
         "fingerprint": task.fingerprint,
         "cost": round(steps[-1][0], 3) if steps else 0.0,
+        "waited": searcher.waited and round(searcher.waited, 3),
         "at": marks,
         "losses": [
             None if each.measured.broke_down else round(each.measured.loss, 4)

@@ -45,7 +45,13 @@ class Searcher(abc.ABC):
         optimizer: The inner optimizer's name, `"sgd"` or `"adamw"`.
         horizon: Inner steps of a whole training.
         seed: The seed of its own randomness.
+
+    Attributes:
+        waited: The longest training of every round, all together, in plain trainings; `None` where
+            trainings are made one after another.
     """
+
+    waited = None
 
     def __init__(self, optimizer, horizon, seed):
         self.optimizer, self.horizon, self.seed = optimizer, horizon, seed

@@ -49,7 +49,8 @@ class Checkpoint(keras.callbacks.Callback):
             checkpoints stay there, also after the search.
         config: What else the search depends on; JSON must be able to hold it. A checkpoint of
             another `config` is refused. Defaults to `None`.
-        every: Outer steps from one checkpoint to the next. Defaults to `1`.
+        every: Outer steps from one checkpoint to the next. Defaults to `1`. (Where workers make
+            outer steps in rounds, checkpoints are written at their ends.)
         minutes: Minutes from one checkpoint to the next within an outer step, in forward mode,
             where a checkpoint also holds the tangents, and in plain trainings. (Reverse mode runs
             an interrupted outer step again.) `None` writes none within an outer step. Defaults to
@@ -81,6 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.every = number("every", every, least=1, whole=True)
         self.minutes = number("minutes", minutes, least=0, optional=True)
         self._good: list[pathlib.Path] = []  # Those that were read or written here, oldest first.
+        self._is_due = False  # Half a round of outer steps is never written.
 
     def on_train_begin(self, logs=None):
         check_searching(self)
@@ -115,8 +117,11 @@ class Checkpoint(keras.callbacks.Callback):
             self._write(f"_inner_step_{search.position.inner_step:09d}")
 
     def on_epoch_end(self, epoch, logs=None):
-        if len(self.model.optimizer.search.records) % self.every == 0:
+        search = self.model.optimizer.search
+        self._is_due |= len(search.records) % self.every == 0
+        if self._is_due and search.before_round is None:
             self._write()
+            self._is_due = False
 
     def _write(self, within=""):
         if not Replicas.of(self.model).is_chief:

@@ -50,7 +50,7 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
 
     `plain` is the mode of plain trainings, for a search within a budget, else `None`. `batches` are
     `(train, validation)` batches like those of the search. `begin` is when `fit` was called, by
-    `time.monotonic`.
+    `time.monotonic`, `at_a_time` the number of outer steps that workers make at the same time.
     """
 
     acts_between_calls = True
@@ -65,12 +65,14 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
         steps_per_epoch,
         validation_training=False,
         begin=None,
+        at_a_time=1,
     ):
         super().__init__()
         self.mode, self.plain, self.reason, self.batches = mode, plain, reason, batches
         self.problem, self.steps_per_epoch = problem, steps_per_epoch
         self.validation_training = validation_training
         self.begin = time.monotonic() if begin is None else begin
+        self.at_a_time = at_a_time
 
     @property
     def tells(self):
@@ -94,13 +96,14 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
                 self.model, self.plain or self.mode, self.batches, longest, self.validation_training
             )
             cost = cost_of(self.mode, self.reason, to_come, budget, self.steps_per_epoch, seconds)
+            cost = cost._replace(tracing=time.monotonic() - self.begin, at_a_time=self.at_a_time)
             if self.tells:
-                print(cost_table(cost._replace(tracing=time.monotonic() - self.begin)))
+                print(cost_table(cost))
             # Of an inner step of the horizons to come, or of a plain training of the budget.
             self.seconds_a_unit = seconds.of_outer_step(longest) / longest
             if budget is not None:
                 self.seconds_a_unit = cost.seconds_in_all / budget
-            self.finished = 0
+            self.finished, self.units, self.start = 0, 0.0, None
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
@@ -111,7 +114,8 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
             print("\n".join([f"Learned{sure}:", *lines]))
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.start = time.monotonic()
+        if self.start is None:
+            self.start = time.monotonic()
         problem, records = self.problem, self.model.optimizer.search.records
         if problem.horizons:
             left = duration(self.seconds_a_unit * sum(problem.horizons[epoch:]))
@@ -126,13 +130,17 @@ class SearchProgress(keras.callbacks.ProgbarLogger):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        problem, records = self.problem, self.model.optimizer.search.records
-        units = 0.0
-        if problem.horizons and self.finished and self.seen == problem.horizons[epoch]:
-            units = self.seen
+        problem, search = self.problem, self.model.optimizer.search
+        units, records = 0.0, search.records
+        # Nothing is seen of what another worker trains.
+        if problem.horizons and self.finished and self.seen in (0, problem.horizons[epoch]):
+            units = problem.horizons[epoch]
         elif not problem.horizons and records:
             units = records[-1].spent - (records[-2].spent if len(records) > 1 else 0.0)
             units *= units >= 0.3  # Shorter ones are mostly tracing and validation.
-        if units:
-            self.seconds_a_unit = (time.monotonic() - self.start) / units
+        self.units += units
         self.finished += 1
+        if search.before_round is None:  # All that is made at the same time has ended.
+            if self.units:
+                self.seconds_a_unit = (time.monotonic() - self.start) / self.units
+            self.units, self.start = 0.0, None

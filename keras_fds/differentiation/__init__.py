@@ -8,6 +8,7 @@ from keras_fds.differentiation.mode import Mode as Mode
 from keras_fds.differentiation.online import Online as Online
 from keras_fds.differentiation.online import OnlineSource as OnlineSource
 from keras_fds.differentiation.plain import Plain as Plain
+from keras_fds.differentiation.replicas import ONE as ONE
 from keras_fds.differentiation.replicas import Replicas as Replicas
 from keras_fds.differentiation.reverse import Reverse
 

@@ -18,7 +18,7 @@ _NOT_JOINABLE = (
 )
 
 
-def choose_mode(model, batches, horizon, differentiation, memory=None):
+def choose_mode(model, batches, horizon, differentiation, memory=None, replicas=None):
     """`(mode, reason)`: the mode that is asked for, bound to a model, and a sentence that says why.
 
     Args:
@@ -26,6 +26,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         horizon: Number of inner steps; the greatest one of several.
         differentiation: `"auto"`, `"forward"`, `"reverse"` (or `"adjoint"`), or a mode.
         memory: Bytes that reverse mode may keep; `None` is the default of `Reverse`.
+        replicas: See `Mode.bind`.
     """
     if memory is not None:
         number("reverse_memory", memory, above=0)
@@ -54,7 +55,7 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
         obstacle = asked_for.supports(batches) or (asked_for.name == "reverse" and clips)
         if obstacle:
             raise ValueError(f"{obstacle} Use differentiation='forward'.")
-        mode = asked_for.bind(model, batches.spec)
+        mode = asked_for.bind(model, batches.spec, replicas)
         mode.check_batches(batches)
         mode.check_memory(batches, horizon)
         return mode, f"{mode.name.capitalize()} mode, as asked for."
@@ -62,11 +63,10 @@ def choose_mode(model, batches, horizon, differentiation, memory=None):
     if not obstacle and not _joinable(batches):
         obstacle = _NOT_JOINABLE
     if obstacle:
-        mode, reason = forward.bind(model, batches.spec), f"Forward mode: {obstacle}"
+        mode, reason = forward.bind(model, batches.spec, replicas), f"Forward mode: {obstacle}"
     else:
-        mode, reason = _cheaper(
-            forward.bind(model, batches.spec), reverse.bind(model, batches.spec), batches, horizon
-        )
+        both = (each.bind(model, batches.spec, replicas) for each in (forward, reverse))
+        mode, reason = _cheaper(*both, batches, horizon)
     mode.check_batches(batches)
     if mode.name == "forward":
         try:

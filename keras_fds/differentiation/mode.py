@@ -35,9 +35,12 @@ class Mode:
     parallel = "batch"
     replicas = ONE
 
-    def bind(self, model, spec):
-        """The mode for a model and the specs `(x, y, sample_weight)` of its batches."""
-        replicas = Replicas.of(model)
+    def bind(self, model, spec, replicas=None):
+        """The mode for a model and the specs `(x, y, sample_weight)` of its batches.
+
+        `replicas` share a training. Defaults to `None`, those of the model's strategy.
+        """
+        replicas = replicas or Replicas.of(model)
         shared = ONE if self.parallel == "tangents" else replicas
 
         def make():

@@ -174,6 +174,8 @@ class Replicas:
         devices: The names of those of this process.
         first: The number of the first one of this process.
         is_chief: Whether this process is the one that writes files.
+        processes: The number of processes.
+        process: The number of this one.
     """
 
     def __init__(self, strategy=None):
@@ -184,6 +186,8 @@ class Replicas:
             numbers = tf_compilation.compiled(lambda: strategy.run(_number_of_replica))()
             self.first = int(strategy.experimental_local_results(numbers)[0])
         self.is_chief = self.first == 0
+        self.processes = self.count // len(self.devices)
+        self.process = self.first // len(self.devices)
         self.is_one_process = len(self.devices) == self.count
         self._sum_of_parts = tf_compilation.compiled(self._sum)
 
@@ -338,15 +342,26 @@ class Replicas:
         """The sum of a float64 array that every process has."""
         if self.is_one_process:
             return array
-        parts = [tf.constant(array, "float64")]
+        parts = [tf.constant(np.ravel(array), "float64")]
         parts += [tf.zeros_like(parts[0])] * (len(self.devices) - 1)
-        return self._sum_of_parts(parts).numpy()
+        return self._sum_of_parts(parts).numpy().reshape(np.shape(array))
 
     def agreed(self, number):
         """The chief's number, which all processes have then."""
         if self.is_one_process:
             return number
         return float(self.sum_over_processes(np.float64(number if self.is_chief else 0.0)))
+
+    def from_process(self, number, content):
+        """The bytes of a process, which all processes have then; those of others do not count."""
+        if self.is_one_process:
+            return content
+        content = content if number == self.process else b""
+        length = int(self.sum_over_processes(np.float64(len(content))))
+        words = np.zeros(-(-length // 4))
+        if content:
+            words[:] = np.frombuffer(content.ljust(4 * len(words), b"\0"), "uint32")
+        return self.sum_over_processes(words).astype("uint32").tobytes()[:length]
 
     def any(self, flag):
         """Whether a flag is set in any process."""
@@ -356,8 +371,8 @@ class Replicas:
         """Raises a `ValueError` unless the text `describe()` is the same in all processes."""
         if self.is_one_process:
             return
-        of_each = np.zeros(self.count // len(self.devices))
-        of_each[self.first // len(self.devices)] = zlib.crc32(describe().encode())
+        of_each = np.zeros(self.processes)
+        of_each[self.process] = zlib.crc32(describe().encode())
         if np.ptp(self.sum_over_processes(of_each)):
             raise ValueError(
                 f"The workers do not agree on {what}. Start the same program with the same "

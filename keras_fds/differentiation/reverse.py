@@ -72,8 +72,8 @@ class Reverse(Mode):
     def __init__(self, memory: int = DEFAULT_MEMORY) -> None:
         self.allowed = number("memory", memory, above=0)
 
-    def bind(self, model, spec):
-        bound = super().bind(model, spec)
+    def bind(self, model, spec, replicas=None):
+        bound = super().bind(model, spec, replicas)
         bound.allowed = bound.allowed_for_states = self.allowed
         return bound
 

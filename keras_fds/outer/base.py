@@ -166,6 +166,23 @@ class Rule(abc.ABC):
             A `Proposal`, or `None` when the search ends.
         """
 
+    def propose_several(
+        self, observations: list[Observation], problem: Problem, number: int
+    ) -> list[Proposal]:
+        """The next outer steps, for workers that each make one at the same time.
+
+        Here only the next one: the rule needs to know what it measured.
+
+        Args:
+            observations, problem: See `propose`.
+            number: How many at most. With 1 it is what `propose` returns.
+
+        Returns:
+            A list of `Proposal`, empty when the search ends.
+        """
+        proposal = self.propose(observations, problem)
+        return [] if proposal is None else [proposal]
+
     def is_best(self, observations: list[Observation], best: int | None, problem: Problem) -> bool:
         """Whether the last observation is the best so far.
 

@@ -10,7 +10,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import ndtri
 
 from keras_fds.numbers import number
-from keras_fds.outer.base import Proposal, Rule
+from keras_fds.outer.base import Observation, Proposal, Rule
 from keras_fds.outer.descent import Descent
 from keras_fds.outer.gaussian_process import GaussianProcess
 from keras_fds.outer.space import Space
@@ -61,6 +61,10 @@ class BayesianOptimization(Rule):
     With prescribed horizons (`outer_steps`) it begins with the start values, computes
     hypergradients in every outer step, and chooses only the schedules.
 
+    Where several workers make outer steps at the same time, each further one is chosen as if those
+    before it had measured the expected loss, costs no more than the first one, and leaves enough of
+    the budget for the answer, which is trained alone. Vectors descend one outer step at a time.
+
     Few numbers are searched, many descend: where vectors are learned too, half of the search, of at
     most twelve plain trainings, is for the numbers, with the vectors at their start. Then the
     numbers stay at the best ones, and the vectors move by `Descent`.
@@ -91,21 +95,25 @@ class BayesianOptimization(Rule):
         self.least_gain = number("least_gain", least_gain, least=0)
 
     def propose(self, observations, problem):
+        proposals = self.propose_several(observations, problem, 1)
+        return proposals[0] if proposals else None
+
+    def propose_several(self, observations, problem, number):
         if not problem.buckets.in_vectors.any():
-            return self._search(observations, problem)
-        return self._search_then_descend(observations, problem)
+            return self._search(observations, problem, number)
+        return self._search_then_descend(observations, problem, number)
 
     # ------------------------------------------------------------------- numbers, then vectors
-    def _search_then_descend(self, observations, problem):
+    def _search_then_descend(self, observations, problem, number):
         vectors = problem.buckets.in_vectors
         first = self._first_of_descent(observations, problem)
         if first is None:
-            proposal = self._search_numbers(observations, problem)
-            if proposal is not None:
-                return proposal
+            proposals = self._search_numbers(observations, problem, number)
+            if proposals:
+                return proposals
             best = self._best(observations, problem)
             if best is None:
-                return None
+                return []
             first = len(observations) - 1
             whole = problem.horizons or observations[best].horizon == problem.horizon
             if best != first or observations[best].hypergradients is None or not whole:
@@ -117,12 +125,11 @@ class BayesianOptimization(Rule):
         else:
             horizons = horizons[first:]
         of_vectors = problem.part(vectors, budget=budget, horizons=horizons)
-        proposal = Descent().propose(descended, of_vectors)
-        if proposal is None:
-            return None
-        coordinates = observations[first].coordinates if observations else problem.start
-        coordinates = _over(coordinates, problem.horizon, proposal.horizon, problem)
-        return _with_part(proposal, coordinates, vectors)
+        coordinates, found = observations[first].coordinates if observations else problem.start, []
+        for each in Descent().propose_several(descended, of_vectors, number):
+            moved = _over(coordinates, problem.horizon, each.horizon, problem)
+            found.append(_with_part(each, moved, vectors))
+        return found
 
     def _first_of_descent(self, observations, problem):
         """The number of the observation that vectors descend from; `None` before they do."""
@@ -132,14 +139,14 @@ class BayesianOptimization(Rule):
                 return max(0, i - 1)
         return 0 if vectors.all() else None
 
-    def _search_numbers(self, observations, problem):
-        """The next outer step of the search for numbers, with the vectors at their start."""
+    def _search_numbers(self, observations, problem, number):
+        """The next outer steps of the search for numbers, with the vectors at their start."""
         numbers = ~problem.buckets.in_vectors
         part = self._part_of_numbers(problem)
         if part.horizons is not None and len(observations) >= len(part.horizons):
-            return None
-        proposal = self._search([each.part(numbers) for each in observations], part)
-        return None if proposal is None else _with_part(proposal, problem.start, numbers)
+            return []
+        proposals = self._search([each.part(numbers) for each in observations], part, number)
+        return [_with_part(each, problem.start, numbers) for each in proposals]
 
     def _part_of_numbers(self, problem):
         """The problem of the numbers, for half of the search."""
@@ -159,60 +166,87 @@ class BayesianOptimization(Rule):
         return best
 
     def _again(self, observations, best, problem):
-        """The best outer step with hypergradients over the whole horizon, if they are left."""
+        """The best outer step with hypergradients over the whole horizon, if it is left; a list."""
         horizon, done = problem.horizon, len(observations)
         if problem.horizons is None:
             left = problem.budget - problem.spent(observations)
             if left < problem.price_of(horizon, True):
-                return None
+                return []
         elif done == len(problem.horizons):
-            return None
+            return []
         else:
             horizon = problem.horizons[done]
         chosen = observations[best]
         coordinates = self.over_whole(chosen.coordinates, chosen.horizon, problem)
-        return Proposal(coordinates, horizon)
+        return [Proposal(coordinates, horizon)]
 
     @_on_one_thread
-    def _search(self, observations, problem):
+    def _search(self, observations, problem, number):
+        """The next outer steps, a list; empty when the search ends."""
         done = len(observations)
         if problem.budget is None and done == len(problem.horizons):
-            return None
+            return []
         if done > MOST_DESIGNED and all(each.broke_down for each in observations):
-            return None
+            return []
         if not problem.buckets.size:  # Nothing to learn.
             horizon = problem.horizons[done] if problem.horizons else problem.horizon
-            return None if problem.horizons is None and done else Proposal(problem.start, horizon)
+            over = problem.horizons is None and done
+            return [] if over else [Proposal(problem.start, horizon)]
         space = Space(problem)
         if problem.budget is None:
-            return self._over_prescribed(observations, problem, space)
-        designed, left = self._design(problem, space), problem.budget - problem.spent(observations)
-        if not done or done < len(designed) and problem.price(designed[done]) <= left - 1:
-            return designed[done]
+            return self._over_prescribed(observations, problem, space, number)
+        left = problem.budget - problem.spent(observations)
+        proposals = []
+        for designed in self._design(problem, space)[done:][:number]:
+            if problem.price(designed) > left - 1 and (done or proposals):
+                break
+            proposals.append(designed)
+            left -= problem.price(designed)
+        return proposals or self._best_options(observations, problem, space, number)
+
+    def _best_options(self, observations, problem, space, number):
+        """The next outer steps after the designed ones."""
+        left = problem.budget - problem.spent(observations)
         whole = [each.horizon == problem.horizon for each in observations]
         if left < 1 - 1e-9 and any(whole):  # The budget may be less than at first.
-            return None
+            return []
         posterior = Posterior(observations, problem, space, self.caution)
-        point, horizon, computes = posterior.answers[0], problem.horizon, False
-        if left >= 2:
-            spent = (problem.budget - left) / min(problem.budget, MOST)
+        answer = posterior.proposal(posterior.answers[0], problem.horizon, False)
+        if left < 2:
+            return [answer]
+        spent = (problem.budget - left) / min(problem.budget, MOST)
+        worth, *option = posterior.best_option(spent, left - 1)
+        if worth < self.least_gain and not LADDER[1.0][0] <= spent:
+            spent = LADDER[1.0][0]
             worth, *option = posterior.best_option(spent, left - 1)
-            if worth < self.least_gain and not LADDER[1.0][0] <= spent:
-                worth, *option = posterior.best_option(LADDER[1.0][0], left - 1)
-                worth = max(worth, self.least_gain)
-            if worth >= self.least_gain:
-                point, horizon, computes = option
-            elif whole[-1]:
-                return None
-        return Proposal(space.coordinates(point, horizon), horizon, computes)
+            worth = max(worth, self.least_gain)
+        if worth < self.least_gain:
+            return [] if whole[-1] else [answer]
+        proposals = [posterior.proposal(*option)]
+        price = problem.price(proposals[0])
+        while len(proposals) < number:
+            left -= problem.price(proposals[-1])
+            posterior = posterior.believing(proposals[-1])
+            worth, *option = posterior.best_option(spent, min(price, left - 1))
+            further = posterior.proposal(*option)
+            if worth < self.least_gain or problem.price(further) > min(price, left - 1):
+                break
+            proposals.append(further)
+        return proposals
 
-    def _over_prescribed(self, observations, problem, space):
-        horizon = problem.horizons[len(observations)]
+    def _over_prescribed(self, observations, problem, space, number):
+        horizons = problem.horizons[len(observations) :]
         if not observations:
-            return Proposal(problem.start, horizon)
-        posterior = Posterior(observations, problem, space, self.caution)
-        _, point, _, _ = posterior.best_of([(horizon, True)])
-        return Proposal(space.coordinates(point, horizon), horizon)
+            return [Proposal(problem.start, horizons[0])]
+        posterior, proposals = Posterior(observations, problem, space, self.caution), []
+        for i, horizon in enumerate(horizons[:number]):
+            if i:
+                if horizon > horizons[0] or i == len(horizons) - 1:  # The last one sees all.
+                    break
+                posterior = posterior.believing(proposals[-1])
+            _, *option = posterior.best_of([(horizon, True)])
+            proposals.append(posterior.proposal(*option))
+        return proposals
 
     def _design(self, problem, space):
         """The first outer steps, a list of `Proposal`."""
@@ -287,8 +321,9 @@ class Posterior:
         answers: Points among which the best one lies; the one to answer with first.
     """
 
-    def __init__(self, observations, problem, space, caution, look=True):
+    def __init__(self, observations, problem, space, caution, look=True, num_believed=0):
         self.problem, self.space, self.caution = problem, space, caution
+        self.observations, self.num_believed = observations, num_believed  # The last ones.
         self.points = np.array([space.point(o.coordinates, o.horizon) for o in observations])
         horizons = np.log([o.horizon / problem.horizon for o in observations])
         values, slopes = _logarithms(observations), {}
@@ -306,6 +341,28 @@ class Posterior:
     def cautious(self, points):
         """The mean of the logarithm of the loss over the whole horizon, its deviation added."""
         return self.process.mean(points) + self.caution * np.sqrt(self.process.variance(points))
+
+    def proposal(self, point, horizon, computes):
+        """The `Proposal` of an outer step at a point."""
+        return Proposal(self.space.coordinates(point, horizon), horizon, computes)
+
+    def believing(self, proposal):
+        """The posterior if an outer step measures the loss that is expected of it.
+
+        Reference: Ginsbourger, Le Riche & Carraro, "Kriging is well-suited to parallelize
+        optimization" (2010), the kriging believer.
+        """
+        point = self.space.point(proposal.coordinates, proposal.horizon)
+        part = np.log(proposal.horizon / self.problem.horizon)
+        loss = _loss_of(self.process.mean(point[None], part)[0], self.observations)
+        believed = Observation(proposal.coordinates, proposal.horizon, loss)
+        return Posterior(
+            [*self.observations, believed],
+            self.problem,
+            self.space,
+            self.caution,
+            num_believed=self.num_believed + 1,
+        )
 
     # ------------------------------------------------------------------------------ candidates
     def _answers(self):
@@ -363,6 +420,8 @@ class Posterior:
         """
         others = 12 + self.rng.permutation(len(self.answers) - 12)[:30]
         where = np.concatenate([self.answers[:12], self.answers[others], self._anywhere(20)])
+        chosen = self.points[len(self.points) - self.num_believed :]
+        where = where[~(where[:, None] == chosen).all(axis=-1).any(axis=-1)]
         found = []
         for horizon, computes in kinds:
             points = where[:4] if computes else where
@@ -437,3 +496,11 @@ def _values_and_most(observations):
     values = np.log(np.maximum(losses, 1e-9))
     first = values[0] if np.isfinite(values[0]) else np.log(np.maximum(least, 1e-9))
     return values, max(first, np.nanmin(values, initial=first) + 0.5) + UNTRAINED
+
+
+def _loss_of(logarithm, observations):
+    """The loss that has such a logarithm among those of observations."""
+    losses = [o.loss for o in observations if not o.broke_down]
+    least = min(losses, default=1.0)
+    below = least - 0.05 * (max(losses) - least) - 1e-9 if least <= 0 else 0.0
+    return float(np.exp(logarithm) + below)

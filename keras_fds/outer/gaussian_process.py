@@ -146,8 +146,9 @@ class GaussianProcess:
         return 2 * self.numbers["amplitude"] * (CURVATURE * rough + ENDS * ends)
 
     # ------------------------------------------------------- the posterior, at the whole horizon
-    def mean(self, points):
-        of_given = self.covariance(self.rows(points), self.given) @ self.weights
+    def mean(self, points, horizons=0.0):
+        """At points `[n, size]`; by default over the whole horizon."""
+        of_given = self.covariance(self.rows(points, horizons), self.given) @ self.weights
         return of_given + self.level + self._prior_mean(points)
 
     def variance(self, points):

@@ -15,6 +15,7 @@ from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import tf_graph
 from keras_fds.numbers import number
+from keras_fds.outer import Rule
 from keras_fds.search.fingerprint import checksum
 
 _BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
@@ -59,6 +60,48 @@ def replicas_of(model):
     """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
     Replicas.check(model.distribute_strategy)
     return Replicas.of(model)
+
+
+def check_parallel(parallel, model, replicas, differentiation):
+    """Raises a `ValueError` unless workers can make outer steps at the same time, if asked for."""
+    if parallel is None:
+        return
+    received = f"Received: parallel={parallel!r}"
+    if parallel != "outer_steps":
+        raise ValueError(f"`parallel` must be None or 'outer_steps'. {received}")
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise ValueError(
+            "parallel='outer_steps' is for several workers. Build the model in the scope of a "
+            f"tf.distribute.MultiWorkerMirroredStrategy, or leave it out. {received} under "
+            f"{type(strategy).__name__}"
+        )
+    if len(replicas.devices) > 1:
+        raise ValueError(
+            "parallel='outer_steps' needs workers with one device each. Start one for every device "
+            f"(CUDA_VISIBLE_DEVICES), or leave it out. {received} and {len(replicas.devices)} "
+            "devices in a worker"
+        )
+    if getattr(differentiation, "parallel", "batch") == "tangents":
+        raise ValueError(
+            "Workers that make outer steps of their own cannot share tangents. Leave out "
+            f"parallel='outer_steps' or Forward(parallel='tangents'). {received}, "
+            f"differentiation={differentiation!r}"
+        )
+    rule = model.optimizer.outer
+    if replicas.count > 1 and not hasattr(rule, "propose_several"):
+        raise ValueError(
+            f"The outer rule {type(rule).__name__} has no `propose_several`. Derive it from "
+            f"keras_fds.outer.Rule, or leave out `parallel`. {received}"
+        )
+    if replicas.count > 1 and type(rule).propose_several is Rule.propose_several:
+        warnings.warn(
+            f"The outer rule {type(rule).__name__} proposes one outer step at a time, so with "
+            "parallel='outer_steps' one worker trains and the others wait. Leave it out: then "
+            "they share the work.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_same_on_all_workers(replicas, train, settings):

@@ -35,6 +35,7 @@ class Cost(NamedTuple):
     seconds: Seconds
     remedies: list  # What would make the search cheaper.
     tracing: float = 0.0  # Seconds spent before the first outer step, most of it on tracing.
+    at_a_time: int = 1  # Outer steps that workers make at the same time.
 
     @property
     def seconds_in_all(self):
@@ -67,8 +68,12 @@ def cost_table(cost):
         "measured": f"{a_step}, {_span(first, last)} {unit}",
         "tracing": f"{duration(cost.tracing)}, once" if cost.tracing else "",
         "in all": f"{duration(cost.seconds_in_all)} for {whole}",
+        "workers": "",
         "to cut it": ", ".join(cost.remedies),
     }
+    if cost.at_a_time > 1:
+        least = cost.tracing + (cost.seconds_in_all - cost.tracing) / cost.at_a_time
+        rows["workers"] = f"{cost.at_a_time} make outer steps at once: at least {duration(least)}"
     if not cost.num_values:
         rows["learned"] = "nothing"
     lines = (f"  {name.ljust(9)}  {text}" for name, text in rows.items() if text)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import time
 import warnings
 import zlib
@@ -20,6 +19,7 @@ from keras_fds.search.state import (
     MEASURED,
     MOST_TOLD,
     Best,
+    Outcome,
     PartialOuterStep,
     Record,
     Search,
@@ -59,7 +59,7 @@ class OuterLoop:
         self.problem = problem
         self.validation_training = validation_training
         self.divergence_factor = divergence_factor
-        self.pace = Pace(self.model, callbacks, replicas)
+        self.pace = Pace(self.model, callbacks, mode.replicas)
         self.rate = self.present_rate()
         self.start_weights = self.model.get_weights()
         self.going_on = None  # The `PartialOuterStep` to resume.
@@ -85,15 +85,13 @@ class OuterLoop:
             self.check_same_on_all_workers(first)
             try:
                 self.skip_outer_steps(first - len(self.search.records))
-                for outer_step in itertools.count(first):
-                    proposal = self.next_outer_step()
-                    if proposal is None:
-                        break
-                    logs = self.outer_step(outer_step, proposal)
-                    if self.stops():
+                while proposals := self.next_outer_steps():
+                    logs = self.outer_steps(first, proposals)
+                    first += len(proposals)
+                    if self.stops(self.replicas):
                         break
             finally:
-                self.search.partial = None
+                self.search.partial = self.search.before_round = None
                 self.keep_best()
         finally:
             optimizer.searching = False
@@ -102,9 +100,9 @@ class OuterLoop:
         self.callbacks.on_train_end(logs)
         return model.history
 
-    def stops(self):
-        """Whether a callback ends the search, in any process."""
-        self.model.stop_training = self.replicas.any(self.model.stop_training)
+    def stops(self, replicas):
+        """Whether a callback ends the search, in any of their processes."""
+        self.model.stop_training = replicas.any(self.model.stop_training)
         return self.model.stop_training
 
     def check_same_on_all_workers(self, first):
@@ -177,14 +175,17 @@ class OuterLoop:
         """What the outer rule proposes after the observations so far."""
         return self.optimizer.outer.propose(self.search.observations, self.problem)
 
-    def next_outer_step(self):
-        """The next outer step's `Proposal`, to whose schedules it moves; `None` at the end."""
-        search, proposal = self.search, self.propose()
-        if proposal is not None:
-            self.optimizer.coordinates = proposal.coordinates
-        elif search.records and not search.best:
+    def proposals(self):
+        """What to make next, a list of `Proposal`; empty at the end."""
+        proposal = self.propose()
+        return [] if proposal is None else [proposal]
+
+    def next_outer_steps(self):
+        """The same; at the end it warns where nothing was learned."""
+        proposals = self.proposals()
+        if not proposals and self.search.records and not self.search.best:
             warnings.warn(_NO_BEST, RuntimeWarning, stacklevel=4)
-        return proposal
+        return proposals
 
     def keep_best(self):
         """Restores the best outer step's weights and schedules, with fresh slots."""
@@ -199,9 +200,21 @@ class OuterLoop:
             optimizer.coordinates = self.problem.start
 
     # ---------------------------------------------------------------------- an outer step
-    def outer_step(self, outer_step, proposal):
-        """Trains from new weights, measures, and calls callbacks; returns the logs."""
+    def outer_steps(self, first, proposals):
+        """Makes one outer step; returns its logs."""
+        (proposal,) = proposals
+        outcome = self.train(first, proposal)
+        self.interrupted = outcome.interrupted
+        if self.interrupted:
+            self.callbacks.on_epoch_end(first, outcome.logs)
+        else:
+            self.finish(first, proposal, outcome)
+        return outcome.logs
+
+    def train(self, outer_step, proposal):
+        """Trains from new weights and measures; returns an `Outcome`."""
         model, search, horizon = self.model, self.search, proposal.horizon
+        self.optimizer.coordinates = proposal.coordinates
         mode = self.mode = self.modes[proposal.with_hypergradients]
         self.guarded_variables = []  # What hypergradients depend on and callbacks may reach.
         if self.pace.has_hooks:
@@ -220,20 +233,20 @@ class OuterLoop:
         steps, ok = self.inner_steps(train, proposal)
         logs = logs_of(model)
         if not ok:
-            self.tell_of_break_down(outer_step, steps, horizon)
             missing = {f"val_{name}": np.nan for name in logs}
-            return self.finish(outer_step, proposal, {**logs, **missing})
-        self.interrupted = steps < horizon  # By a callback: the outer step has measured nothing.
-        loss, error = self.validate(validation, logs)
-        if self.interrupted:
-            self.callbacks.on_epoch_end(outer_step, logs)
-            return logs
+            told = self.told_of_break_down(outer_step, steps, horizon)
+            return Outcome({**logs, **missing}, warnings=[told])
+        outcome = Outcome(logs, interrupted=steps < horizon)
+        loss, outcome.error = self.validate(validation, outcome)
+        if outcome.interrupted:
+            return outcome
+        outcome.loss = loss if np.isfinite(loss) else None
         hypergradients = mode.hypergradients()
         if hypergradients is not None:
             hypergradients = hypergradients * self.buckets.derivatives(proposal.coordinates)
-            self.warn_of_unknown(hypergradients)
-        loss = loss if np.isfinite(loss) else None
-        return self.finish(outer_step, proposal, logs, loss, error, hypergradients)
+            outcome.warnings = self.told_of_unknown(hypergradients)
+            outcome.hypergradients = hypergradients.tolist()
+        return outcome
 
     def inner_steps(self, train, proposal):
         """Trains over the horizon; `(steps done, whether the run was not given up)`."""
@@ -255,7 +268,8 @@ class OuterLoop:
             position.inner_step += steps
             position.within[0][-1] += steps
             logs = logs_of(self.model)
-            if ok and self.mode.checkpoint_variables is not None:
+            in_round = self.search.before_round is not None  # Which begins anew.
+            if ok and not in_round and self.mode.checkpoint_variables is not None:
                 self.search.partial = PartialOuterStep(proposal, list(logs), self.variables())
             else:
                 self.search.partial = None
@@ -264,33 +278,36 @@ class OuterLoop:
             last = done + (self.pace.steps if whole else steps)
             with self.guarded(position.inner_step):
                 self.callbacks.on_train_batch_end(last - 1, logs)
-            if self.stops() or not ok:
+            if self.stops(self.mode.replicas) or not ok:
                 return position.inner_step, ok
         return position.inner_step, True
 
-    def validate(self, validation, logs):
+    def validate(self, validation, outcome):
         """The validation loss and its error; adds it and the metrics to the logs."""
         model = self.model
         of_training = [(variable, variable.numpy()) for variable in model.metrics_variables]
         loss, error, found = validate(
             self.mode, validation, self.validation_training, self.callbacks
         )
-        logs.update(found)
-        if self.interrupted:
+        outcome.logs.update(found)
+        if outcome.interrupted:
             for variable, value in of_training:  # A resumed search continues from these.
                 variable.assign(value)
         else:
             self.search.position.within[1].append(validation.num_batches)
         return loss, error
 
-    def finish(self, outer_step, proposal, logs, loss=None, error=None, hypergradients=None):
+    def finish(self, outer_step, proposal, outcome):
         """Records what an outer step measured; without a loss it broke down."""
+        for text in outcome.warnings:
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
         optimizer, search, problem = self.optimizer, self.search, self.problem
         coordinates, horizon = proposal.coordinates, proposal.horizon
+        loss, error = outcome.loss, outcome.error
         skipped = outer_step - len(search.records)
-        broke_down = loss is None
-        if broke_down:
-            hypergradients = None
+        broke_down, hypergradients = loss is None, None
+        if not broke_down and outcome.hypergradients is not None:
+            hypergradients = np.array(outcome.hypergradients)
         search.observations.append(Observation(coordinates, horizon, loss, error, hypergradients))
         best = search.best.outer_step - skipped if search.best else None
         is_best = not broke_down and optimizer.outer.is_best(search.observations, best, problem)
@@ -303,7 +320,7 @@ class OuterLoop:
             horizon=horizon,
             status=BROKE_DOWN if broke_down else MEASURED,
             outcome="best" if is_best else "rejected" if broke_down else "accepted",
-            logs=dict(sorted(logs.items())),  # As callbacks get them.
+            logs=dict(sorted(outcome.logs.items())),  # As callbacks get them.
             values=in_short(optimizer.values),
             hypergradients=means,
             val_loss_error=error,
@@ -320,8 +337,7 @@ class OuterLoop:
             if horizon < problem.horizon:
                 stretched = optimizer.outer.over_whole(coordinates, horizon, problem)
             search.best = Best(loss, outer_step, horizon, stretched, self.model.get_weights())
-        self.callbacks.on_epoch_end(outer_step, logs)
-        return logs
+        self.callbacks.on_epoch_end(outer_step, outcome.logs)
 
     def values_of_numbers(self, coordinates):
         """`{name: [num_buckets]}` at coordinates, without vectors."""
@@ -333,14 +349,16 @@ class OuterLoop:
     # ----------------------------------------------------------------- within an outer step
     def variables(self):
         """All variables of a run."""
-        model = self.model
+        return [*self.state(), *(self.mode.checkpoint_variables or [])]
+
+    def state(self):
+        """The variables of a run that are not its mode's own."""
         every = [
-            *model.variables,
-            *model.metrics_variables,
+            *self.model.variables,
+            *self.model.metrics_variables,
             *self.mode.outside_variables,
             *self.optimizer.variables,
         ]
-        every += self.mode.checkpoint_variables or []
         return list({id(each): each for each in every}.values())
 
     def go_on(self, train):
@@ -381,30 +399,28 @@ class OuterLoop:
             refuse_rate_setters("A callback sets")
 
     # ------------------------------------------------------------------------ what is told
-    def tell_of_break_down(self, outer_step, steps, horizon):
-        """Warns of a run that is given up; raises when the data are at fault."""
+    def told_of_break_down(self, outer_step, steps, horizon):
+        """A sentence about a run that is given up; raises when the data are at fault."""
         reason = self.mode.break_down_reason
         not_finite = not_finite_in(self.data.train) if "finite" in reason else []
         at_fault = f" The training data hold NaN or infinities in their {' and '.join(not_finite)}."
         if not_finite and steps == 1:
             raise ValueError(f"The training loss of the first batch is not finite.{at_fault}")
-        warnings.warn(
+        return (
             f"Outer step {outer_step + 1}: the training loss {reason} at "
             f"inner step {steps} of {horizon}. This outer step is given up"
             + ("; the best so far is kept." if self.search.best else ".")
-            + (at_fault if not_finite else ""),
-            RuntimeWarning,
-            stacklevel=5,
+            + (at_fault if not_finite else "")
         )
 
-    def warn_of_unknown(self, hypergradients):
+    def told_of_unknown(self, hypergradients):
+        """Sentences about hypergradients that are not a number."""
         by_name = self.buckets.split(hypergradients)
         unknown = [name for name, values in by_name.items() if np.isnan(values).any()]
-        if unknown:
-            warnings.warn(
-                f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so "
-                "they are left out. keras_fds.check_hypergradients(model, ...) finds the "
-                "layer; a start value at the end of its range is another cause.",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+        if not unknown:
+            return []
+        return [
+            f"The hypergradients of {', '.join(map(repr, unknown))} are not a number, so "
+            "they are left out. keras_fds.check_hypergradients(model, ...) finds the "
+            "layer; a start value at the end of its range is another cause."
+        ]

@@ -64,6 +64,18 @@ class Record:
 
 
 @dataclasses.dataclass
+class Outcome:
+    """What an outer step measured, before it is recorded; JSON can hold it."""
+
+    logs: dict  # Losses and metrics, as callbacks get them.
+    loss: float | None = None  # Of the validation; `None` when training was given up.
+    error: float | None = None  # Its standard error, where it is known.
+    hypergradients: list | None = None  # By the coordinates, where they were computed.
+    warnings: list = dataclasses.field(default_factory=list)  # Sentences.
+    interrupted: bool = False  # Whether a callback stopped it: it has measured nothing.
+
+
+@dataclasses.dataclass
 class Best:
     """The best outer step so far."""
 
@@ -147,6 +159,8 @@ class Search:
     records: list = dataclasses.field(default_factory=list)  # One per finished outer step.
     best: Best | None = None
     observations: list = dataclasses.field(default_factory=list)  # As many: all the rule knows.
+    # The search before a round of outer steps that is not recorded to its end: what is saved then.
+    before_round: "Search | None" = None
 
     def __post_init__(self):
         self.settings = json.loads(json.dumps(self.settings, default=str))
@@ -183,8 +197,18 @@ class Search:
                 f"folder for the checkpoints. It began with {'; '.join(differing)}"
             )
 
+    def begin_round(self, outer_step):
+        """From now on it is saved as it is now, until `before_round` is `None` again."""
+        self.position = self.position.start_of_outer_step(outer_step)
+        self.before_round = dataclasses.replace(
+            self, records=[*self.records], observations=[*self.observations]
+        )
+        self.position = self.position.start_of_outer_step()
+
     def to_arrays(self):
         """The whole search as `{key: array}`: a JSON text, and the arrays that it refers to."""
+        if self.before_round is not None:
+            return self.before_round.to_arrays()
         arrays = {}
 
         def reference(value):
@@ -194,7 +218,8 @@ class Search:
             arrays[key] = keras.ops.convert_to_numpy(value)
             return {_ARRAY: key}
 
-        text = json.dumps({"version": _VERSION, **vars(self)}, default=reference)
+        saved = {name: value for name, value in vars(self).items() if name != "before_round"}
+        text = json.dumps({"version": _VERSION, **saved}, default=reference)
         return {SEARCH_ENTRY: np.frombuffer(text.encode(), "uint8"), **arrays}
 
     @classmethod

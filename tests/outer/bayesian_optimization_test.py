@@ -167,6 +167,84 @@ def test_the_best_one_is_over_the_whole_horizon_and_sure(searched):
     assert np.all((rates > 1.1) & (rates < 100))
 
 
+# ------------------------------------------------------------------------------------- in rounds
+def rounds(problem, number, first=()):
+    """The observations of a search in rounds, and its rounds of proposals."""
+    rule, observations, found = BayesianOptimization(), list(first), []
+    rng = np.random.default_rng(3)
+    while proposals := rule.propose_several(observations, problem, number):
+        found.append(proposals)
+        observations += [measure(problem, each, rng) for each in proposals]
+    return observations, found
+
+
+@pytest.fixture(scope="module")
+def in_rounds():
+    problem = problem_of()
+    return problem, *rounds(problem, 4)
+
+
+def assert_same(proposals, expected):
+    np.testing.assert_equal([vars(each) for each in proposals], [vars(each) for each in expected])
+
+
+def test_the_first_of_several_is_the_next_one(searched):
+    problem, observations, _ = searched
+    for done in (0, 3, 5, 9, len(observations) - 1, len(observations)):
+        alone = BayesianOptimization().propose(observations[:done], problem)
+        of_one = BayesianOptimization().propose_several(observations[:done], problem, 1)
+        several = BayesianOptimization().propose_several(observations[:done], problem, 3)
+        assert_same(of_one, [] if alone is None else [alone])
+        assert_same(several[:1], of_one)
+
+
+def test_rounds_fill_the_workers_with_points_of_their_own(in_rounds):
+    _, observations, found = in_rounds
+    assert len(found) < len(observations) / 2
+    assert len(found[0]) == 4
+    for proposals in found:
+        assert len({each.coordinates.tobytes() for each in proposals}) == len(proposals) <= 4
+
+
+def test_after_the_design_no_further_one_costs_more_than_the_first(in_rounds):
+    problem, _, found = in_rounds
+    for first, *further in found[2:]:
+        assert all(problem.price(each) <= problem.price(first) for each in further)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+@pytest.mark.parametrize("budget", [2.0, 4.7])
+def test_rounds_keep_within_the_budget_and_the_answer_is_alone(number, budget):
+    problem = problem_of(budget=budget)
+    observations, found = rounds(problem, number)
+    assert problem.spent(observations) <= budget
+    assert len(found[-1]) == 1
+    assert found[-1][0].horizon == HORIZON
+
+
+def test_an_interrupted_search_goes_on_with_the_same_rounds(in_rounds):
+    problem, observations, found = in_rounds
+    done = sum(map(len, found[:-2]))
+    again = BayesianOptimization().propose_several(observations[:done], problem, 4)
+    assert_same(again, found[-2])
+
+
+def test_rounds_over_prescribed_horizons_begin_with_the_start_and_end_alone():
+    problem = problem_of(start=0.01, horizons=[50, 50, 50, HORIZON, HORIZON, HORIZON])
+    _, found = rounds(problem, 2)
+    horizons = [[each.horizon for each in proposals] for proposals in found]
+    assert horizons == [[50], [50, 50], [HORIZON, HORIZON], [HORIZON]]
+
+
+@pytest.mark.parametrize("losses", [[2.0, None, -1.0, 0.5] * 3, [None] * 11 + [1.0]])
+def test_any_losses_lead_to_a_round(losses):
+    problem = problem_of()
+    found = BayesianOptimization().propose_several(observed(problem, losses, 20), problem, 3)
+    assert all(np.isfinite(each.coordinates).all() for each in found)
+    assert 1 <= len(found) <= 3
+
+
+# ------------------------------------------------------------------------------ how it goes about
 def test_start_values_are_measured_early():
     problem = problem_of(start=0.1)
     rule, observations, rng = BayesianOptimization(), [], np.random.default_rng(0)

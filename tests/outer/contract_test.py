@@ -156,6 +156,19 @@ def test_a_proposal_depends_on_the_observations_alone(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_several_proposals_begin_with_the_next_one(rule):
+    problem = problem_of([0.5, 0.5], [0.1, 0.1], 0.0, 1.0, outer_steps=4)
+    observation = Observation(np.array([0.4, 0.6]), 10, 0.5, hypergradients=np.array([0.3, -0.2]))
+    for done in (0, 1, 2, 4):
+        observations = [observation] * done
+        first = rule().propose(observations, problem)
+        several = rule().propose_several(observations, problem, 3)
+        expected = [] if first is None else [vars(first)]
+        np.testing.assert_equal([vars(each) for each in several[:1]], expected)
+        assert len(several) <= (3 if rule is BayesianOptimization else 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_a_longer_horizon_counts_more_and_then_a_lower_loss(rule):
     problem = problem_of([0.5], [0.1])
 

@@ -64,6 +64,12 @@ def test_table_of_reverse_mode():
     assert "16 ms an inner step (forward 4.0 ms, back 12 ms), 1.6 s an outer step" in text
 
 
+def test_table_of_outer_steps_at_the_same_time():
+    text = cost_table(cost(tracing=4.0, at_a_time=3))
+    assert "  in all     23 s for 3 outer steps" in text
+    assert "  workers    3 make outer steps at once: at least 10 s" in text
+
+
 def test_table_of_a_budget():
     text = cost_table(cost(horizons=[200], budget=10.0))
     assert "horizon    200 inner steps, in most outer steps fewer" in text
@@ -258,6 +264,27 @@ def test_the_time_left_goes_by_the_last_outer_step_that_was_finished(capsys, mon
         "Outer step 3/4, about 30 s left",
         "Outer step 4/4, about 20 s left",
     ]
+
+
+def test_the_time_left_goes_by_a_whole_round_of_several_workers(capsys, monkeypatch):
+    now = iter([100.0, 140.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
+    model = make_model()
+    problem = Problem(model.optimizer.buckets, np.zeros(3), 10, [10] * 9)
+    progress = SearchProgress(None, None, "", (), problem, 10, begin=0.0, at_a_time=2)
+    progress.set_params({"verbose": 0, "epochs": 9, "steps": 10})
+    progress.set_model(model)
+    search = model.optimizer.search = Search(0, "forward")
+    progress.seconds_a_unit, progress.finished, progress.units, progress.start = 1.0, 1, 0.0, None
+    search.begin_round(0)
+    progress.on_epoch_begin(0)
+    progress.on_train_batch_end(9)
+    progress.on_epoch_end(0)
+    progress.on_epoch_begin(1)
+    search.before_round = None
+    progress.on_epoch_end(1)
+    assert progress.seconds_a_unit == 40 / 20
+    assert "Outer step 2/9, about 80 s left" in capsys.readouterr().out
 
 
 def test_within_a_budget_it_tells_what_is_spent(capsys):

@@ -33,6 +33,16 @@ def test_every_point_is_a_plain_training_over_the_whole_horizon():
     np.testing.assert_allclose(found, expected)
 
 
+def test_workers_get_the_next_points():
+    grid = DecayGrid(learning_rate=(0.1, 0.4), momentum=(0.0, 0.9))
+    proposals = run(grid, problem())
+    observations = [Observation(each.coordinates, each.horizon, 1.0) for each in proposals]
+    for done in range(5):
+        found = grid.propose_several(observations[:done], problem(), 3)
+        expected = proposals[done : done + 3]
+        np.testing.assert_equal([vars(each) for each in found], [vars(each) for each in expected])
+
+
 @pytest.mark.parametrize(
     "shape, interpolation, expected",
     [

@@ -133,3 +133,13 @@ def test_the_program_tells_of_a_missing_cluster(run_program, monkeypatch, tmp_pa
     )
     assert code == 1
     assert "needs the environment variable TF_CONFIG" in text
+
+
+def test_outer_steps_at_the_same_time_need_workers_and_a_search(digits_dir, tmp_path):
+    config = digits.get_config()
+    config.data_dir = str(digits_dir)
+    with pytest.raises(ValueError, match="parallel='outer_steps' is for several workers"):
+        search.learn(config, tmp_path, verbose=0, parallel="outer_steps")
+    config.method = "hd"
+    with pytest.raises(ValueError, match="--strategy and --parallel are for method='search'"):
+        search.learn(config, tmp_path, verbose=0, parallel="outer_steps")
