@@ -66,10 +66,10 @@ def area_under_curve(weights):
 
 def main(paths):
     """Prints the area under the curve of the weights in each `schedules.json`."""
-    from keras_fds import schedules
+    import keras_fds
 
     for path in paths:
-        weights = schedules.load_schedules(path)["sample_weight"].values
+        weights = keras_fds.load_schedules(path)["sample_weight"].values
         print(f"{path}: {area_under_curve(weights[0]):.3f}")
 
 
