@@ -69,8 +69,8 @@ def main(paths):
     import keras_fds
 
     for path in paths:
-        weights = keras_fds.load_schedules(path)["sample_weight"].values
-        print(f"{path}: {area_under_curve(weights[0]):.3f}")
+        schedules = keras_fds.load_schedules(path)
+        print(f"{path}: {area_under_curve(schedules['sample_weight'].values[0]):.3f}")
 
 
 if __name__ == "__main__":
