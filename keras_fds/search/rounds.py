@@ -51,10 +51,10 @@ class Rounds(OuterLoop):
             return outcomes[0].logs
         before = search.before_round.position.before
         for number, (proposal, outcome, (_, within)) in enumerate(zip(proposals, outcomes, every)):
+            self.callbacks.set_params({**self.callbacks.params, "steps": proposal.horizon})
             if number != own:
                 self.data.replay(within)
                 self.callbacks.on_epoch_begin(first + number)
-            self.callbacks.set_params({**self.callbacks.params, "steps": proposal.horizon})
             self.assign(self.replicas.from_process(number, state))
             search.position = Position(first + number, before=before, within=within)
             if number == numbers[-1]:

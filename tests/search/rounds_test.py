@@ -136,14 +136,14 @@ def test_callbacks_see_every_outer_step_in_its_order_with_its_weights(by_two):
     class Spy(keras.callbacks.Callback):
         def __init__(self):
             super().__init__()
-            self.ends, self.begun = [], set()
+            self.ends, self.steps = [], {}
 
         def on_epoch_begin(self, epoch, logs=None):
-            self.begun.add(epoch)
+            self.steps[epoch] = self.params["steps"]
 
         def on_epoch_end(self, epoch, logs=None):
-            assert epoch in self.begun
             record = self.model.optimizer.search.records[-1]
+            assert self.steps[epoch] == self.params["steps"] == record.horizon
             assert record.logs == dict(sorted(logs.items()))
             self.ends.append((record.outer_step, epoch + 1, self.model.get_weights()[0].tolist()))
 
