@@ -39,6 +39,8 @@ PUBLISHED = {
     },
 }
 
+_MOST_BUCKETS = 100  # Of a schedule that is drawn in front of others.
+
 
 def draw(figure, results):
     """A figure of the paper.
@@ -95,7 +97,11 @@ def draw_comparison(of_runs, published):
             for k, one in enumerate(of_seeds):
                 if name in one:
                     label = None if k else method
-                    panel.plot(*_course(one[name]), color=colors[method], lw=1, label=label)
+                    jagged = one[name].num_buckets > _MOST_BUCKETS  # It goes behind the others.
+                    style = {"alpha": 0.15, "zorder": 1} if jagged else {"zorder": 2}
+                    panel.plot(
+                        *_course(one[name]), color=colors[method], lw=1, label=label, **style
+                    )
         values = published.get("schedules", {}).get(name)
         if values:
             times = [k / len(values) for k in range(len(values) + 1)]
@@ -111,7 +117,10 @@ def draw_comparison(of_runs, published):
     for panel in (*panels, last):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    lines = panels[0].get_legend_handles_labels()
+    legend = figure.legend(*lines, loc="outside lower left", ncols=6, frameon=False, fontsize=8)
+    for line in legend.get_lines():
+        line.set_alpha(1.0)
     return figure
 
 
