@@ -16,7 +16,7 @@ from trainers import compare, data, experiment, networks, workdirs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # A simulation that trains nothing has a config of its own kind, and one config holds others.
-OTHERS = {"__init__", "theorem_4_1", "all_tasks"}
+OTHERS = {"__init__", "theorem_4_1", "all_tasks", "short_trainings"}
 NAMES = sorted({path.stem for path in CONFIGS.glob("*.py")} - OTHERS)
 
 

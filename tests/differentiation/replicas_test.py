@@ -270,7 +270,7 @@ def test_what_does_not_divide_is_refused(layers, arguments, match):
 
 def test_workers_that_differ_are_told(monkeypatch):
     workers = Replicas()
-    workers.is_one_process, workers.count = False, 2
+    workers.is_one_process, workers.count, workers.processes = False, 2, 2
     checksum = zlib.crc32(b"seed=0")
     monkeypatch.setattr(workers, "sum_over_processes", lambda own: np.add(own, [0, checksum]))
     workers.check_alike("what they compute", lambda: "seed=0")
