@@ -62,9 +62,8 @@ class Descent(Rule):
             if done and (left < 1 - 1e-9 or observations[-1].hypergradients is None):
                 return None
             part = next(part for part, end in LADDER if spent < end * problem.budget)
-            horizon = max(
-                problem.steps(part), *(h.num_buckets for h in problem.buckets.hyperparameters), 1
-            )
+            most_buckets = max((h.num_buckets for h in problem.buckets.hyperparameters), default=1)
+            horizon = max(problem.steps(part), most_buckets)
             reserve = 1.0 if horizon < problem.horizon else 0.0  # Of a plain training at the end.
             computes = not done or left >= problem.price_of(horizon, True) + reserve
             if not computes:
