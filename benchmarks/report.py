@@ -13,6 +13,7 @@ STEPS = (
     "networks",
     "horizons",
     "compilers",
+    "strategies",
     "states",
     "trials",
     "vectors",
@@ -30,6 +31,7 @@ TITLES = {
     "memory_tangents": "Peak megabytes against the number of tangents: LeNet, batch 128",
     "states": "Reverse mode against the states it keeps: LeNet, batch 32, nine tangents",
     "compilers": "With XLA and without, in float32 and in bfloat16: nine tangents",
+    "strategies": "Under a strategy of one device, beside steps without: LeNet, batch 128",
     "trials": "A black box's trial: whole trainings, batch 128",
     "vectors": "Against the number of learned weights of examples: LeNet, batch 128",
 }

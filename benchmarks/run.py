@@ -179,6 +179,18 @@ def compilers():
     return rows
 
 
+def strategies():
+    """Under a `tf.distribute` strategy of one device; ratios are to steps without a strategy."""
+    rows = {}
+    for engine in ("plain", *KERAS_FDS):
+        kinds = {
+            each: {**LENET, "engine": engine, "distribution": each, "whole": True}
+            for each in ("none", "one_device", "mirrored")
+        }
+        rows[engine] = turns.medians_and_ratios(turns.alternate(kinds, _ROUNDS.value), "none")
+    return rows
+
+
 def trials():
     """A black box's whole training against one of `keras_fds.fit`, ten epochs."""
     whole = {"passes": 10, "whole": True}
@@ -210,6 +222,7 @@ SECTIONS = {
     "memory_tangents": memory_tangents,
     "states": states,
     "compilers": compilers,
+    "strategies": strategies,
     "trials": trials,
     "vectors": vectors,
 }

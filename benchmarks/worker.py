@@ -18,6 +18,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import importlib
 import json
 import resource
@@ -41,6 +42,12 @@ _NUM_WEIGHTS = flags.DEFINE_integer(
 _CHUNK_SIZE = flags.DEFINE_integer("tangent_chunk_size", None, "Of forward mode.")
 _STEPS_A_CALL = flags.DEFINE_integer("steps_a_call", 10, "Inner steps in a compiled call.")
 _JIT_COMPILE = flags.DEFINE_boolean("by_xla", False, "Whether XLA compiles the steps.")
+_DISTRIBUTION = flags.DEFINE_enum(
+    "distribution",
+    "none",
+    ["none", "one_device", "mirrored"],
+    "Strategy of one device to train under.",
+)
 _DTYPE_POLICY = flags.DEFINE_string("dtype_policy", "float32", "Keras's policy for the network.")
 _STATES = flags.DEFINE_integer("states", None, "Copies of the state that `checkpoints` may keep.")
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over the batches of an outer step.")
@@ -161,6 +168,18 @@ def take_turns_with_peer(problem, engine):
         say((time.perf_counter() - start) / count)
 
 
+def scope():
+    """The scope of the strategy, or of none."""
+    import tensorflow as tf
+
+    device = tf.config.list_logical_devices()[-1].name
+    return {
+        "none": contextlib.nullcontext,
+        "one_device": lambda: tf.distribute.OneDeviceStrategy(device).scope(),
+        "mirrored": lambda: tf.distribute.MirroredStrategy([device]).scope(),
+    }[_DISTRIBUTION.value]()
+
+
 def fit(problem, engine, outer_steps, callback):
     import keras_fds
 
@@ -170,8 +189,10 @@ def fit(problem, engine, outer_steps, callback):
     if engine == "stock":
         compiled(problem, learning=None).fit(x, y, epochs=outer_steps, **arguments)
         return
+    with scope():
+        model = compiled(problem, learning=engine != "plain")
     keras_fds.fit(
-        compiled(problem, learning=engine != "plain"),
+        model,
         x,
         y,
         epochs=_PASSES.value,
