@@ -71,7 +71,7 @@ def rule(path, files):
     is_program = path.parts[0] in PROGRAMS and '__name__ == "__main__"' in text
     kind = "pytest_test" if is_test else "py_binary" if is_program else "py_library"
     lines = [f"    name = {path.stem!r},", f"    srcs = [{path.name!r}],"]
-    if is_test and "__file__" in text:
+    if is_test and ("__file__" in text or "sys.executable" in text):
         lines.append("    data = ['//:all_files'],")
     elif path.parts[0] == "trainers" and is_program:
         lines.append("    data = ['//configs:all_files'],")
