@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.report import machine
-from trainers import experiment
+from trainers.seeds import SEEDS
 
 _DATASET = flags.DEFINE_enum("dataset", None, ["digits", "mnist", "fashion_mnist"], "Which data.")
 _PART = flags.DEFINE_enum(
@@ -267,7 +267,7 @@ def told_of_one_epoch(dataset):
 
 def main(_):
     if _PART.value:
-        run(_DATASET.value, _PART.value, experiment.SEEDS.value or 5)
+        run(_DATASET.value, _PART.value, SEEDS.value or 5)
         return
     print(
         "| data | learned | tuned cosine | difference (95%) | seeds x trainings | diverged "

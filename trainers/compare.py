@@ -32,6 +32,7 @@ from absl import flags
 from trainers import black_box, experiment, records, report, workdirs
 from trainers.methods import rivals
 from trainers.search import learn
+from trainers.seeds import SEEDS
 from trainers.stopwatch import read_seconds
 from trainers.train import train
 from trainers.trials import seconds_a_training
@@ -40,6 +41,7 @@ _METHODS = flags.DEFINE_list("methods", None, "Which methods; None: all.")
 _TASKS = flags.DEFINE_list("tasks", None, "Which of the config's tasks; None: all.")
 _SECONDS = flags.DEFINE_float("seconds", None, "What learning may take; None: budgets count.", 0.1)
 flags.adopt_module_key_flags(experiment)
+flags.declare_key_flag("seeds")
 
 
 def compare(config, workdir, methods=None, seeds=5, seconds=None, tasks=None, tell=print):
@@ -296,7 +298,7 @@ def main():
             experiment.CONFIG.value,
             workdir,
             _METHODS.value,
-            experiment.SEEDS.value or 5,
+            SEEDS.value or 5,
             _SECONDS.value,
             _TASKS.value,
         )

@@ -24,7 +24,6 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove older results from --workdir first.")
 # Of programs that repeat a run; each has its own default.
-SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds.", 1)
 flags.adopt_module_key_flags(devices)
 REQUIRED = ("config", "workdir")
 

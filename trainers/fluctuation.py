@@ -24,6 +24,7 @@ import pathlib
 from absl import flags
 
 from trainers import experiment, workdirs
+from trainers.seeds import SEEDS
 
 REQUIRED = ("config", "workdir")
 _HORIZON = flags.DEFINE_integer("horizon", 250, "Inner steps of each seed.", 2)
@@ -31,6 +32,7 @@ _SCHEDULES = flags.DEFINE_string("at_schedules", None, "The schedules.json of a 
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "Where the cosine decay begins.")
 _MOMENTUM = flags.DEFINE_float("momentum", 0.9, "The momentum of all steps.")
 flags.adopt_module_key_flags(experiment)
+flags.declare_key_flag("seeds")
 
 _STEP = 1e-5  # Of the central differences of an update, in coordinates; float64.
 
@@ -466,7 +468,7 @@ def main():
     else:
         schedules = keras_fds.load_schedules(_SCHEDULES.value)
     try:
-        summary = fluctuation(config, output, experiment.SEEDS.value or 50, horizon, schedules)
+        summary = fluctuation(config, output, SEEDS.value or 50, horizon, schedules)
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same command measures the seeds that {output} lacks.")
         return 130

@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 from absl import flags
@@ -27,6 +31,15 @@ WORKER_TIMEOUT = flags.DEFINE_float(
     "worker_timeout", 120.0, "Seconds to wait for the other workers of TF_CONFIG.", 0.0
 )
 _JOBS = ("chief", "worker")
+STARTING = 60.0  # Seconds in which a worker that answers has started TensorFlow.
+_END_PARENT = """
+import os, signal, sys, time
+seconds, told, parent = sys.argv[1:]
+time.sleep(float(seconds))
+if os.getppid() == int(parent):
+    print(told, file=sys.stderr, flush=True)
+    os.kill(int(parent), signal.SIGKILL)
+"""
 
 
 def make(name, timeout=120.0):
@@ -40,7 +53,8 @@ def make(name, timeout=120.0):
         A `tf.distribute.Strategy`, or `None` for `"default"`.
 
     Raises:
-        ValueError: TF_CONFIG is missing or damaged, or names a worker that cannot be reached.
+        ValueError: TF_CONFIG is missing or damaged, or names a worker that cannot be reached. When
+            workers are there, but do not connect, the process ends with a message.
     """
     if name == "default":
         return None
@@ -53,9 +67,31 @@ def make(name, timeout=120.0):
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(f"{kind}:0")
     if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _at_most(timeout + STARTING):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        # It has TensorFlow catch SIGTERM, and go on. Here it interrupts, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return strategy
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     return tf.distribute.MirroredStrategy(devices)
+
+
+@contextlib.contextmanager
+def _at_most(seconds):
+    """Ends the process, by another one, when TensorFlow waits for the other workers for too long.
+
+    While it waits no thread of this process runs.
+    """
+    told = (
+        "Something listens at the addresses of TF_CONFIG, but the workers did not connect in "
+        f"{seconds:g} seconds. Look for a worker that has ended, or another program at its port."
+    )
+    process = [sys.executable, "-c", _END_PARENT, str(seconds), told, str(os.getpid())]
+    with subprocess.Popen(process) as watching:
+        try:
+            yield
+        finally:
+            watching.kill()
 
 
 def scope(strategy):
@@ -94,6 +130,8 @@ def check_workers(tf_config, timeout=120.0):
         tf_config: The text of the environment variable TF_CONFIG, or `None`.
         timeout: Seconds.
     """
+    if not math.isfinite(timeout):
+        raise ValueError(f"--worker_timeout must be a number of seconds. Received: {timeout}")
     cluster, own = _read(tf_config)
     addresses = dict(_workers_of(cluster))
     if own not in addresses:
@@ -133,17 +171,25 @@ def _read(tf_config):
         config = json.loads(tf_config)
         cluster, task = config["cluster"], config["task"]
         own = task["type"], int(task["index"])
+        if not all(isinstance(addresses, list) for addresses in cluster.values()):
+            raise ValueError("addresses come in lists")
         for _, address in _workers_of(cluster):
             _host_and_port(address)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            "TF_CONFIG must be JSON with a `cluster` of addresses host:port and a `task` with "
-            f"`type` and `index`. Received: {tf_config}"
+            "TF_CONFIG must be JSON with a `cluster` of lists of addresses host:port, ports from 1 "
+            f"to 65535, and a `task` with `type` and `index`. Received: {tf_config}"
         ) from error
     unknown = sorted(set(cluster) - set(_JOBS))
     if unknown:
         raise ValueError(
             f"The cluster of TF_CONFIG may have a chief and workers only. Received: {unknown}"
+        )
+    addresses = [address for _, address in _workers_of(cluster)]
+    twice = sorted({each for each in addresses if addresses.count(each) > 1})
+    if twice:
+        raise ValueError(
+            f"The workers of TF_CONFIG need an address each. Twice there: {', '.join(twice)}"
         )
     return cluster, own
 
@@ -165,6 +211,8 @@ def _workers_of(cluster):
 
 def _host_and_port(address):
     host, _, port = address.rpartition(":")
+    if not 0 < int(port) < 2**16:
+        raise ValueError(f"no port: {port}")
     return host, int(port)
 
 

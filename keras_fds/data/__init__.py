@@ -1,6 +1,6 @@
 """Batches for the compiled loops, and their replay."""
 
-from keras_fds.data.arrays import ArrayBatches, as_arrays, num_examples
+from keras_fds.data.arrays import ArrayBatches, as_arrays, num_examples, yields_batches
 from keras_fds.data.batches import Numbered, numbers, plain, unpack
 from keras_fds.data.datasets import (
     DatasetBatches,

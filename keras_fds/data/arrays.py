@@ -74,9 +74,14 @@ class ArrayBatches:
         return [self.start() for _ in taken][-1] if taken else None
 
 
+def yields_batches(x):
+    """Whether it yields batches, but is no dataset: a generator, a distributed dataset."""
+    return hasattr(x, "__next__") or isinstance(x, tf.distribute.DistributedDataset)
+
+
 def arrays_of(data, class_weight, what):
     x, y, sample_weight = data
-    if hasattr(x, "__next__"):
+    if yields_batches(x):
         raise ValueError(
             f"{what[0]} must be arrays, a tf.data.Dataset or a keras.utils.PyDataset "
             "(tf.data.Dataset.from_generator makes a dataset of a generator). "

@@ -64,6 +64,11 @@ class DatasetBatches:
         continues=True,
     ):
         is_python = isinstance(dataset, keras.utils.PyDataset)
+        if not is_python and not isinstance(dataset, tf.data.Dataset):
+            raise ValueError(
+                f"{what[0]} must be a tf.data.Dataset or a keras.utils.PyDataset. "
+                f"Received: {type(dataset).__name__}"
+            )
         self.passes = PyDatasetPasses(dataset, what[0]) if is_python else None
         cardinality = int((self.passes or dataset).cardinality())
         if num_batches is not None:

@@ -29,7 +29,7 @@ def float64():
 
 def in_float64(dataset):
     """A dataset whose floats are float64. A `PyDataset` stays: its floats become `floatx` later."""
-    if isinstance(dataset, keras.utils.PyDataset):
+    if not isinstance(dataset, tf.data.Dataset):
         return dataset
 
     def cast(tensor):

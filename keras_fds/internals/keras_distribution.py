@@ -13,6 +13,11 @@ def scope_of(model):
     return tf_distribution.outside_of_scopes() if strategy is None else strategy.scope()
 
 
+def strategies_of(optimizer):
+    """The strategies that a `HyperOptimizer` and the optimizer in it were made under."""
+    return [each._distribution_strategy for each in (optimizer, optimizer.optimizer)]
+
+
 @contextlib.contextmanager
 def on_first_device(model, strategy, variables):
     """While open, Keras variables stand for their copy on the first device of this process.

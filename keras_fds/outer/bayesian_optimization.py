@@ -22,6 +22,7 @@ MOST = 12.0
 MOST_DESIGNED = 8
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
+LEARNED = 0.02  # A training learns if the logarithm of its loss falls by this part of the best's.
 NUM_SAMPLES = 128
 
 
@@ -279,7 +280,8 @@ class BayesianOptimization(Rule):
         last = observations[-1]
         if best is None or last.horizon != observations[best].horizon or not len(problem.start):
             return super().is_best(observations, best, problem)
-        if _is_capped(observations)[-1]:  # All such losses are alike to the process.
+        if _learned_nothing(observations, problem)[[best, -1]].any():
+            # Such a loss is no bad luck, which the process may take it for.
             return last.loss < observations[best].loss
         posterior = Posterior(observations, problem, Space(problem), self.caution, look=False)
         of_best, of_last = posterior.cautious(posterior.points[[best, -1]])
@@ -481,10 +483,13 @@ def _logarithms(observations):
     return np.where(values < most, values, most)
 
 
-def _is_capped(observations):
-    """Whether losses are no better than untrained."""
+def _learned_nothing(observations, problem):
+    """Whether losses are no better than untrained, a bool for each."""
     values, most = _values_and_most(observations)
-    return ~(values < most)
+    if problem.horizons is not None:  # The first one is that of the start values.
+        return ~(values < most)
+    fall = values[0] - np.nanmin(values, initial=values[0])
+    return ~(values < values[0] - LEARNED * fall)
 
 
 def _values_and_most(observations):

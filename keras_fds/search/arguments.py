@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import ArrayBatches, num_examples, numbers
+from keras_fds.data import ArrayBatches, num_examples, numbers, yields_batches
 from keras_fds.differentiation import Replicas
 from keras_fds.functional import AnnounceHorizon, settle_vectors
 from keras_fds.hyper_optimizer import HyperOptimizer
-from keras_fds.internals import tf_graph
+from keras_fds.internals import keras_distribution, tf_graph
 from keras_fds.numbers import number
 from keras_fds.outer import Rule
 from keras_fds.search.fingerprint import checksum
@@ -58,7 +58,16 @@ def check_compiled(model):
 
 def replicas_of(model):
     """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
-    Replicas.check(model.distribute_strategy)
+    strategy = model.distribute_strategy
+    Replicas.check(strategy)
+    of_optimizers = keras_distribution.strategies_of(model.optimizer)
+    if any(each is not strategy for each in of_optimizers):
+        names = ", ".join(type(each).__name__ for each in of_optimizers)
+        raise ValueError(
+            "The model and its optimizers must be made in the scope of the same tf.distribute "
+            f"strategy, or all outside of one. Received: a model of {type(strategy).__name__}, "
+            f"optimizers of {names}"
+        )
     return Replicas.of(model)
 
 
@@ -138,7 +147,7 @@ def _check_steps(model):
 
 def check_targets(model, x, y):
     """Raises a `ValueError` when arrays come without the targets that the loss needs."""
-    is_dataset = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
+    is_dataset = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or yields_batches(x)
     if y is None and model.loss is not None and not is_dataset:
         raise ValueError(
             f"`y` is missing: the model is compiled with loss={model.loss!r}. Pass the targets."

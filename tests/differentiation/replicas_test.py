@@ -282,3 +282,27 @@ def test_checks_are_for_one_device():
     model = made(list, two_devices())
     with pytest.raises(ValueError, match="check_hypergradients computes on one device"):
         keras_fds.check_hypergradients(model, batches(), batches())
+
+
+@pytest.mark.parametrize("made_in_scope", ["model", "optimizer"])
+def test_a_model_and_an_optimizer_of_different_strategies_are_refused(made_in_scope):
+    scope = two_devices().scope
+    with scope() if made_in_scope == "model" else contextlib.nullcontext():
+        model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    with scope() if made_in_scope == "optimizer" else contextlib.nullcontext():
+        optimizer = keras_fds.HyperOptimizer(
+            keras_fds.optimizers.SGD(), [keras_fds.Hyperparameter("learning_rate")]
+        )
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match="made in the scope of the same tf.distribute strategy"):
+        keras_fds.hypergradients(model, batches(), batches())
+
+
+def test_a_distributed_dataset_is_refused():
+    strategy = two_devices()
+    model = made(lambda: [], strategy)
+    distributed = strategy.experimental_distribute_dataset(batches())
+    with pytest.raises(ValueError, match="must be a tf.data.Dataset .* DistributedDataset"):
+        keras_fds.hypergradients(model, distributed, batches())
+    with pytest.raises(ValueError, match="must be arrays, a tf.data.Dataset .* DistributedDataset"):
+        keras_fds.fit(model, distributed, validation_data=batches(), outer_steps=1)

@@ -293,6 +293,24 @@ def test_of_losses_no_better_than_untrained_the_lowest_is_best():
     assert not BayesianOptimization().is_best(observations, 1, problem)
 
 
+def test_a_training_that_learned_nothing_is_not_best():
+    """Above a rate whole trainings learn nothing, and the process takes that for noise."""
+    problem = dataclasses.replace(problem_of(budget=14.0), seed=3)
+    rule, observations, best = BayesianOptimization(), [], None
+    rng, untrained = np.random.default_rng(3), np.exp(0.8)
+    while (proposal := rule.propose(observations, problem)) is not None:
+        observation = measure(problem, proposal, rng, noise=0.3)
+        rate = problem.buckets.values(proposal.coordinates)["learning_rate"].mean()
+        too_high = proposal.horizon == HORIZON and rate > 0.8 * np.exp(GOOD[0])
+        if too_high or not observations:
+            observation = dataclasses.replace(observation, loss=untrained, hypergradients=None)
+        observations.append(observation)
+        if rule.is_best(observations, best, problem):
+            best = len(observations) - 1
+        if any(each.horizon == HORIZON and each.loss < untrained for each in observations):
+            assert observations[best].loss < untrained
+
+
 # ------------------------------------------------------------------------------- at its limits
 def observed(problem, losses, horizon=HORIZON, hypergradients=None):
     rng, space = np.random.default_rng(1), Space(problem)

@@ -13,6 +13,8 @@ import keras_fds
 from configs import digits
 from trainers import experiment, search, strategies
 
+TASK = {"type": "worker", "index": 0}
+
 
 def tf_config(addresses, own=0, job="worker"):
     return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": job, "index": own}})
@@ -83,6 +85,15 @@ def test_a_worker_that_does_not_answer_is_told():
         ("{", "must be JSON"),
         (json.dumps({"cluster": {}}), "must be JSON"),
         (tf_config(["nowhere"]), "addresses host:port"),
+        (tf_config(["127.0.0.1:99999", "127.0.0.1:2"]), "ports from 1 to 65535"),
+        (tf_config(["127.0.0.1:1", "127.0.0.1:-5"]), "ports from 1 to 65535"),
+        (tf_config(["127.0.0.1:1", "127.0.0.1:1"]), "an address each. Twice there: 127.0.0.1:1"),
+        (
+            json.dumps(
+                {"cluster": {"worker": {"0": "a:1"}}, "task": {"type": "worker", "index": 0}}
+            ),
+            "lists of addresses",
+        ),
         (tf_config(["127.0.0.1:1"], own=3), "one of its cluster's"),
         (tf_config(["127.0.0.1:1"], job="ps"), "one of its cluster's"),
         (
@@ -94,6 +105,11 @@ def test_a_worker_that_does_not_answer_is_told():
 def test_what_is_wrong_with_tf_config_is_told(text, match):
     with pytest.raises(ValueError, match=match):
         strategies.check_workers(text, 0.1)
+
+
+def test_a_time_that_is_no_number_is_told():
+    with pytest.raises(ValueError, match="--worker_timeout must be a number"):
+        strategies.check_workers(tf_config([free_address()]), float("nan"))
 
 
 def test_a_port_that_is_taken_is_told():
