@@ -11,7 +11,7 @@ import numpy as np
 from keras_fds.callbacks import SearchProgress
 from keras_fds.data import finite_batches, raising_errors_of, split_data_of
 from keras_fds.differentiation import ONE, Mode, Online, Plain, choose_mode
-from keras_fds.functional import float64, float64_twin, in_float64
+from keras_fds.functional import float64, float64_twin, forget_compiled, in_float64
 from keras_fds.numbers import number
 from keras_fds.outer import Problem
 from keras_fds.search import (
@@ -152,6 +152,8 @@ def fit(
     arguments.check_callbacks(callbacks)
     arguments.check_validation_freq(validation_freq)
     arguments.check_targets(model, x, y)
+    if arguments.after_online(model.optimizer):
+        forget_compiled(model)
     memory = arguments.memory_of_reverse_mode(reverse_memory, adjoint_memory)
     resample = arguments.resampling(resample_validation, resplit, validation_split, validation_data)
     factor = number("divergence_factor", divergence_factor, above=1, optional=True)

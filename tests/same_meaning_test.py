@@ -269,6 +269,28 @@ def test_labels_that_are_not_finite_are_named():
         fit(network(), y=y, batch_size=48)
 
 
+def with_relu():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(8, "relu"), L.Dense(1)])
+    model.compile(sgd(), "mse")
+    return model
+
+
+@pytest.mark.parametrize("fit_it", [fit, keras_fds.fit_online])
+def test_inputs_whose_nan_a_relu_hides_are_named(fit_it):
+    """Losses stay finite, the weights do not."""
+    x = X.copy()
+    x[3] = np.nan
+    with pytest.raises(ValueError, match="weights that are not finite.*NaN.*inputs"):
+        fit_it(with_relu(), x, Y, batch_size=12, validation_split=0.2, verbose=0)
+
+
+def test_validation_data_that_are_not_finite_are_named():
+    x = X.copy()
+    x[-1] = np.nan
+    with pytest.raises(ValueError, match="validation data hold NaN or infinities in their inputs"):
+        fit(network(), x)
+
+
 def test_a_train_step_of_an_instance_is_refused():
     model = network()
     model.train_step = lambda data: {}

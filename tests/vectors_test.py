@@ -275,6 +275,17 @@ def test_groups_must_be_those_of_the_examples():
         fit(model)
 
 
+def test_groups_are_numbered_without_gaps():
+    with pytest.raises(ValueError, match="Received: 3 examples, and the group 1000000000"):
+        keras_fds.Hyperparameter("sample_weight", groups=[0, 1, 10**9])
+
+
+def test_start_values_out_of_range_are_said_to_be_the_models():
+    model = make_model(keras_fds.Hyperparameter("sample_weight", max_value=0.5))
+    with pytest.raises(ValueError, match=r"between 0.0 and 0.5.*Received: \[1.0\], as the model"):
+        fit(model)
+
+
 def test_config_round_trip():
     learned = keras_fds.Hyperparameter("sample_weight", 2, groups=[0, 2, 1, 1])
     again = keras_fds.Hyperparameter.from_config(learned.get_config())

@@ -32,7 +32,6 @@ import time
 from trainers import experiment, workdirs
 from trainers.trials import Trials
 
-JOURNAL = "trials.log"
 _PACKAGES = {"gp": "torch", "cma_es": "cmaes"}  # What Optuna's samplers need.
 _REDUCTION = 3  # Of Hyperband: a trial may end after so many times as many epochs as before.
 _LONGEST_WARMUP = 0.3
@@ -120,11 +119,18 @@ def search(config, workdir, overwrite=False, tell=print):
 
     check_package(config.method)
     trials = Trials(config)
-    limit = experiment.option(config, "seconds") or math.inf
+    limit = experiment.option(config, "seconds")
+    limit = math.inf if limit is None else limit
+    if not trials.budget >= 1:
+        raise ValueError(f"`budget` must be at least 1. Received: budget={trials.budget}")
+    if not limit > 0:
+        raise ValueError(f"`seconds` must be above 0. Received: seconds={limit}")
     hyperband = experiment.option(config, "hyperband")
     workdir = _begun(workdir, config, overwrite)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _study(config, trials, workdir, overwrite)
+    if any(trial.state.is_finished() for trial in study.trials):
+        _write(workdir, study, trials)  # What other processes have found, too.
     while spent(study) + 1 <= trials.budget + 1e-9 and _seconds(study.trials) < limit:
         start = time.monotonic()
         # Anew for every trial: what is random depends on the trials there are alone.
@@ -255,14 +261,14 @@ def _storage(url, workdir):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
+    return JournalStorage(JournalFileBackend(str(workdir / workdirs.JOURNAL)))
 
 
 def _begun(workdir, config, overwrite):
     """The folder as a path; it holds nothing, or earlier trials of the same search."""
     path = pathlib.Path(workdir)
     content = workdirs.search_config(config)
-    shared = (path / JOURNAL).exists() or experiment.option(config, "storage") is not None
+    shared = (path / workdirs.JOURNAL).exists() or experiment.option(config, "storage") is not None
     goes_on = not overwrite and shared and (path / "config.json").exists()
     if goes_on and workdirs.search_config_of(path) != content:
         raise ValueError(
@@ -271,7 +277,7 @@ def _begun(workdir, config, overwrite):
         )
     path = workdirs.check_workdir(workdir, overwrite or goes_on)
     if overwrite:
-        (path / JOURNAL).unlink(missing_ok=True)
+        (path / workdirs.JOURNAL).unlink(missing_ok=True)
     if goes_on:
         workdirs.write_config(path, config)
     else:

@@ -248,6 +248,8 @@ def fluctuation(config, output, seeds=50, horizon=250, schedules=None, tell=prin
 
     experiment.check_config(config)
     schedules = schedules or paper_schedules(config, horizon)
+    if seeds < 3:
+        raise ValueError(f"At least three seeds are needed. Received: seeds={seeds}")
     output = files.writable_directory(output, "output")
     _check_settings(output, config, schedules, horizon)
     folder = files.writable_directory(output / "seeds", "output")

@@ -266,7 +266,8 @@ def main():
     except ImportError as error:
         raise ValueError(f'{error}. Type: pip install "keras-fds[baselines]"') from error
     except BaseException:
-        if strategies.is_chief(strategy) and _holds_results_of(config, workdir):
+        searches = not (experiment.is_online(config) or experiment.is_black_box(config))
+        if searches and strategies.is_chief(strategy) and _holds_results_of(config, workdir):
             with contextlib.suppress(OSError):  # The first error is the one to report.
                 write_report(config, workdir)
         raise

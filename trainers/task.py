@@ -92,7 +92,12 @@ def _data(path, data_dir):
 
 def make_model(path):
     """A new model of the task."""
-    return load(path).make_model()
+    import keras
+
+    model = load(path).make_model()
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"make_model() of {path} must return a keras.Model. Received: {model!r}")
+    return model
 
 
 def make_loss(path):

@@ -33,6 +33,7 @@ OPTIONAL_FIELDS = {
     "seconds": None,
 }
 CHECKPOINTS = "checkpoints"
+JOURNAL = "trials.log"  # Of a black box.
 SECONDS = "seconds.json"
 _RESULTS = (
     "config.json",
@@ -229,6 +230,6 @@ def what_is_there(workdir):
     names = ", ".join(name for name in _RESULTS if (workdir / name).exists())
     names = names.replace("history.csv", f"history.csv ({rows} row{'s' if rows > 1 else ''})")
     text = f"Interrupted. {workdir} holds what is finished: {names}."
-    if (workdir / CHECKPOINTS).is_dir():
+    if (workdir / CHECKPOINTS).is_dir() or (workdir / JOURNAL).exists():
         text += "\nTo resume, start the same command again, without --overwrite."
     return text

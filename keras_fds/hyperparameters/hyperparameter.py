@@ -5,6 +5,7 @@ Horizons", NeurIPS 2021, section 4 (hyperparameter sharing).
 """
 
 import re
+import reprlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -245,21 +246,30 @@ class Hyperparameter:
         shapes = [(), (self.num_buckets,), self.shape, (self.num_buckets, *self.shape)]
         if not is_numeric or values.shape not in shapes:
             of_vector = ""
-            if self.is_vector:
+            if self.is_vector and not self.size:
+                of_vector = ", or arrays of `shape`, which must be given then"
+            elif self.is_vector:
                 of_vector = f", or, with `shape`, {_told(self.shape)} for all buckets or for each"
             raise ValueError(
                 f"`initial` of {self.name!r} must be one number or {self.num_buckets} numbers, "
-                f"one per bucket{of_vector}. Received: initial={self.initial!r}"
+                f"one per bucket{of_vector}. Received: {self._told_start(self.initial)}"
             )
         in_range = (values >= self.min_value) & (values <= self.max_value) & np.isfinite(values)
         if not np.all(in_range):
+            start = "The start value" if self.initial is None else "`initial`"
             raise ValueError(
-                f"`initial` of {self.name!r} must lie between {self.min_value} and "
-                f"{self.max_value}; change it, or min_value and max_value. "
-                f"Received: initial={self.initial!r}"
+                f"{start} of {self.name!r} must lie between {self.min_value} and "
+                f"{self.max_value}; change `initial`, or min_value and max_value. "
+                f"Received: {self._told_start(values)}"
             )
         if self.initial is not None:
             self.initial = values.tolist()
+
+    def _told_start(self, values):
+        """Start values in short, and where they come from."""
+        if self.initial is not None:
+            return f"initial={reprlib.repr(self.initial)}"
+        return f"{reprlib.repr(np.unique(values).tolist())}, as the model holds"
 
     def _check_scale(self):
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -271,7 +281,7 @@ class Hyperparameter:
             raise ValueError(
                 f"Values of {self.name!r} on the scale {self.scale!r} lie {interval}, the start "
                 "value strictly. Change `initial`, `min_value` or `max_value`, or use "
-                f"scale='linear'. Received: initial={self.initial!r}, "
+                f"scale='linear'. Received: {self._told_start(self.initial_values)}, "
                 f"min_value={self.min_value}, max_value={self.max_value}"
             )
 
@@ -451,6 +461,12 @@ def _checked_groups(name, groups):
             "`groups` must be the group of every example, whole numbers from 0, or the number of "
             "groups; numpy.unique(names, return_inverse=True)[1] makes numbers of names. "
             f"Received: an array of shape {groups.shape} and dtype {groups.dtype}"
+        )
+    if groups.max() >= groups.size:
+        raise ValueError(
+            "`groups` must number the groups without gaps from 0, so there are no more than "
+            "examples; numpy.unique(groups, return_inverse=True)[1] does. "
+            f"Received: {groups.size} examples, and the group {groups.max()}"
         )
     return groups.astype("int64")
 

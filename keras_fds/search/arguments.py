@@ -296,13 +296,23 @@ def check_horizons(model, data, horizons):
     check_buckets(model.optimizer, min(horizons))
 
 
+def after_online(optimizer):
+    """After `fit_online`, whose values are of single steps, each hyperparameter has its last one.
+
+    Returns whether it was so.
+    """
+    was_online = optimizer.search is not None and optimizer.search.mode == "online"
+    if was_online:
+        optimizer.divide({name: values[-1:] for name, values in optimizer.values.items()})
+    return was_online
+
+
 def begin_online(optimizer):
     """Raises a `ValueError` unless the optimizer learns single values; begins with them.
 
     After an earlier `fit_online` these are its last ones.
     """
-    if optimizer.search and optimizer.search.mode == "online":
-        optimizer.divide({name: values[-1:] for name, values in optimizer.values.items()})
+    if after_online(optimizer):
         return
     for hyperparameter in optimizer.hyperparameters:
         if hyperparameter.is_vector:

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 
 # A compiled call runs as many inner steps as fit in this time, so progress and interrupts come at a
 # steady pace whatever a step costs.
@@ -95,3 +96,8 @@ def _overrides(callbacks, hooks):
 _BY_CALL = tuple(
     kind.__module__ for kind in (keras.callbacks.Callback, keras.callbacks.ProgbarLogger)
 )
+
+
+def all_finite(arrays):
+    """Whether float arrays hold no NaN and no infinity."""
+    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")

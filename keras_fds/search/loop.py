@@ -13,7 +13,7 @@ from keras_fds.data import not_finite_in
 from keras_fds.internals import keras_optimizers
 from keras_fds.outer import Observation
 from keras_fds.search.arguments import refuse_rate_setters
-from keras_fds.search.calls import Pace, logs_of, validate
+from keras_fds.search.calls import Pace, all_finite, logs_of, validate
 from keras_fds.search.state import (
     BROKE_DOWN,
     MEASURED,
@@ -232,12 +232,17 @@ class OuterLoop:
         mode.check_trainable()
         steps, ok = self.inner_steps(train, proposal)
         logs = logs_of(model)
-        if not ok:
+        if not ok or not all_finite(model.get_weights()):
             missing = {f"val_{name}": np.nan for name in logs}
-            told = self.told_of_break_down(outer_step, steps, horizon)
+            told = self.told_of_break_down(outer_step, steps, horizon, ok)
             return Outcome({**logs, **missing}, warnings=[told])
         outcome = Outcome(logs, interrupted=steps < horizon)
         loss, outcome.error = self.validate(validation, outcome)
+        if not np.isfinite(loss) and not_finite_in(validation):
+            raise ValueError(
+                "The validation loss is not finite: the validation data hold NaN or infinities in "
+                f"their {' and '.join(not_finite_in(validation))}."
+            )
         if outcome.interrupted:
             return outcome
         outcome.loss = loss if np.isfinite(loss) else None
@@ -399,15 +404,23 @@ class OuterLoop:
             refuse_rate_setters("A callback sets")
 
     # ------------------------------------------------------------------------ what is told
-    def told_of_break_down(self, outer_step, steps, horizon):
-        """A sentence about a run that is given up; raises when the data are at fault."""
-        reason = self.mode.break_down_reason
+    def told_of_break_down(self, outer_step, steps, horizon, at_the_end):
+        """A sentence about a run that is given up; raises when the data are at fault.
+
+        A run may reach its end with weights that are not finite: ReLU may turn NaN into 0, so that
+        losses tell nothing.
+        """
+        reason = f"the training loss {self.mode.break_down_reason}"
+        if at_the_end:
+            reason = "weights are not finite"
         not_finite = not_finite_in(self.data.train) if "finite" in reason else []
         at_fault = f" The training data hold NaN or infinities in their {' and '.join(not_finite)}."
+        if not_finite and at_the_end:
+            raise ValueError(f"Training leads to weights that are not finite.{at_fault}")
         if not_finite and steps == 1:
             raise ValueError(f"The training loss of the first batch is not finite.{at_fault}")
         return (
-            f"Outer step {outer_step + 1}: the training loss {reason} at "
+            f"Outer step {outer_step + 1}: {reason} at "
             f"inner step {steps} of {horizon}. This outer step is given up"
             + ("; the best so far is kept." if self.search.best else ".")
             + (at_fault if not_finite else "")

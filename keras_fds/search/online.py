@@ -8,7 +8,7 @@ import numpy as np
 from keras_fds.data import not_finite_in, replayable
 from keras_fds.differentiation import OnlineSource
 from keras_fds.functional import forget_compiled
-from keras_fds.search.calls import Pace, logs_of, validate
+from keras_fds.search.calls import Pace, all_finite, logs_of, validate
 from keras_fds.search.state import BROKE_DOWN, MEASURED, Best, Record, Search
 
 # So many values the schedules hold at most: more are means over as many equal buckets.
@@ -75,6 +75,12 @@ class OnlineLoop:
         self.mode.check_trainable()
         self.ok = self.inner_steps(train)
         logs = logs_of(model)
+        not_finite = not_finite_in(self.data.train) if self.weights_are_lost() else []
+        if not_finite:
+            raise ValueError(
+                "Training leads to weights that are not finite. The training data hold NaN or "
+                f"infinities in their {' and '.join(not_finite)}."
+            )
         if not self.ok:
             self.tell_of_break_down(epoch)
             model.stop_training = True
@@ -107,6 +113,10 @@ class OnlineLoop:
                 return ok
         return True
 
+    def weights_are_lost(self):
+        """Whether a run that was not given up has weights that are not finite."""
+        return self.ok and not all_finite(self.model.get_weights())
+
     def validates(self, epoch):
         """Whether an epoch ends with a validation, as in `model.fit`."""
         if isinstance(self.validation_freq, int):
@@ -118,9 +128,14 @@ class OnlineLoop:
         slopes = self.mode.slopes.numpy()[: self.done]
         unknown = [n for n, s in zip(self.optimizer.names, slopes.T) if not np.isfinite(s).all()]
         if unknown and self.ok:
+            batches = self.data.train if self.objective == "loss" else self.validation
+            not_finite = not_finite_in(batches)
+            remedy = "Take a smaller `tangent_decay`, or smaller start values."
+            if not_finite:
+                remedy = f"The data hold NaN or infinities in their {' and '.join(not_finite)}."
             warnings.warn(
                 f"Some hypergradients of {', '.join(map(repr, unknown))} are not finite, so they "
-                "moved nothing. Take a smaller `tangent_decay`, or smaller start values.",
+                f"moved nothing. {remedy}",
                 RuntimeWarning,
                 stacklevel=4,
             )

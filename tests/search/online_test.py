@@ -225,6 +225,14 @@ def test_data_that_are_not_finite_are_named():
         fit(make_model(), np.full_like(X, np.nan))
 
 
+def test_fit_learns_one_value_afterwards_too():
+    model = make_model()
+    fit(model, epochs=1)
+    assert model.optimizer.hyperparameters[0].num_buckets > 1
+    keras_fds.fit(model, X, Y, batch_size=len(X), outer_steps=1, validation_split=0.2, verbose=0)
+    assert all(h.num_buckets == 1 for h in model.optimizer.hyperparameters)
+
+
 def test_hypergradients_that_are_not_finite_move_nothing_and_are_told():
     model = make_model()
     bad = np.full_like(X[:5], np.inf)

@@ -126,6 +126,8 @@ def test_a_database_holds_many_studies_and_goes_on(tmp_path):
     config = config_of(budget=2.0, epochs=(1,), storage=storage)
     study = black_box.search(config, tmp_path / "a", tell=lambda line: None)
     assert len(study.trials) == 2 == len(rows(tmp_path / "a"))
+    black_box.search(config, tmp_path / "c", tell=lambda line: None)  # Nothing is left to do.
+    assert len(rows(tmp_path / "c")) == 2 and (tmp_path / "c" / "schedules.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,9 @@ def test_a_database_holds_many_studies_and_goes_on(tmp_path):
         ({"outer_steps": 3}, "within a `budget`"),
         ({"epochs": (0.5,)}, "whole epochs"),
         ({"validation_split": 0.0}, "held-out examples"),
+        ({"budget": 0.5}, "`budget` must be at least 1"),
+        ({"budget": float("nan")}, "`budget` must be at least 1"),
+        ({"seconds": -5.0}, "`seconds` must be above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, changes, words):

@@ -186,6 +186,8 @@ def test_program(measured, digits_dir, run_program):
     assert code == 0, printed
     assert "Mean squared errors relative to those without sharing:" in printed
     assert "learning_rate" in printed and "figure_2.png" in printed
+    code, printed = run_program(program, *arguments, "--seeds=2")
+    assert code == 1 and "At least three seeds are needed" in printed
     code, printed = run_program(program, *arguments, "--seeds=3", "--momentum=0.5")
     assert code == 1
     assert "another config, horizon or schedules" in printed

@@ -33,13 +33,17 @@ def small_config(digits_dir, **fields):
 def test_the_program_writes_what_trainers_train_reads(tmp_path, digits_dir, run_program):
     workdir = tmp_path / "run"
     fields = {"method": "marthe", "tangent_decay": 0.9, "network": "mlp", "epochs": "(2,)"}
-    code, output = run_program(
-        lambda: experiment.run(search.main),
+    arguments = [
         f"--config={ROOT}/configs/digits.py",
         f"--workdir={workdir}",
         f"--config.data_dir={digits_dir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
-    )
+    ]
+
+    def program():
+        experiment.run(search.main)
+
+    code, output = run_program(program, *arguments)
     assert code == 0, output
     assert "After 2 epochs, 22 steps" in output and "trainers.train" in output
     assert sorted(path.name for path in workdir.iterdir()) == RESULTS
@@ -48,8 +52,8 @@ def test_the_program_writes_what_trainers_train_reads(tmp_path, digits_dir, run_
     rates = keras_fds.load_schedules(workdir / "schedules.json")["learning_rate"]
     np.testing.assert_allclose([row["learning_rate"] for row in rows], rates.values[[10, 21]])
     assert rates.values[0] == 0 and rates.values[-1] > 0
-    with pytest.raises(ValueError, match="The workdir is not empty"):
-        online.learn(small_config(digits_dir), workdir)
+    code, output = run_program(program, *arguments)
+    assert code == 1 and output.startswith("The workdir is not empty"), output
     summary = train.train(
         small_config(digits_dir), workdir / "schedules.json", tmp_path / "train", verbose=0
     )

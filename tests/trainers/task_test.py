@@ -63,6 +63,7 @@ def test_its_data_and_models_are_as_the_file_says(path):
         (TASK.replace("return (x[:256], y[:256]), ", "return "), "must return"),
         (TASK.replace('astype("int32")', 'astype("float32")'), "whole numbers"),
         (TASK.replace("y[:256]", "y[:200]"), "as many labels as examples"),
+        (f"{TASK}\ndef make_model(): return 3", "must return a keras.Model. Received: 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, text, words):
@@ -72,6 +73,7 @@ def test_what_does_not_fit_is_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=words):
         task.load(str(path))
         task.load_arrays(str(path), "train")
+        task.make_model(str(path))
 
 
 def test_a_module_has_a_dotted_name(monkeypatch, path):
