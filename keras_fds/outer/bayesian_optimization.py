@@ -22,7 +22,8 @@ MOST = 12.0
 MOST_DESIGNED = 8
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
-LEARNED = 0.02  # A training learns if the logarithm of its loss falls by this part of the best's.
+LEARNED = 0.1  # A training learns if the logarithm of its loss falls by this part of the best's.
+CLIFF = 0.5  # How far one that does not learn is a warning, in lengths of the process.
 NUM_SAMPLES = 128
 
 
@@ -336,13 +337,31 @@ class Posterior:
                 variances = np.where(np.abs(found) > STEEPEST, np.square(found), 0.0)
                 slopes[i] = found, np.where(known, variances, 1e6)
         self.process = GaussianProcess(space, self.points, horizons, values, slopes)
+        longer = np.array([o.horizon > problem.steps(min(LADDER)) for o in observations])
+        beyond = longer & _learned_nothing(observations, problem)
+        self.cliffs = self.points[beyond]
+        expected = self.process.mean(self.cliffs, horizons[beyond])
+        self.heights = np.maximum(values[beyond] - expected, 0)
         self.rng = np.random.default_rng([problem.seed, len(observations)])
         if look:
             self.answers = self._answers()
 
+    def mean(self, points):
+        """The mean of the logarithm of the loss over the whole horizon."""
+        return self.process.mean(points) + self._near_cliffs(points, self.heights)
+
     def cautious(self, points):
-        """The mean of the logarithm of the loss over the whole horizon, its deviation added."""
-        return self.process.mean(points) + self.caution * np.sqrt(self.process.variance(points))
+        """The same, its standard deviation added."""
+        return self.mean(points) + self.caution * np.sqrt(self.process.variance(points))
+
+    def _near_cliffs(self, points, heights):
+        """How much higher the loss may be near trainings that learned nothing.
+
+        The process is smooth, and takes them for bad luck. Near them others may end alike.
+        """
+        if not len(heights):
+            return np.zeros(len(points))
+        return (heights * self.process.nearness(points, self.cliffs, CLIFF)).max(axis=1)
 
     def proposal(self, point, horizon, computes):
         """The `Proposal` of an outer step at a point."""
@@ -395,7 +414,7 @@ class Posterior:
         values, vectors = np.linalg.eigh(self.process.posterior_covariance(rows, rows))
         normals = self.rng.standard_normal((len(values), 1000))
         samples = vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * normals)
-        samples += self.process.mean(self.answers)[:, None]
+        samples += self.mean(self.answers)[:, None]
         return self.answers[samples.argmin(axis=0)].std(axis=0)
 
     # --------------------------------------------------------------------------------- options
@@ -428,6 +447,7 @@ class Posterior:
         for horizon, computes in kinds:
             points = where[:4] if computes else where
             gains = self._gains(points, np.log(horizon / self.problem.horizon), computes)
+            gains *= 1 - self._near_cliffs(points, np.ones(len(self.cliffs)))
             best = np.argmax(gains)
             worth = gains[best] / self.problem.price_of(horizon, computes)
             found.append((worth, points[best], horizon, computes))
@@ -436,7 +456,7 @@ class Posterior:
     def _gains(self, points, part, computes):
         """By how much observing each point, alone, is expected to lower the answer's value."""
         process, answers = self.process, self.process.rows(self.answers)
-        means, of_answers = process.mean(self.answers), process.explained(answers)
+        means, of_answers = self.mean(self.answers), process.explained(answers)
         variances = process.variance(self.answers)
         now = np.min(means + self.caution * np.sqrt(variances))
         samples = ndtri((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)[None]
@@ -488,7 +508,7 @@ def _learned_nothing(observations, problem):
     values, most = _values_and_most(observations)
     if problem.horizons is not None:  # The first one is that of the start values.
         return ~(values < most)
-    fall = values[0] - np.nanmin(values, initial=values[0])
+    fall = values[0] - np.min(values[np.isfinite(values)], initial=values[0])
     return ~(values < values[0] - LEARNED * fall)
 
 

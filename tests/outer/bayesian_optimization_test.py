@@ -8,6 +8,7 @@ import pytest
 from keras_fds import Hyperparameter
 from keras_fds.hyperparameters import Buckets
 from keras_fds.outer import BayesianOptimization, Observation, Problem
+from keras_fds.outer.bayesian_optimization import Posterior
 from keras_fds.outer.gaussian_process import GaussianProcess
 from keras_fds.outer.space import Space
 
@@ -309,6 +310,21 @@ def test_a_training_that_learned_nothing_is_not_best():
             best = len(observations) - 1
         if any(each.horizon == HORIZON and each.loss < untrained for each in observations):
             assert observations[best].loss < untrained
+
+
+def test_near_what_learned_nothing_nothing_is_expected():
+    problem = problem_of()
+    space, (first,) = Space(problem), observed(problem, [2.4], horizon=1)
+    short = observed(problem, [1.0, 0.9, 0.8, 0.7], horizon=30)
+    alive, dead = observed(problem, [0.5, 2.3])
+    found = Posterior([first, *short, alive, dead], problem, space, 1.0)
+    at_dead = space.point(dead.coordinates, HORIZON)
+    far = at_dead + 50.0
+    mean = found.mean(np.stack([at_dead, far]))
+    np.testing.assert_allclose(mean[0], np.log(2.3), rtol=1e-6)
+    np.testing.assert_allclose(mean[1], found.process.mean(far[None])[0])
+    shorter = dataclasses.replace(dead, horizon=10)
+    assert not len(Posterior([first, *short, alive, shorter], problem, space, 1.0).cliffs)
 
 
 # ------------------------------------------------------------------------------- at its limits
