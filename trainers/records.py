@@ -199,7 +199,9 @@ def draw_course(records, against="seconds"):
         ]
         middle = 100 * np.median(so_far, axis=0)
         marker = "" if len(costs) > 1 else ("o", "s")[cycle]
-        panels[0].step(costs, middle, label=method, marker=marker, **style)
+        panels[0].step(
+            costs, np.maximum(middle, best - _SHOWN), label=method, marker=marker, **style
+        )
         panels[1].step(costs, best - middle, marker=marker, **style)
         own, end = tests[method], np.median([course[-1, 0] for course in of_seeds.values()])
         half = stats.sem(own) * stats.t.ppf(0.975, len(own) - 1) if len(own) > 1 else 0.0
@@ -209,8 +211,12 @@ def draw_course(records, against="seconds"):
     panels[0].set_ylim(bottom=best - _SHOWN)
     panels[1].set_yscale("symlog", linthresh=1.0)
     panels[1].set_ylim(bottom=0.0)
-    panels[2].set_ylim(bottom=lowest - 0.5)
-    titles = "validation accuracy, percent", "regret, points", "test accuracy, percent (▾: lower)"
+    panels[2].set_ylim(lowest - 0.5, min(100.5, panels[2].get_ylim()[1]))
+    titles = (
+        "validation accuracy, percent (at the edge: lower)",
+        "regret, points",
+        "test accuracy, percent (▾: lower)",
+    )
     for panel, title in zip(panels, titles):
         panel.set(xscale="log", xlabel=against, title=title)
         panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
