@@ -13,9 +13,12 @@ def scope_of(model):
     return tf_distribution.outside_of_scopes() if strategy is None else strategy.scope()
 
 
-def strategies_of(optimizer):
-    """The strategies that a `HyperOptimizer` and the optimizer in it were made under."""
-    return [each._distribution_strategy for each in (optimizer, optimizer.optimizer)]
+def strategies_of(model):
+    """The strategies that a model, its `HyperOptimizer` and the optimizer in that were made under."""
+    with tf_distribution.outside_of_scopes():
+        of_model = model._distribute_strategy or tf.distribute.get_strategy()
+    optimizers = model.optimizer, model.optimizer.optimizer
+    return [of_model, *(each._distribution_strategy for each in optimizers)]
 
 
 @contextlib.contextmanager

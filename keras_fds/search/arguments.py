@@ -58,14 +58,13 @@ def check_compiled(model):
 
 def replicas_of(model):
     """The `Replicas` of a model's strategy; a `ValueError` when it cannot be used."""
-    strategy = model.distribute_strategy
-    Replicas.check(strategy)
-    of_optimizers = keras_distribution.strategies_of(model.optimizer)
-    if any(each is not strategy for each in of_optimizers):
+    Replicas.check(model.distribute_strategy)
+    of_model, *of_optimizers = keras_distribution.strategies_of(model)
+    if any(each is not of_model for each in of_optimizers):
         names = ", ".join(type(each).__name__ for each in of_optimizers)
         raise ValueError(
             "The model and its optimizers must be made in the scope of the same tf.distribute "
-            f"strategy, or all outside of one. Received: a model of {type(strategy).__name__}, "
+            f"strategy, or all outside of one. Received: a model of {type(of_model).__name__}, "
             f"optimizers of {names}"
         )
     return Replicas.of(model)
