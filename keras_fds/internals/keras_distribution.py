@@ -14,7 +14,7 @@ def scope_of(model):
 
 
 def strategies_of(model):
-    """The strategies that a model, its `HyperOptimizer` and the optimizer in that were made under."""
+    """The strategies of a model, its `HyperOptimizer` and the optimizer in that."""
     with tf_distribution.outside_of_scopes():
         of_model = model._distribute_strategy or tf.distribute.get_strategy()
     optimizers = model.optimizer, model.optimizer.optimizer
