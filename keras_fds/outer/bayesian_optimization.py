@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -330,15 +331,15 @@ class Posterior:
         self.points = np.array([space.point(o.coordinates, o.horizon) for o in observations])
         horizons = np.log([o.horizon / problem.horizon for o in observations])
         values, slopes = _logarithms(observations), {}
-        for i, observation in enumerate(observations):
+        beyond = _is_beyond_cliff(observations, problem)
+        for i, observation in enumerate(itertools.compress(observations, ~beyond)):
             if observation.hypergradients is not None and not observation.broke_down:
                 found, known = space.slopes(observation)
                 found = np.clip(found / max(abs(observation.loss), 1e-9), -1e3, 1e3)
                 variances = np.where(np.abs(found) > STEEPEST, np.square(found), 0.0)
                 slopes[i] = found, np.where(known, variances, 1e6)
-        self.process = GaussianProcess(space, self.points, horizons, values, slopes)
-        longer = np.array([o.horizon > problem.steps(min(LADDER)) for o in observations])
-        beyond = longer & _learned_nothing(observations, problem)
+        smooth = self.points[~beyond], horizons[~beyond], values[~beyond]
+        self.process = GaussianProcess(space, *smooth, slopes)
         self.cliffs = self.points[beyond]
         expected = self.process.mean(self.cliffs, horizons[beyond])
         self.heights = np.maximum(values[beyond] - expected, 0)
@@ -357,7 +358,7 @@ class Posterior:
     def _near_cliffs(self, points, heights):
         """How much higher the loss may be near trainings that learned nothing.
 
-        The process is smooth, and takes them for bad luck. Near them others may end alike.
+        The process is smooth, and would take them for noise, so it does not know them.
         """
         if not len(heights):
             return np.zeros(len(points))
@@ -510,6 +511,12 @@ def _learned_nothing(observations, problem):
         return ~(values < most)
     fall = values[0] - np.min(values[np.isfinite(values)], initial=values[0])
     return ~(values < values[0] - LEARNED * fall)
+
+
+def _is_beyond_cliff(observations, problem):
+    """Which trainings, longer than those of the design, learned nothing; within a budget."""
+    longer = [o.horizon > problem.steps(min(LADDER)) for o in observations]
+    return np.array(longer) & _learned_nothing(observations, problem) & (problem.horizons is None)
 
 
 def _values_and_most(observations):
