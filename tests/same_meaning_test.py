@@ -591,7 +591,9 @@ def test_a_row_that_is_looked_up_twice_is_trained_as_keras_trains_it(name):
     for mode in ("forward", "reverse"):
         model = make_model(num_buckets=1)
         keras_fds.fit(
-            *(model, x, y),
+            model,
+            x,
+            y,
             validation_data=(x, y),
             outer_steps=1,
             initial_weights="same",
