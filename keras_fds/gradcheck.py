@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fds.data import finite_batches, plain, unpack
+from keras_fds.data import finite_batches, plain, raising_errors_of, unpack
 from keras_fds.differentiation import Forward, Reverse, hessian_error, layer_error
 from keras_fds.functional import float64, float64_twin, in_float64
 from keras_fds.internals import keras_layers, keras_models
@@ -155,7 +155,8 @@ def check_hypergradients(
         twin = float64_twin(model, make_model, train)
         settle(twin, train)
         runs = _Runs(twin, train, validation, validation_training)
-        chosen, *found = _compared(runs, tolerance)
+        with raising_errors_of(train, validation):
+            chosen, *found = _compared(runs, tolerance)
         verdicts = found[-1]
         is_wrong = _WRONG in verdicts
         suspects = _suspects(twin, next(iter(train.dataset))) if is_wrong else {}

@@ -167,7 +167,7 @@ def test_other_rules_move_vectors_and_numbers_together(rule):
 
 
 def test_a_budget_that_is_too_small_for_vectors_is_refused():
-    with pytest.raises(ValueError, match="`budget` must be a number of at least 12"):
+    with pytest.raises(ValueError, match="vectors are learned, `budget` must be at least 12"):
         fit(make_model(), budget=5, outer_steps=None)
 
 
@@ -273,6 +273,64 @@ def test_groups_must_be_those_of_the_examples():
     model = make_model(keras_fds.Hyperparameter("sample_weight", groups=np.arange(7)))
     with pytest.raises(ValueError, match="7 groups for 200 examples"):
         fit(model)
+
+
+class OfArrays(keras.utils.PyDataset):
+    """The training examples of `arrays`, with other labels."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        chosen = slice(50 * index, 50 * index + 50)
+        return self.x[chosen], self.y[chosen]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "dataset", "py_dataset"])
+def test_a_label_without_a_weight_is_refused_wherever_it_comes(kind):
+    x, y = arrays()
+    y[-1] = 7
+    data = {
+        "arrays": (x, y),
+        "dataset": (tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH),),
+        "py_dataset": (OfArrays(x, y),),
+    }[kind]
+    with pytest.raises(ValueError, match="label from 0 to 2: .* with 3 values. Received: 7"):
+        keras_fds.fit(
+            make_model(keras_fds.Hyperparameter("class_weight")),
+            *data,
+            validation_data=arrays(),
+            outer_steps=1,
+            verbose=0,
+        )
+
+
+def test_the_fourth_part_of_a_batch_is_a_whole_number_with_a_weight():
+    x, y = arrays()
+
+    def hypergradients(numbers):
+        model = make_model(keras_fds.Hyperparameter("sample_weight", groups=4))
+        of_batches = (x, y, np.ones(len(x)), numbers)
+        data = tf.data.Dataset.from_tensor_slices(of_batches).batch(BATCH)
+        validation = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+        return keras_fds.hypergradients(model, data, validation)
+
+    numbers = np.arange(len(x)) % 4
+    found = hypergradients(numbers)["sample_weight"]
+    np.testing.assert_allclose(hypergradients(numbers.astype("uint8"))["sample_weight"], found)
+    with pytest.raises(ValueError, match="the whole number of each example"):
+        hypergradients(numbers.astype("float32"))
+    with pytest.raises(ValueError, match="group from 0 to 3: .* Received: 4"):
+        hypergradients(np.arange(len(x)) % 5)
+
+
+def test_the_model_tells_the_number_of_classes():
+    with pytest.raises(ValueError, match="learned with 2 values, but model and data have 3"):
+        fit(make_model(keras_fds.Hyperparameter("class_weight", shape=2)))
 
 
 def test_groups_are_numbered_without_gaps():

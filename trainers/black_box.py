@@ -186,7 +186,15 @@ def _study(config, trials, workdir, overwrite):
     url = experiment.option(config, "storage")
     digest = hashlib.sha256(json.dumps(_of_study(config), sort_keys=True).encode()).hexdigest()
     name = f"{config.method}, {trials.space}, seed {config.seed}, {digest[:16]}"
-    storage = optuna.storages.get_storage(_storage(url, workdir))
+    try:
+        storage = optuna.storages.get_storage(_storage(url, workdir))
+    except Exception as error:
+        if url is None:
+            raise
+        raise ValueError(
+            "`storage` must be the URL of a database that can be reached, such as "
+            f"sqlite:///runs/trials.db. Received: storage={url!r} ({type(error).__name__}: {error})"
+        ) from error
     if overwrite and name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     return optuna.create_study(

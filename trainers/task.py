@@ -16,6 +16,7 @@ import functools
 import importlib
 import importlib.util
 import pathlib
+import traceback
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def load(path):
         else:
             module = importlib.import_module(path)
     except Exception as error:
-        raise ValueError(f"The task {path} cannot be loaded: {error!r}") from error
+        raise _failed(f"The task {path} cannot be loaded", error) from error
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
     if missing:
         raise ValueError(f"The task {path} lacks {' and '.join(f'{name}()' for name in missing)}.")
@@ -86,15 +87,14 @@ def load_arrays(path, split, data_dir=None):
 
 @functools.lru_cache(maxsize=1)
 def _data(path, data_dir):
-    load_data = load(path).load_data
-    return load_data() if data_dir is None else load_data(data_dir)
+    return _call(path, "load_data", *([] if data_dir is None else [data_dir]))
 
 
 def make_model(path):
     """A new model of the task."""
     import keras
 
-    model = load(path).make_model()
+    model = _call(path, "make_model")
     if not isinstance(model, keras.Model):
         raise ValueError(f"make_model() of {path} must return a keras.Model. Received: {model!r}")
     return model
@@ -102,11 +102,23 @@ def make_model(path):
 
 def make_loss(path):
     """A new loss of the task, or `None` where it leaves the choice."""
-    make = getattr(load(path), "make_loss", None)
-    return make() if make else None
+    return _call(path, "make_loss") if hasattr(load(path), "make_loss") else None
 
 
 def groups(path):
     """The group of every training example of the task, or `None`: each has a weight of its own."""
-    find = getattr(load(path), "groups", None)
-    return np.asarray(find()) if find else None
+    return np.asarray(_call(path, "groups")) if hasattr(load(path), "groups") else None
+
+
+def _call(path, name, *arguments):
+    """What a function of the task returns; its errors are told with its own lines of code."""
+    try:
+        return getattr(load(path), name)(*arguments)
+    except Exception as error:
+        raise _failed(f"{name}() of {path} failed", error) from error
+
+
+def _failed(what, error):
+    """A `ValueError` that tells where in the task's code an error was raised."""
+    lines = traceback.format_exception(error.with_traceback(error.__traceback__.tb_next))
+    return ValueError(f"{what}:\n{''.join(lines).rstrip()}")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fds.data.batches import check_below
 from keras_fds.data.sources import ArraySource, map_structure
 from keras_fds.numbers import number
 
@@ -40,6 +41,11 @@ class ArrayBatches:
     def spec(self):
         """The batches' `tf.TensorSpec`s."""
         return map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), self.data)
+
+    def check(self, places, limits, what):
+        """Raises a `ValueError` when a learned weight lacks that examples need; `check_below`."""
+        found = places(self.data)
+        check_below({k: v.numpy()[self.examples] for k, v in found.items()}, limits, what)
 
     def subset(self, examples, batch_size=None, generator=None, shuffle=True):
         """The same arrays with other examples."""

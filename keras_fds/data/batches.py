@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -46,6 +47,25 @@ def plain(batch):
 def numbers(batch):
     """The number of each example, or `None`."""
     return batch[2].number if _is_numbered(batch) else None
+
+
+def check_below(places, limits, what):
+    """Raises a `ValueError` when a learned weight lacks that examples need.
+
+    Args:
+        places: `{name: int64 [examples]}`, where their weights are among the learned ones.
+        limits: `{name: number of learned weights}`.
+        what: What messages call the data.
+    """
+    for name, of_examples in places.items():
+        of_examples = np.asarray(of_examples)
+        wrong = of_examples[(of_examples < 0) | (of_examples >= limits[name])]
+        if wrong.size:
+            kind = "label" if name == "class_weight" else "number of an example or group"
+            raise ValueError(
+                f"{what} must have each {kind} from 0 to {limits[name] - 1}: {name!r} is learned "
+                f"with {limits[name]} values. Received: {wrong[0]}"
+            )
 
 
 def _is_numbered(batch):

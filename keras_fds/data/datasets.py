@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_fds.data.arrays import too_few
-from keras_fds.data.batches import Numbered, pack, plain, unpack
+from keras_fds.data.batches import Numbered, check_below, pack, plain, unpack
 from keras_fds.data.py_dataset import PyDatasetPasses
 from keras_fds.data.sources import LookedInto, size_in_bytes
 from keras_fds.numbers import number
@@ -28,13 +28,13 @@ def telling_of_the_end(argument):
 
 @contextlib.contextmanager
 def raising_errors_of(*batches):
-    """Raises the error of a `PyDataset` in place of the one that TensorFlow makes of it."""
+    """Raises the error of a `PyDataset` or a check in place of what TensorFlow makes of it."""
     try:
         yield
     except tf.errors.OpError as error:
         for each in batches:
-            if isinstance(each, DatasetBatches) and each.passes and each.passes.error:
-                raise each.passes.error from error
+            if isinstance(each, DatasetBatches) and each.error:
+                raise each.error from error
         raise
 
 
@@ -87,12 +87,48 @@ class DatasetBatches:
         self.what = what
         self._continues = continues and cardinality == tf.data.INFINITE_CARDINALITY
         self._iterator = self._looked_into = None
-        if self.passes:
-            dataset = self.passes.dataset(self.pass_length)
-        self._weigh = None if class_weight is None else _weighing_classes(class_weight)
-        if self._weigh:
-            dataset = dataset.map(self._weigh)
-        self.dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        self._error = None
+        self._source = self.passes.dataset(self.pass_length) if self.passes else dataset
+        self._functions = []
+        self.dataset = self._source.prefetch(tf.data.AUTOTUNE)
+        if class_weight is not None:
+            self._map(_weighing_classes(class_weight))
+
+    def _map(self, function):
+        """Applies a function of an element's parts to every element."""
+        self._functions.append(function)
+        self._source = self._source.map(function)
+        self.dataset = self._source.prefetch(tf.data.AUTOTUNE)
+        self._looked_into = None
+        vars(self).pop("first", None)
+
+    def check(self, places, limits, what):
+        """Has every batch checked by `check_below`; the error is that of the pass, see `error`."""
+
+        def refuse(*of_batch):
+            try:
+                check_below(dict(zip(limits, of_batch)), limits, what)
+            except ValueError as error:
+                self._error = error
+                raise
+
+        def checked(*batch):
+            found = places(unpack(batch))
+            wrong = [tf.reduce_any((found[k] < 0) | (found[k] >= n)) for k, n in limits.items()]
+            refused = tf.cond(
+                tf.reduce_any(wrong),
+                lambda: tf.numpy_function(refuse, [found[k] for k in limits], []),
+                tf.no_op,
+            )
+            with tf.control_dependencies([refused]):
+                return tf.nest.map_structure(tf.identity, batch)
+
+        self._map(checked)
+
+    @property
+    def error(self):
+        """What ended a pass: an error of the `PyDataset` or of a check, or `None`."""
+        return self._error or (self.passes and self.passes.error)
 
     @property
     def spec(self):
@@ -106,7 +142,9 @@ class DatasetBatches:
             self._looked_into = iter(self.dataset)
             return next(self._looked_into)
         first = self.passes.first
-        return self._weigh(*first) if self._weigh else first
+        for function in self._functions:
+            first = function(*first)
+        return first
 
     @property
     def bytes_to_keep(self):

@@ -1,5 +1,6 @@
 """Keras models and optimizers as pure functions."""
 
+from keras_fds.functional.example_weights import example_places
 from keras_fds.functional.float64_twin import float64, float64_twin, in_float64
 from keras_fds.functional.learnable import check_hyperparameter, check_optimizer
 from keras_fds.functional.learned_numbers import (

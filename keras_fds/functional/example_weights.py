@@ -16,19 +16,10 @@ def weighted(batch, outputs, values):
             or what converts to them.
     """
     x, y, sample_weight = plain(batch)
-    factors = []
-    if "class_weight" in values:
-        labels = _labels(y)
-        factors.append(tf.gather(tf.convert_to_tensor(values["class_weight"]), labels))
-    if "sample_weight" in values:
-        number = numbers(batch)
-        if number is None:
-            raise ValueError(
-                "'sample_weight' is learned, and the batches do not tell which example is which: "
-                "their fourth part must be the number of each example or of its group, "
-                "(x, y, sample_weight, number)."
-            )
-        factors.append(tf.gather(tf.convert_to_tensor(values["sample_weight"]), number))
+    factors = [
+        tf.gather(tf.convert_to_tensor(values[name]), of_batch)
+        for name, of_batch in example_places(batch, values).items()
+    ]
     if not factors:
         return x, y, sample_weight
     factor = factors[0] if len(factors) == 1 else factors[0] * factors[1]
@@ -40,6 +31,21 @@ def weighted(batch, outputs, values):
     else:
         weights = _product(factor, sample_weight, leaves[0])
     return x, y, weights
+
+
+def example_places(batch, names):
+    """Where the weights of a batch's examples are among the learned ones, `{name: int64 [batch]}`.
+
+    Args:
+        batch: A batch, `Numbered` where it must be.
+        names: Those learned; others than `"class_weight"` and `"sample_weight"` are left out.
+    """
+    found = {}
+    if "class_weight" in names:
+        found["class_weight"] = _labels(batch[1])
+    if "sample_weight" in names:
+        found["sample_weight"] = tf.cast(numbers(batch), "int64")
+    return found
 
 
 def _product(factor, sample_weight, output):

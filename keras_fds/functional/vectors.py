@@ -25,7 +25,7 @@ def settle_vectors(model, batch, num_examples=None):
         return
     build_compiled(model, batch)
     for h in optimizer.hyperparameters:
-        if h.name == "class_weight" and not h.is_settled:
+        if h.name == "class_weight":
             outputs = keras_models.output_spec(model, batch[0])
             held[h.name] = np.ones(number_of_classes(batch[1], outputs))
         elif h.name == "sample_weight" and num_examples is not None:

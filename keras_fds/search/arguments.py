@@ -11,7 +11,12 @@ import tensorflow as tf
 
 from keras_fds.data import ArrayBatches, num_examples, numbers, yields_batches
 from keras_fds.differentiation import Replicas
-from keras_fds.functional import AnnounceHorizon, settle_vectors
+from keras_fds.functional import (
+    EXAMPLE_WEIGHTS,
+    AnnounceHorizon,
+    example_places,
+    settle_vectors,
+)
 from keras_fds.hyper_optimizer import HyperOptimizer
 from keras_fds.internals import keras_distribution, tf_graph
 from keras_fds.numbers import number
@@ -19,6 +24,7 @@ from keras_fds.outer import Rule
 from keras_fds.search.fingerprint import checksum
 
 _BUDGET, _BUDGET_OF_VECTORS = 10.0, 100.0  # By default, in plain trainings.
+_LEAST_OF_VECTORS = 12
 
 
 def check_compiled(model):
@@ -197,13 +203,17 @@ def numbers_of_examples(optimizer, x):
 
 
 def settle(model, batches):
-    """Gives learned vectors their shapes, from a model and its training batches."""
+    """Gives learned vectors their shapes, from a model and its training batches.
+
+    From here on, batches whose examples have no learned weight raise a `ValueError`.
+    """
     learned, number_of = _sample_weight(model.optimizer), None
     if learned is not None:
-        if numbers(batches.spec) is None:
+        of_batch = numbers(batches.spec)
+        if of_batch is None or not of_batch.dtype.is_integer:
             raise ValueError(
                 "'sample_weight' is learned, so every batch of a dataset needs a fourth part, the "
-                "number of each example or of its group: (x, y, sample_weight, number). "
+                "whole number of each example or of its group: (x, y, sample_weight, number). "
                 f"Received: batches of {batches.spec}"
             )
         if learned.groups is None and isinstance(batches, ArrayBatches):
@@ -214,6 +224,9 @@ def settle(model, batches):
                 "Hyperparameter('sample_weight', groups=number_of_groups)."
             )
     settle_vectors(model, batches.spec, number_of)
+    limits = {h.name: h.size for h in model.optimizer.hyperparameters if h.name in EXAMPLE_WEIGHTS}
+    if limits:
+        batches.check(functools.partial(example_places, names=limits), limits, "The training data")
 
 
 def check_buckets(optimizer, horizon):
@@ -263,8 +276,13 @@ def horizons_or_budget(optimizer, epochs, outer_steps, budget, steps_per_epoch):
         if rule.chooses_horizons:
             if budget is None:
                 budget = _BUDGET_OF_VECTORS if has_vectors else _BUDGET
-            # Vectors need some outer steps with hypergradients.
-            budget = number("budget", budget, least=12 if has_vectors else 2)
+            budget = number("budget", budget, least=2)
+            if has_vectors and budget < _LEAST_OF_VECTORS:
+                raise ValueError(
+                    "Where vectors are learned, `budget` must be at least "
+                    f"{_LEAST_OF_VECTORS}: they descend along hypergradients, of which one costs "
+                    f"several plain trainings. Received: budget={budget}"
+                )
             return [_inner_steps(epochs, steps_per_epoch)], float(budget)
         outer_steps = 10
     if outer_steps is None:

@@ -130,6 +130,13 @@ def test_a_database_holds_many_studies_and_goes_on(tmp_path):
     assert len(rows(tmp_path / "c")) == 2 and (tmp_path / "c" / "schedules.json").exists()
 
 
+@pytest.mark.parametrize("storage", ["nonsense", "mysql://nobody@localhost:1/none"])
+def test_a_storage_that_cannot_be_reached_is_refused(tmp_path, storage):
+    config = config_of(budget=1.0, epochs=(1,), storage=storage)
+    with pytest.raises(ValueError, match="`storage` must be the URL of a database"):
+        black_box.search(config, tmp_path, tell=lambda line: None)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
