@@ -24,6 +24,7 @@ MOST_DESIGNED = 8
 UNTRAINED = 0.2  # Above the logarithm of the untrained loss all losses are alike.
 STEEPEST = 3.0  # Slopes of the logarithm of the loss beyond are noise, as exploding ones are.
 LEARNED = 0.1  # A training learns if the logarithm of its loss falls by this part of the best's.
+CLIFF = 0.5  # How far one that does not learn is a warning, in lengths of the process.
 NUM_SAMPLES = 128
 
 
@@ -320,9 +321,7 @@ class Posterior:
 
     Attributes:
         points: Those observed, `[observations, size]`.
-        process: The `GaussianProcess` of trainings that learn.
-        excess: That of how much higher the loss is where they may learn nothing, or `None`.
-        height: The greatest such excess, 0 where there is none.
+        process: The `GaussianProcess`.
         answers: Points among which the best one lies; the one to answer with first.
     """
 
@@ -341,35 +340,29 @@ class Posterior:
                 slopes[i] = found, np.where(known, variances, 1e6)
         smooth = self.points[~beyond], horizons[~beyond], values[~beyond]
         self.process = GaussianProcess(space, *smooth, slopes)
-        excess = np.maximum(values - self.process.mean(self.points, horizons), 0) * beyond
-        self.height, self.excess = excess.max(), None
-        if self.height:
-            known = _are_longer(observations, problem)
-            known[0] = True  # What is not trained does not die.
-            self.excess = GaussianProcess(
-                space, self.points[known], horizons[known], excess[known], {}
-            )
+        self.cliffs = self.points[beyond]
+        expected = self.process.mean(self.cliffs, horizons[beyond])
+        self.heights = np.maximum(values[beyond] - expected, 0)
         self.rng = np.random.default_rng([problem.seed, len(observations)])
         if look:
             self.answers = self._answers()
 
     def mean(self, points):
         """The mean of the logarithm of the loss over the whole horizon."""
-        return self.process.mean(points) + self.height * self.risk(points)
+        return self.process.mean(points) + self._near_cliffs(points, self.heights)
 
     def cautious(self, points):
         """The same, its standard deviation added."""
-        variances = self.process.variance(points) + self._variance_of_excess(points)
-        return self.mean(points) + self.caution * np.sqrt(variances)
+        return self.mean(points) + self.caution * np.sqrt(self.process.variance(points))
 
-    def risk(self, points):
-        """How likely a training over the whole horizon learns nothing, from 0 to 1."""
-        if self.excess is None:
+    def _near_cliffs(self, points, heights):
+        """How much higher the loss may be near trainings that learned nothing.
+
+        The process is smooth, and would take them for noise, so it does not know them.
+        """
+        if not len(heights):
             return np.zeros(len(points))
-        return np.clip(self.excess.mean(points) / self.height, 0, 1)
-
-    def _variance_of_excess(self, points):
-        return np.zeros(len(points)) if self.excess is None else self.excess.variance(points)
+        return (heights * self.process.nearness(points, self.cliffs, CLIFF)).max(axis=1)
 
     def proposal(self, point, horizon, computes):
         """The `Proposal` of an outer step at a point."""
@@ -455,7 +448,7 @@ class Posterior:
         for horizon, computes in kinds:
             points = where[:4] if computes else where
             gains = self._gains(points, np.log(horizon / self.problem.horizon), computes)
-            gains *= 1 - self.risk(points)
+            gains *= 1 - self._near_cliffs(points, np.ones(len(self.cliffs)))
             best = np.argmax(gains)
             worth = gains[best] / self.problem.price_of(horizon, computes)
             found.append((worth, points[best], horizon, computes))
@@ -465,11 +458,8 @@ class Posterior:
         """By how much observing each point, alone, is expected to lower the answer's value."""
         process, answers = self.process, self.process.rows(self.answers)
         means, of_answers = self.mean(self.answers), process.explained(answers)
-        variances, of_excess = (
-            process.variance(self.answers),
-            self._variance_of_excess(self.answers),
-        )
-        now = np.min(means + self.caution * np.sqrt(variances + of_excess))
+        variances = process.variance(self.answers)
+        now = np.min(means + self.caution * np.sqrt(variances))
         samples = ndtri((np.arange(NUM_SAMPLES) + 0.5) / NUM_SAMPLES)[None]
         if computes:
             number = 1 + len(self.space.mode_sizes)
@@ -486,9 +476,7 @@ class Posterior:
             of_both = process.posterior_covariance(rows, answers, of_rows, of_answers)
             change = solve_triangular(root, of_both, lower=True).T
             left = np.maximum(variances - np.square(change).sum(axis=1), 0)
-            cautious = (means + self.caution * np.sqrt(left + of_excess))[
-                :, None
-            ] + change @ samples
+            cautious = (means + self.caution * np.sqrt(left))[:, None] + change @ samples
             gains.append(now - cautious.min(axis=0).mean())
         return np.array(gains)
 
@@ -527,13 +515,8 @@ def _learned_nothing(observations, problem):
 
 def _is_beyond_cliff(observations, problem):
     """Which trainings, longer than those of the design, learned nothing; within a budget."""
-    longer = _are_longer(observations, problem) & (problem.horizons is None)
-    return longer & _learned_nothing(observations, problem)
-
-
-def _are_longer(observations, problem):
-    """Which trainings are longer than those of the design."""
-    return np.array([o.horizon > problem.steps(min(LADDER)) for o in observations])
+    longer = [o.horizon > problem.steps(min(LADDER)) for o in observations]
+    return np.array(longer) & _learned_nothing(observations, problem) & (problem.horizons is None)
 
 
 def _values_and_most(observations):

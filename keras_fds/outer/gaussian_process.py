@@ -114,6 +114,12 @@ class GaussianProcess:
         number = len(directions)
         return Rows(points, directions, np.ones(number, bool), np.full(number, float(horizon)))
 
+    def nearness(self, a, b, lengths):
+        """How near points `[n, size]` and `[m, size]` are, from 0 to 1: `[n, m]`."""
+        a, b = self._embedded(a), self._embedded(b)
+        squares = np.square(a[:, None] - b).sum(axis=-1)
+        return np.exp(-0.5 * squares / lengths**2)
+
     def _embedded(self, points):
         maps = zip(self.space.maps, self.space.kinds)
         return np.concatenate([points @ map.T / self.numbers[kind] for map, kind in maps], axis=-1)

@@ -312,33 +312,19 @@ def test_a_training_that_learned_nothing_is_not_best():
             assert observations[best].loss < untrained
 
 
-def test_near_what_learned_nothing_others_may_too():
+def test_near_what_learned_nothing_nothing_is_expected():
     problem = problem_of()
     space, (first,) = Space(problem), observed(problem, [2.4], horizon=1)
-    short = observed(problem, [1.0, 0.9, 0.8, 0.7], horizon=10)
-    alive, dead = observed(problem, [0.5, 0.6, 0.5, 2.3, 2.3, 2.3])[::5]
-    several = [first, *short, alive, alive, alive, dead, dead, dead]
-    found = Posterior(several, problem, space, 1.0)
-    where = np.stack([space.point(each.coordinates, HORIZON) for each in (alive, dead)])
-    where = np.concatenate([where, [2 * where[1] - where[0]]])
-    risks = found.risk(where)
-    assert risks[0] < 0.3 and risks[1] > 0.7 and risks[2] > 0.5
-    assert found.mean(where)[0] < np.log(1.0) < found.mean(where)[1]
-    assert (found.cautious(where) > found.mean(where)).all()
-    # Without such trainings, or with short ones alone, nothing is feared.
+    short = observed(problem, [1.0, 0.9, 0.8, 0.7], horizon=30)
+    alive, dead = observed(problem, [0.5, 2.3])
+    found = Posterior([first, *short, alive, dead], problem, space, 1.0)
+    at_dead = space.point(dead.coordinates, HORIZON)
+    far = at_dead + 50.0
+    mean = found.mean(np.stack([at_dead, far]))
+    np.testing.assert_allclose(mean[0], np.log(2.3), rtol=1e-6)
+    np.testing.assert_allclose(mean[1], found.process.mean(far[None])[0])
     shorter = dataclasses.replace(dead, horizon=10)
-    for others in ([first, *short, alive], [first, *short, alive, shorter]):
-        assert not Posterior(others, problem, space, 1.0).risk(where).any()
-
-
-def test_a_search_goes_on_after_its_first_long_training_learned_nothing():
-    problem = problem_of()
-    (first,) = observed(problem, [2.4], horizon=1)
-    short = observed(problem, [1.0, 0.9, 0.8, 0.7], horizon=10)
-    dead = observed(problem, [2.3], horizon=30)
-    posterior = Posterior([first, *short, *dead], problem, Space(problem), 1.0)
-    assert 0 < posterior.risk(posterior.points).max() < 1
-    assert posterior.best_option(0.1, 5.0)[0] > 0
+    assert not len(Posterior([first, *short, alive, shorter], problem, space, 1.0).cliffs)
 
 
 # ------------------------------------------------------------------------------- at its limits
