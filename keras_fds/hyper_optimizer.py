@@ -235,10 +235,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
     def multiplied(self, model: keras.Model) -> dict[str, list[list[keras.Variable]]]:
         """`{name: groups of variables}` of the learned factors on the learning rates of layers."""
         each = self.each_names
-        self._multiplied = {
+        found = {
             name: multiplied_variables(model, name, name in each) for name in self.multiplied_names
         }
-        return self._multiplied
+        self.__dict__["_multiplied"] = found  # Not tracked: Keras would save them as its own.
+        return found
 
     def settle(self, held: Mapping[str, np.ndarray]) -> bool:
         """Takes over the shapes and start values of vectors, `{name: array}`.
@@ -365,7 +366,11 @@ class HyperOptimizer(keras.optimizers.Optimizer):
                 "its outer rule. Build the model again, then load its weights by `load_weights` "
                 "and its schedules from schedules.json."
             )
-        super().load_own_variables(own)
+        if len(own) < len(self.variables):  # Saved before any training, without slots.
+            for key, value in own.items():
+                self.variables[int(key)].assign(value)
+        else:
+            super().load_own_variables(own)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -267,3 +267,32 @@ def test_schedules_on_a_scale_can_be_set_and_are_saved(tmp_path):
 def test_bad_arguments_get_a_sentence(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def saved_and_loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
+
+
+def test_a_model_with_learned_factors_on_rates_can_be_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="head")])
+    factor = keras_fds.Hyperparameter("head.learning_rate_multiplier", initial=2.0)
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.Adam(0.01), [factor]), loss="mse")
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    model.fit(x, x[:, :1], verbose=0)
+    loaded = saved_and_loaded(model, tmp_path)
+    for each in (model, loaded):
+        each.fit(x, x[:, :1], shuffle=False, verbose=0)
+    np.testing.assert_array_equal(*(each.get_weights()[0] for each in (model, loaded)))
+
+
+def test_schedules_set_before_any_training_are_saved(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    names = ("learning_rate", "beta_1")
+    learned = [keras_fds.Hyperparameter(name) for name in names]
+    model.compile(keras_fds.HyperOptimizer(keras.optimizers.Adam(), learned), loss="mse")
+    for name, value in zip(names, (0.3, 0.7)):
+        schedule = keras_fds.BucketedSchedule([value], horizon=4)
+        model.optimizer.schedules = {**model.optimizer.schedules, name: schedule}
+    loaded = saved_and_loaded(model, tmp_path).optimizer
+    assert [loaded.schedules[name].values for name in names] == [[0.3], [0.7]]

@@ -166,6 +166,7 @@ class _Comparison:
                     f"two. Received: seconds={self.seconds:g}"
                 )
             self.content |= {"seconds": self.seconds, "seconds_a_training": one}
+            self._write()  # What is resumed has the same budgets.
 
     def _check_same(self, config):
         moving = ("methods", "seed", "data_dir", "cache_dir")

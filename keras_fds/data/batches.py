@@ -49,19 +49,25 @@ def numbers(batch):
     return batch[2].number if _is_numbered(batch) else None
 
 
-def check_below(places, limits, what):
+def check_below(places, limits, what, length=None):
     """Raises a `ValueError` when a learned weight lacks that examples need.
 
     Args:
         places: `{name: int64 [examples]}`, where their weights are among the learned ones.
         limits: `{name: number of learned weights}`.
         what: What messages call the data.
+        length: The number of examples. Defaults to `None`, as many as there are places.
     """
     for name, of_examples in places.items():
         of_examples = np.asarray(of_examples)
         wrong = of_examples[(of_examples < 0) | (of_examples >= limits[name])]
+        kind = "label" if name == "class_weight" else "number of an example or group"
+        if length is not None and of_examples.shape != (length,):
+            raise ValueError(
+                f"{what} must have one {kind} for every example of a batch. Received: an array of "
+                f"shape {of_examples.shape} for {length} examples"
+            )
         if wrong.size:
-            kind = "label" if name == "class_weight" else "number of an example or group"
             raise ValueError(
                 f"{what} must have each {kind} from 0 to {limits[name] - 1}: {name!r} is learned "
                 f"with {limits[name]} values. Received: {wrong[0]}"

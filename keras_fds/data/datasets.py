@@ -105,19 +105,21 @@ class DatasetBatches:
     def check(self, places, limits, what):
         """Has every batch checked by `check_below`; the error is that of the pass, see `error`."""
 
-        def refuse(*of_batch):
+        def refuse(length, *of_batch):
             try:
-                check_below(dict(zip(limits, of_batch)), limits, what)
+                check_below(dict(zip(limits, of_batch)), limits, what, length)
             except ValueError as error:
                 self._error = error
                 raise
 
         def checked(*batch):
             found = places(unpack(batch))
+            length = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
             wrong = [tf.reduce_any((found[k] < 0) | (found[k] >= n)) for k, n in limits.items()]
+            wrong += [tf.size(each, tf.int64) != length for each in found.values()]
             refused = tf.cond(
                 tf.reduce_any(wrong),
-                lambda: tf.numpy_function(refuse, [found[k] for k in limits], []),
+                lambda: tf.numpy_function(refuse, [length, *(found[k] for k in limits)], []),
                 tf.no_op,
             )
             with tf.control_dependencies([refused]):
@@ -138,13 +140,14 @@ class DatasetBatches:
     @functools.cached_property
     def first(self):
         """The first element. `start` next begins the pass that it belongs to."""
-        if not self.passes:
-            self._looked_into = iter(self.dataset)
-            return next(self._looked_into)
-        first = self.passes.first
-        for function in self._functions:
-            first = function(*first)
-        return first
+        with raising_errors_of(self):
+            if not self.passes:
+                self._looked_into = iter(self.dataset)
+                return next(self._looked_into)
+            first = self.passes.first
+            for function in self._functions:
+                first = function(*first)
+            return first
 
     @property
     def bytes_to_keep(self):

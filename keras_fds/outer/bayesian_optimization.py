@@ -224,7 +224,8 @@ class BayesianOptimization(Rule):
             worth, *option = posterior.best_option(spent, left - 1)
             worth = max(worth, self.least_gain)
         if worth < self.least_gain:
-            return [] if whole[-1] else [answer]
+            ended = whole[-1] and not _learned_nothing(observations, problem)[-1]
+            return [] if ended else [answer]
         proposals = [posterior.proposal(*option)]
         price = problem.price(proposals[0])
         while len(proposals) < number:

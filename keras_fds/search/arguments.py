@@ -210,7 +210,11 @@ def settle(model, batches):
     learned, number_of = _sample_weight(model.optimizer), None
     if learned is not None:
         of_batch = numbers(batches.spec)
-        if of_batch is None or not of_batch.dtype.is_integer:
+        if (
+            of_batch is None
+            or not of_batch.dtype.is_integer
+            or of_batch.shape.rank not in (None, 1)
+        ):
             raise ValueError(
                 "'sample_weight' is learned, so every batch of a dataset needs a fourth part, the "
                 "whole number of each example or of its group: (x, y, sample_weight, number). "
