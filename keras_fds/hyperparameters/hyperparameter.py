@@ -170,7 +170,8 @@ class Hyperparameter:
             starts_at_zero = scale in ("linear", "complement")
             if not (starts_at_zero and self.min_value <= 0 <= self.max_value):
                 _, low, high = self.searched
-                self.initial = float(self.from_searched(np.array((low + high) / 2)))
+                middle = self.from_searched(np.array((low + high) / 2))
+                self.initial = float(np.clip(middle, self.min_value, self.max_value))
         self._check_initial()
         self._check_scale()
 
@@ -356,8 +357,11 @@ class Hyperparameter:
         elif scale == "log" and low <= 0:
             low = 1e-4 * high
         if not low < high:  # Only one end was given, beyond the other one.
-            low = min(low, high * 1e-4)
-        low, high = np.clip([low, high], -1e6, 1e6)
+            if self.min_value == low:
+                high = min(100 * low if low > 0 else low + 1.0, self.max_value)
+            else:
+                low = min(low, high * 1e-4)
+        low, high = max(low, min(-1e6, 100 * high)), min(high, max(1e6, 100 * low))
         coordinate = SCALES[scale][0]
         return scale, float(coordinate(low)), float(coordinate(high))
 

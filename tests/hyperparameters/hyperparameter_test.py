@@ -183,6 +183,8 @@ def test_defaults_are_one_bucket_that_starts_at_zero():
         (("learning_rate", 1, 1e-5), "log", 1e-7, 10.0),
         (("learning_rate", 1, 0.1, 0.1, 0.01, 0.5), "log", 0.01, 0.5),
         (("learning_rate", 1, 0.0, 0.1, 0.0, 1e-7), "log", 1e-11, 1e-7),
+        (("learning_rate", 1, None, 0.1, 20.0), "log", 20.0, 20000.0),
+        (("learning_rate", 1, 1e7, 0.1, 1e6), "log", 1e6, 1e8),
         (("model.shift", 1, 0.0, 0.1, -2.0, 3.0), "linear", -2.0, 3.0),
         (("model.part", 1, 0.5, 0.1, None, None, "logit"), "logit", 1e-4, 1 - 1e-4),
         (("momentum", 1, 0.9, 0.1, None, None, "logit"), "logit", 1e-4, 0.98),
@@ -207,6 +209,8 @@ def test_without_a_start_value_it_is_zero_or_the_middle_of_what_is_searched():
     for arguments, expected in (
         ({}, 0.0),
         ({"min_value": 1e-3, "max_value": 1e-1}, 1e-2),
+        ({"min_value": 20.0}, 200.0),
+        ({"min_value": 1e6, "max_value": 1e12}, 1e7),
         ({"scale": "log"}, 1e-2),
         ({"name": "epsilon"}, 1e-5),
     ):
