@@ -1,6 +1,6 @@
 """Searches on a made-up loss with a cliff at high rates, where trainings die by chance.
 
-    python -m benchmarks.cliffs --cliffs=0.006,0.003 --seeds=10
+    python -m benchmarks.cliffs --cliffs=0.006,0.003 --searches=10
 
 Thirteen numbers, as of `configs/several_tasks.py`: AdamW's learning rate, beta_1 and weight decay,
 weights of three losses, and a factor on the rate of each of three layers. A training dies, and its
@@ -22,8 +22,8 @@ import keras_fds
 from keras_fds.outer import BayesianOptimization, Observation, Problem
 
 _CLIFFS = flags.DEFINE_list("cliffs", ["0.006", "0.003"], "Rates at which half of trainings die.")
-_SEEDS = flags.DEFINE_integer("seeds", 10, "Searches for each cliff.", lower_bound=2)
-_BUDGET = flags.DEFINE_float("budget", 20.0, "Of a search, in plain trainings.", lower_bound=2.0)
+_SEARCHES = flags.DEFINE_integer("searches", 10, "Searches for each cliff.", lower_bound=2)
+_TRAININGS = flags.DEFINE_float("trainings", 20.0, "Budget of a search.", lower_bound=2.0)
 
 HORIZON = 450
 UNTRAINED = math.log(math.log(10))  # The logarithm of the loss.
@@ -56,17 +56,16 @@ def log_loss(problem, coordinates, horizon, cliff, chance):
         chance: Two normal numbers, that of the cliff and that of the noise.
     """
     values = problem.buckets.values(coordinates)
-    rate, decay = (
-        np.log(np.maximum(values[name], 1e-9)) for name in ("learning_rate", "weight_decay")
-    )
-    weights = np.log([values[f"loss.{k}"][0] for k in range(3)])
-    factors = np.log([values[f"layer_{k}.learning_rate_multiplier"][0] for k in range(3)])
+    logs = {name: np.log(np.maximum(each, 1e-9)) for name, each in values.items()}
+    rate, decay = logs["learning_rate"], logs["weight_decay"][0]
+    weights = np.array([logs[f"loss.{k}"][0] for k in range(3)])
+    factors = np.array([logs[f"layer_{k}.learning_rate_multiplier"][0] for k in range(3)])
     if rate.max() + 0.5 * factors.max() + 0.2 * factors.sum() > np.log(cliff) + SPREAD * chance[0]:
         return UNTRAINED, True
     off = 0.02 * np.square(np.minimum(rate.mean() + factors - GOOD_RATES, 3)).sum()
     off += 0.05 * np.square(rate - rate.mean() - np.linspace(0.5, -1, len(rate))).mean()
     off += 0.05 * np.square(-np.log(1 - values["beta_1"][0]) - 2)
-    off += 0.01 * np.square(decay[0] + 2) + 0.02 * np.square(weights - weights.mean()).sum()
+    off += 0.01 * np.square(decay + 2) + 0.02 * np.square(weights - weights.mean()).sum()
     fall = max(1.6 + 0.35 * np.log(horizon / HORIZON), 0.2)
     return UNTRAINED - fall / (1 + off) + NOISE * chance[1], False
 
@@ -104,7 +103,7 @@ def search(cliff, seed, budget):
 def main(argv):
     print("| cliff | log loss | died |\n|---|---|---|")
     for cliff in map(float, _CLIFFS.value):
-        found = [search(cliff, seed, _BUDGET.value) for seed in range(_SEEDS.value)]
+        found = [search(cliff, seed, _TRAININGS.value) for seed in range(_SEARCHES.value)]
         losses, died = np.transpose(found)
         interval = 1.96 * losses.std(ddof=1) / math.sqrt(len(losses))
         print(f"| {cliff} | {losses.mean():.3f} ± {interval:.3f} | {died.mean():.0%} |")
