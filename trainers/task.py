@@ -42,7 +42,7 @@ def load(path):
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"The task {path} cannot be loaded", error) from error
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
     if missing:
@@ -73,11 +73,22 @@ def load_arrays(path, split, data_dir=None):
             f"pairs. {error}"
         ) from error
     for each, labels in splits.values():
-        if len(each) != len(labels) or not len(each) or labels.dtype.kind not in "iu":
+        if not each.ndim or not labels.ndim or len(each) != len(labels) or not len(each):
             raise ValueError(
-                f"load_data() of {path} must return as many labels as examples, whole numbers. "
-                f"Received: shapes {each.shape} and {labels.shape}, labels of type {labels.dtype}"
+                f"load_data() of {path} must return as many labels as examples, arrays. Received: "
+                f"shapes {each.shape} and {labels.shape}"
             )
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or each.dtype.kind not in "biuf":
+            raise ValueError(
+                f"load_data() of {path} must return numbers, and labels that are whole numbers "
+                f"from 0. Received: types {each.dtype} and {labels.dtype}, the least label "
+                f"{labels.min()}"
+            )
+    shapes = {name: each.shape[1:] for name, (each, _) in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"load_data() of {path} must return examples of one shape. Received: {shapes}"
+        )
     if split not in splits:
         return None
     x, y = splits[split]
@@ -107,14 +118,22 @@ def make_loss(path):
 
 def groups(path):
     """The group of every training example of the task, or `None`: each has a weight of its own."""
-    return np.asarray(_call(path, "groups")) if hasattr(load(path), "groups") else None
+    if not hasattr(load(path), "groups"):
+        return None
+    found = np.asarray(_call(path, "groups"))
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(
+            f"groups() of {path} must return the group of every training example, whole numbers. "
+            f"Received: an array of shape {found.shape} and type {found.dtype}"
+        )
+    return found
 
 
 def _call(path, name, *arguments):
     """What a function of the task returns; its errors are told with its own lines of code."""
     try:
         return getattr(load(path), name)(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"{name}() of {path} failed", error) from error
 
 

@@ -70,7 +70,7 @@ def _widened(factor, rank):
 
 def _labels(y):
     """The class of each example of a batch."""
-    if not tf.is_tensor(y) or y.shape.rank not in (1, 2):
+    if not tf.is_tensor(y) or y.shape.rank not in (1, 2) or y.dtype == tf.string:
         raise ValueError(
             "A learned 'class_weight' needs one tensor of labels in every batch, class numbers or "
             f"one-hot. Received: {y}"

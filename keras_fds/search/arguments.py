@@ -189,7 +189,8 @@ def _sample_weight(optimizer):
 def numbers_of_examples(optimizer, x):
     """The number or the group of each example of arrays that learned sample weights belong to."""
     learned = _sample_weight(optimizer)
-    if learned is None or isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+    of_arrays = not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset))
+    if learned is None or not of_arrays or yields_batches(x):
         return None
     groups, number_of = learned.groups, num_examples(x)
     if groups is None:

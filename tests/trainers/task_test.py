@@ -65,6 +65,11 @@ def test_its_data_and_models_are_as_the_file_says(path):
         ("def load_data(): pass", r"lacks make_model\(\)"),
         (TASK.replace("return (x[:256], y[:256]), ", "return "), "must return"),
         (TASK.replace('astype("int32")', 'astype("float32")'), "whole numbers"),
+        (TASK.replace("y[:256]", "y[:256] - 9"), "from 0.* the least label -9"),
+        (TASK.replace("(x[:256], y[:256])", "(dict(a=x[:256]), y[:256])"), r"shapes \(\) and"),
+        (TASK.replace("x[:256]", "x[:256, :5]"), "of one shape"),
+        (f"{TASK}\ndef load_data(): raise SystemExit(3)", r"failed:\n[^$]*SystemExit: 3"),
+        (f"{TASK}\ndef groups(): return None", r"groups\(\) of .* must return"),
         (TASK.replace("y[:256]", "y[:200]"), "as many labels as examples"),
         (f"{TASK}\ndef make_model(): return 3", "must return a keras.Model. Received: 3"),
         (f"{TASK}\ndef make_model(): return 1 / 0", r"make_model\(\) of .* failed:\n[^$]*1 / 0"),
@@ -78,6 +83,7 @@ def test_what_does_not_fit_is_refused(tmp_path, text, words):
         task.load(str(path))
         task.load_arrays(str(path), "train")
         task.make_model(str(path))
+        task.groups(str(path))
 
 
 def test_a_module_has_a_dotted_name(monkeypatch, path):
