@@ -283,7 +283,7 @@ def test_a_model_with_learned_factors_on_rates_can_be_loaded(tmp_path):
     loaded = saved_and_loaded(model, tmp_path)
     for each in (model, loaded):
         each.fit(x, x[:, :1], shuffle=False, verbose=0)
-    np.testing.assert_array_equal(*(each.get_weights()[0] for each in (model, loaded)))
+    np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
 
 
 def test_schedules_set_before_any_training_are_saved(tmp_path):

@@ -43,7 +43,7 @@ class ArrayBatches:
         return map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), self.data)
 
     def check(self, places, limits, what):
-        """Raises a `ValueError` when a learned weight lacks that examples need; `check_below`."""
+        """Raises a `ValueError` when an example has no learned weight, see `check_below`."""
         found = places(self.data)
         check_below({k: v.numpy()[self.examples] for k, v in found.items()}, limits, what)
 

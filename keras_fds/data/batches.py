@@ -50,7 +50,7 @@ def numbers(batch):
 
 
 def check_below(places, limits, what, length=None):
-    """Raises a `ValueError` when a learned weight lacks that examples need.
+    """Raises a `ValueError` when an example has no learned weight, or several.
 
     Args:
         places: `{name: int64 [examples]}`, where their weights are among the learned ones.

@@ -327,6 +327,15 @@ def test_near_what_learned_nothing_nothing_is_expected():
     assert not len(Posterior([first, *short, alive, shorter], problem, space, 1.0).cliffs)
 
 
+def test_a_search_does_not_end_with_a_training_that_learned_nothing():
+    problem, rule = problem_of(), BayesianOptimization(least_gain=1e3)  # Nothing is worth it.
+    (first,) = observed(problem, [2.4], horizon=1)
+    short = observed(problem, [1.0, 0.9, 0.8, 0.7], horizon=10)
+    *alive, dead = observed(problem, [0.5, 0.6, 0.7, 2.35])
+    assert rule.propose([first, *short, *alive], problem) is None
+    assert rule.propose([first, *short, *alive, dead], problem).horizon == HORIZON
+
+
 # ------------------------------------------------------------------------------- at its limits
 def observed(problem, losses, horizon=HORIZON, hypergradients=None):
     rng, space = np.random.default_rng(1), Space(problem)
