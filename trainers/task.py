@@ -78,11 +78,14 @@ def load_arrays(path, split, data_dir=None):
                 f"load_data() of {path} must return as many labels as examples, arrays. Received: "
                 f"shapes {each.shape} and {labels.shape}"
             )
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or each.dtype.kind not in "biuf":
+        if labels.dtype.kind not in "iu" or each.dtype.kind not in "biuf":
             raise ValueError(
-                f"load_data() of {path} must return numbers, and labels that are whole numbers "
-                f"from 0. Received: types {each.dtype} and {labels.dtype}, the least label "
-                f"{labels.min()}"
+                f"load_data() of {path} must return numbers, and labels that are whole numbers. "
+                f"Received: types {each.dtype} and {labels.dtype}"
+            )
+        if labels.min() < 0:
+            raise ValueError(
+                f"load_data() of {path} must return labels from 0. Received: {labels.min()}"
             )
     shapes = {name: each.shape[1:] for name, (each, _) in splits.items()}
     if len(set(shapes.values())) > 1:
